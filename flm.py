@@ -1,0 +1,650 @@
+"""FLM, the language model: a Qwen2 backbone over 17 channels, and a depth transformer that writes a frame's 8 codes.
+
+What this is: the network of FLM-Audio (section 2.1), exact against the released weights; its caches for one frame at a
+time; loading and saving; the start from a Qwen2.5 checkpoint (section 2.1: the language part of Qwen2.5-VL).
+What this is not: a sampler (chat.py), a loss or an optimizer (train.py), or the meaning of channels and delays (stream.py).
+
+    text  [T]    --embed--+
+    speak [T, K] --embed--+--sum--> backbone --> h_t --text head--> next text token
+    listen[T, K] --embed--+                       |
+                                                  +--depth--> code 0 -> code 1 -> ... -> code 7
+
+Unusual here:
+- A position is the sum of 17 embeddings, and the depth transformer sees h_t alone, never the other frames.
+- With `depth_cmlp` the depth transformer's position c has an MLP, an embedding and a head of its own; attention is shared.
+- Parameter names are the release's, so its files load without renaming, tensor by tensor, never held twice.
+- FLM(config) is born without values; init_weights, load or from_qwen give them.
+
+    python flm.py 0.5b          # parameters by part, of a preset, a folder or a Hub id
+
+Shapes: B batch, T frames, K = 8 codebooks, D model width, V text vocabulary, C = card, the audio vocabulary,
+N = B * T frames for the depth transformer; beside them H heads, d a head's width, n the depth transformer's width.
+"""
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections import OrderedDict
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+K = 8
+FRAME_RATE = 12.5  # frames per second, section 2.1
+
+
+class LoadError(ValueError):
+    """A model folder that cannot be used. The message is one sentence that names the file and the tensor."""
+
+
+# --- configuration ---
+
+# config.json nests two groups; here they are fields like all others. Key in the file -> field.
+_GROUPS = {
+    "mm_token_info": {"text_wait_token_id": "wait_token", "text_asr_token_id": "asr_token", "text_answer_token_id": "answer_token",
+                      "aud_pad_token_id": "pad_token", "aud_emp_token_id": "empty_token"},
+    "aud_depthgpt": {"n_layer": "depth_layers", "n_head": "depth_heads", "n_embd": "depth_dim", "bias": "depth_bias",
+                     "use_cmlp": "depth_cmlp", "use_rmsnorm": "depth_rmsnorm", "use_swiglu": "depth_swiglu"},
+}
+# What a file may say in these ways only. mrope is plain RoPE here: without images its three position ids are equal.
+# Tied heads are refused, since from_qwen copies the embedding into a head of its own.
+_FIXED = {"aud_channel": (K,), "hidden_act": ("silu",), "tie_word_embeddings": (False,), "use_sliding_window": (False,),
+          "rope_type": ("mrope", "default")}
+# Bookkeeping of the transformers library, and sizes that follow from others: accepted, without effect.
+_IGNORED = {
+    "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range", "sliding_window", "max_window_layers",
+    "layer_types", "_name_or_path", "rope_scaling", "rope_parameters", "mrope_section",
+    *(f"aud_depthgpt.{name}" for name in ("dropout", "block_size", "vocab_size", "main_hidden_size", "pad_token_id")),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One model's architecture and special ids. Fields without a default must be given. Raises ValueError, one sentence."""
+    vocab_size: int                     # V
+    aud_vocab_size: int                 # C: the codec's entries and one empty id
+    hidden_size: int                    # D
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int            # H
+    num_key_value_heads: int
+    max_position_embeddings: int        # frames
+    wait_token: int                     # text id: nothing is being said
+    pad_token: int                      # audio id of all channels before the first frame
+    empty_token: int                    # audio id of a channel that carries nothing; also codebook 0's depth input
+    depth_layers: int
+    depth_heads: int
+    depth_dim: int                      # n
+    asr_token: int | None = None        # text ids that open a transcript and an answer; the release has none
+    answer_token: int | None = None
+    head_dim: int | None = None         # d; None: hidden_size / heads
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    attention_bias: bool = True         # of q, k, v
+    disable_att_o_bias: bool = True     # o has none even so
+    mlp_bias: bool = False
+    use_mup: bool = False
+    input_mult: float = 1.0             # embeddings x input_mult, text logits x output_mult / mup_scale_factor, with use_mup
+    output_mult: float = 1.0
+    mup_scale_factor: float = 1.0
+    depth_bias: bool = False
+    depth_cmlp: bool = True             # an MLP for each codebook
+    depth_rmsnorm: bool = False         # these two are on in every preset; off is what the release takes where a file is silent
+    depth_swiglu: bool = False
+
+    def __post_init__(self):
+        for name in ("vocab_size", "aud_vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "max_position_embeddings", "depth_layers", "depth_heads", "depth_dim"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number above 0, not {getattr(self, name)!r}")
+        whole = [("num_attention_heads", "num_key_value_heads"), ("depth_dim", "depth_heads")]
+        for size, parts in whole + [("hidden_size", "num_attention_heads")] * (self.head_dim is None):
+            if getattr(self, size) % getattr(self, parts):
+                raise ValueError(f"{size} {getattr(self, size)} must be a multiple of {parts} {getattr(self, parts)}")
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.head_dim % 2 or self.head_dim < 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even, because RoPE turns pairs")
+        for name in ("wait_token", "asr_token", "answer_token", "pad_token", "empty_token"):
+            token, size = getattr(self, name), "aud_vocab_size" if name in ("pad_token", "empty_token") else "vocab_size"
+            if token not in range(getattr(self, size)) and not (token is None and name in ("asr_token", "answer_token")):
+                raise ValueError(f"{name} must be an id below {size} {getattr(self, size)}, not {token!r}")
+
+    @classmethod
+    def from_json(cls, values):
+        """The release's config.json, as a dict, -> Config. Raises ValueError that names unknown, missing or impossible keys."""
+        rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+        values = {"rope_type": rope.pop("type", "default"), **rope, **values}
+        flat, unknown, grouped = {}, [], {name for keys in _GROUPS.values() for name in keys.values()}
+        for group, keys in _GROUPS.items():
+            inner = values.pop(group, {})
+            flat |= {name: inner[key] for key, name in keys.items() if key in inner}
+            unknown += [f"{group}.{key}" for key in inner if key not in keys and f"{group}.{key}" not in _IGNORED]
+        for key, value in values.items():
+            if key in {f.name for f in fields(cls)} - grouped:
+                flat[key] = value
+            elif key not in _IGNORED and value not in _FIXED.get(key, (value,)):
+                raise ValueError(f"{key} must be {' or '.join(map(repr, _FIXED[key]))}, not {value!r}")
+            elif key not in _IGNORED and key not in _FIXED:
+                unknown.append(key)
+        if unknown:
+            raise ValueError(f"unknown model setting(s) {', '.join(sorted(unknown))}")
+        if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in flat]:
+            raise ValueError(f"missing model setting(s) {', '.join(missing)}")
+        return cls(**flat)
+
+    def to_json(self):
+        """The release's config.json as a dict; from_json gives this Config again."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        values = {"model_type": "FLMAudio", "architectures": ["FLMAudioForCausalLM"], "aud_channel": K, "hidden_act": "silu",
+                  "tie_word_embeddings": False}
+        for group, keys in _GROUPS.items():
+            values[group] = {key: flat.pop(name) for key, name in keys.items() if name in flat}
+        values["aud_depthgpt"]["dropout"] = 0.0
+        return values | flat
+
+
+def _qwen(hidden, intermediate, layers, heads, kv_heads, vocab=151_936):
+    # Decision: the paper gives no size for the depth transformer; this is the default of the release's code.
+    # Decision: <wait>, <asr> and <answer> take the first rows that Qwen's tokenizer leaves free; the paper names no ids.
+    return Config(vocab_size=vocab, aud_vocab_size=2049, hidden_size=hidden, intermediate_size=intermediate,
+                  num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+                  max_position_embeddings=32_768, wait_token=151_665, asr_token=151_666, answer_token=151_667,
+                  pad_token=2048, empty_token=2048, depth_layers=6, depth_heads=16, depth_dim=1024,
+                  depth_rmsnorm=True, depth_swiglu=True)
+
+
+PRESETS = {
+    "tiny": Config(vocab_size=1024, aud_vocab_size=513, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
+                   num_key_value_heads=2, max_position_embeddings=8192, rope_theta=10_000.0, wait_token=1, asr_token=2, answer_token=3,
+                   pad_token=512, empty_token=512, depth_layers=3, depth_heads=4, depth_dim=128, depth_rmsnorm=True, depth_swiglu=True),
+    "0.5b": _qwen(896, 4864, 24, 14, 2),
+    "1.5b": _qwen(1536, 8960, 28, 12, 2),
+    "3b": _qwen(2048, 11_008, 36, 16, 2),
+    "7b": _qwen(3584, 18_944, 28, 28, 4, vocab=152_064),
+}
+
+
+# --- primitives ---
+
+def rope_tables(config):
+    """cos and sin, each float32 [max_position_embeddings, d]; the first half of sin is negated, as `rotate` wants it."""
+    d = config.head_dim
+    speed = config.rope_theta ** (-torch.arange(0, d, 2) / d)  # [d / 2], radians per frame
+    angle = torch.outer(torch.arange(config.max_position_embeddings), speed)
+    return torch.cat([angle.cos(), angle.cos()], -1), torch.cat([-angle.sin(), angle.sin()], -1)
+
+
+def rotate(x, cos, sin):
+    """RoPE, half-split: dimension i and i + d / 2 turn together.  x [B, H, T, d], cos and sin [T, d]"""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)  # rolling by half swaps the halves
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width, inside, bias):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inside, bias)
+        self.up_proj = nn.Linear(width, inside, bias)
+        self.down_proj = nn.Linear(inside, width, bias)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+# --- the cache of the backbone ---
+
+class KVCache:
+    """Keys and values of up to `length` frames, allocated once. For inference: use it under torch.no_grad().
+
+    `position` (a tensor, on the device) and `filled` (a number, on the host) both count the frames held. The host's is
+    for the bounds check and, on a CPU, for reading the filled part only. On an accelerator a step masks the whole cache
+    instead: its shapes never change, so it can be captured as a graph. A replay runs no Python: call `reserve` before it."""
+
+    def __init__(self, config, batch, length, device="cpu", dtype=torch.float32):
+        if not 0 < length <= config.max_position_embeddings:
+            raise ValueError(f"a cache of {length} frames does not fit the model's {config.max_position_embeddings} positions")
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.position = torch.zeros(1, device=device, dtype=torch.long)
+        self.length, self.filled = length, 0
+
+    def reset(self):
+        """Forget every frame."""
+        self.position.zero_()
+        self.filled = 0
+
+    def reserve(self, T):
+        """Count T more frames on the host. Raises ValueError when they do not fit."""
+        if self.filled + T > self.length:
+            raise ValueError(f"the cache is full: it holds {self.filled} of {self.length} frames ({self.length / FRAME_RATE:g} s) "
+                             f"and cannot take {T} more; reset it or make a longer one")
+        self.filled += T
+
+    def advance(self, T):
+        """Take the next T rows: sets `rows` [T], `span` (rows that attention reads), `mask` (None or [T, span]); returns rows."""
+        self.reserve(T)
+        device = self.position.device
+        self.rows = self.position + torch.arange(T, device=device)
+        self.position += T
+        self.span = self.filled if device.type == "cpu" else self.length
+        alone = T == 1 and self.span == self.filled  # one query that may see every row needs no mask
+        self.mask = None if alone else torch.arange(self.span, device=device) <= self.rows[:, None]
+        return self.rows
+
+    def append(self, layer, k, v):
+        """Write k, v [B, H_kv, T, d] to the rows taken; return all that the layer's attention reads, [B, H_kv, span, d] each."""
+        self.k[layer].index_copy_(2, self.rows, k)
+        self.v[layer].index_copy_(2, self.rows, v)
+        return self.k[layer, :, :, :self.span], self.v[layer, :, :, :self.span]
+
+
+# --- backbone: Qwen2, in its own names ---
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share H_kv key and value heads."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer, self.d, self.heads, self.kv_heads = layer, config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        D, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(D, self.heads * self.d, bias)
+        self.k_proj = nn.Linear(D, self.kv_heads * self.d, bias)
+        self.v_proj = nn.Linear(D, self.kv_heads * self.d, bias)
+        self.o_proj = nn.Linear(self.heads * self.d, D, bias and not config.disable_att_o_bias)
+
+    def forward(self, x, cos, sin, cache=None):
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, self.heads, self.d).transpose(1, 2)     # [B, H, T, d]
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.d).transpose(1, 2)  # [B, H_kv, T, d]
+        v = self.v_proj(x).view(B, T, self.kv_heads, self.d).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # [B, H_kv, span, d]
+        y = F.scaled_dot_product_attention(q, k, v, cache and cache.mask, is_causal=cache is None, enable_gqa=True)  # [B, H, T, d]
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, T, H d] -> [B, T, D]
+
+
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, config.mlp_bias)
+
+    def forward(self, x, cos, sin, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Embeddings(nn.Module):
+    """One position is the sum of what its 17 channels say. The empty id has an ordinary, learned row."""
+
+    def __init__(self, config):
+        super().__init__()
+        V, C, D = config.vocab_size, config.aud_vocab_size, config.hidden_size
+        self.text_embeddings = nn.Embedding(V, D)
+        self.aud_speak_embeddings = nn.ModuleList(nn.Embedding(C, D) for _ in range(K))
+        self.aud_listen_embeddings = nn.ModuleList(nn.Embedding(C, D) for _ in range(K))
+
+    def forward(self, text, speak, listen):
+        x = self.text_embeddings(text)  # [B, T, D]
+        for c in range(K):
+            x = x + self.aud_speak_embeddings[c](speak[..., c]) + self.aud_listen_embeddings[c](listen[..., c])
+        return x
+
+
+class Backbone(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.input_mult = config.input_mult if config.use_mup else 1.0
+        self.embed_tokens = Embeddings(config)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, text, speak, listen, cos, sin, cache=None):
+        x = self.embed_tokens(text, speak, listen) * self.input_mult
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache)
+        return self.norm(x)
+
+
+# --- depth transformer: one frame's 8 codes, each from h_t and the codes before it ---
+
+class DepthCache:
+    """Keys and values of the 8 positions of N frames in the making. Starting again at c = 0 needs no reset: position c
+    reads positions 0 .. c, and each has been written by then."""
+
+    def __init__(self, config, N, device="cpu", dtype=torch.float32):
+        shape = (config.depth_layers, N, config.depth_heads, K, config.depth_dim // config.depth_heads)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+
+    def append(self, layer, c, k, v):
+        """Write k, v [N, H, 1, d] of position c; return those of positions 0 .. c, [N, H, c + 1, d] each."""
+        self.k[layer, :, :, c:c + 1] = k
+        self.v[layer, :, :, c:c + 1] = v
+        return self.k[layer, :, :, :c + 1], self.v[layer, :, :, :c + 1]
+
+
+class DepthAttention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer, self.heads = layer, config.depth_heads
+        self.c_attn = nn.Linear(config.depth_dim, 3 * config.depth_dim, config.depth_bias)
+        self.c_proj = nn.Linear(config.depth_dim, config.depth_dim, config.depth_bias)
+
+    def forward(self, x, c=0, cache=None):  # [N, S, n]: positions c .. c + S - 1
+        N, S, n = x.shape
+        q, k, v = (y.view(N, S, self.heads, -1).transpose(1, 2) for y in self.c_attn(x).split(n, -1))  # [N, H, S, d]
+        if cache is not None:
+            k, v = cache.append(self.layer, c, k, v)  # [N, H, c + 1, d]: all that position c may see
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        return self.c_proj(y.transpose(1, 2).reshape(N, S, n))
+
+
+def _depth_norm(config):
+    n = config.depth_dim
+    return nn.RMSNorm(n, 1e-6) if config.depth_rmsnorm else nn.LayerNorm(n, 1e-5, bias=config.depth_bias)
+
+
+def _depth_mlp(config):
+    n, bias = config.depth_dim, config.depth_bias
+    if config.depth_swiglu:
+        return SwiGLU(n, int(8 * n / 3), bias)
+    return nn.Sequential(OrderedDict(c_fc=nn.Linear(n, 4 * n, bias), gelu=nn.GELU(), c_proj=nn.Linear(4 * n, n, bias)))
+
+
+class DepthBlock(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.ln_1, self.ln_2 = _depth_norm(config), _depth_norm(config)
+        self.attn = DepthAttention(config, layer)
+        self.cmlp = config.depth_cmlp
+        mlps = nn.ModuleList(_depth_mlp(config) for _ in range(K if self.cmlp else 1))
+        self.add_module("mlps" if self.cmlp else "mlp", mlps if self.cmlp else mlps[0])
+
+    def forward(self, x, c=0, cache=None):  # [N, S, n]: positions c .. c + S - 1
+        x = x + self.attn(self.ln_1(x), c, cache)
+        y = self.ln_2(x)
+        if not self.cmlp:
+            return x + self.mlp(y)
+        # a loop: stacking the weights for one batched product was no faster, measured on a CPU at N = 2000
+        return x + torch.stack([self.mlps[c + i](y[:, i]) for i in range(x.shape[1])], 1)
+
+
+class Depth(nn.Module):
+    """Spec section 2; Moshi's RQ-Transformer, which section 2.1 follows. Position c holds code c - 1 and predicts code c.
+
+        in    empty  code 0  code 1 ... code 6     (each + position + its own view of h_t)
+        out   code 0 code 1  code 2 ... code 7
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.n = n = config.depth_dim
+        C = config.aud_vocab_size
+        self.linear_in = nn.Linear(config.hidden_size, K * n, bias=False)
+        self.transformer = nn.ModuleDict({
+            "wtes": nn.ModuleList(nn.Embedding(C, n) for _ in range(K)),
+            "wpe": nn.Embedding(K, n),
+            "h": nn.ModuleList(DepthBlock(config, i) for i in range(config.depth_layers)),
+            "ln_f": _depth_norm(config),
+        })
+        self.lm_heads = nn.ModuleList(nn.Linear(n, C, bias=False) for _ in range(K))
+
+    def forward(self, h, inputs, c=0, cache=None):  # [N, D], [N, S]: what positions c .. c + S - 1 hold -> [N, S, C]
+        parts, S = self.transformer, inputs.shape[1]
+        seen = F.linear(h, self.linear_in.weight[c * self.n:(c + S) * self.n])            # these positions' rows: [N, S n]
+        x = torch.stack([parts["wtes"][c + i](inputs[:, i]) for i in range(S)], 1)        # [N, S, n]
+        x = x + parts["wpe"].weight[c:c + S] + seen.view(x.shape)
+        for block in parts["h"]:
+            x = block(x, c, cache)
+        x = parts["ln_f"](x)
+        return torch.stack([self.lm_heads[c + i](x[:, i]) for i in range(S)], 1)
+
+
+# --- the model ---
+
+class FLM(nn.Module):
+    """Backbone, text head and depth transformer of one Config. It has no values yet: see init_weights, load, from_qwen."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.model = Backbone(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.aud_output_layers = Depth(config)
+        self.text_mult = config.output_mult / config.mup_scale_factor if config.use_mup else 1.0
+        cos, sin = rope_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def hidden(self, text, speak, listen, cache=None):
+        """text [B, T], speak [B, T, K], listen [B, T, K] -> h [B, T, D], equation (1): what all heads read.
+
+        With a KVCache the T frames continue the frames it holds, and equal the same frames of one full pass.
+        Raises ValueError when they do not fit the cache or the model's positions."""
+        B, T = text.shape
+        assert speak.shape == listen.shape == (B, T, K), f"text {[B, T]}, speak {list(speak.shape)}, listen {list(listen.shape)}"
+        if T > self.config.max_position_embeddings:
+            raise ValueError(f"{T} frames are more than the model's {self.config.max_position_embeddings} positions")
+        rows = slice(T) if cache is None else cache.advance(T)
+        return self.model(text, speak, listen, self.cos[rows], self.sin[rows], cache)
+
+    def text_logits(self, h):
+        """h [B, T, D] -> logits [B, T, V] of the next frame's text token."""
+        return self.lm_head(h) * self.text_mult
+
+    def depth_logits(self, h, codes):
+        """h [N, D], codes [N, k] of codebooks 0 .. k - 1 with k < K -> logits [N, k + 1, C] of codebooks 0 .. k.
+
+        Teacher-forced: position c sees the given codes before c. Training passes k = K - 1. Spec section 2."""
+        assert len(h) == len(codes) and codes.shape[1] < K, f"h {list(h.shape)}, codes {list(codes.shape)}"
+        return self.aud_output_layers(h, F.pad(codes, (1, 0), value=self.config.empty_token))
+
+    def depth_step(self, h, code, c, cache):
+        """h [N, D], code [N] of codebook c - 1 (None at c = 0), a DepthCache -> logits [N, C] of codebook c.
+
+        Call it with c = 0, 1 .. K - 1 in this order, under torch.no_grad(); equals depth_logits of the codes so far."""
+        assert (code is None) == (c == 0), f"codebook {c} needs {'no code' if c == 0 else 'the code before it'}"
+        code = torch.full((len(h),), self.config.empty_token, device=h.device) if c == 0 else code
+        return self.aud_output_layers(h, code[:, None], c, cache)[:, 0]
+
+
+def count_parameters(model):
+    """Parameters by part, a dict of whole numbers that sum to the model's. Heads are the text head and the 8 audio heads."""
+    prefixes = {"model.embed_tokens.": "embeddings", "model.": "backbone", "aud_output_layers.lm_heads.": "heads",
+                "aud_output_layers.": "depth", "lm_head.": "heads"}
+    counts = dict.fromkeys(prefixes.values(), 0)
+    for name, parameter in model.named_parameters():
+        counts[next(part for prefix, part in prefixes.items() if name.startswith(prefix))] += parameter.numel()
+    return counts
+
+
+def init_weights(model, device="cpu", dtype=torch.float32):
+    """Give every parameter that has no values yet its first ones, drawn on the CPU: the same seed, the same model anywhere.
+
+    Normal of 0.02; projections that write to the residual stream are smaller by sqrt(2 layers), as in GPT-2, so that the
+    stream does not grow with depth; norms 1, biases 0. Returns the model."""
+    config, values = model.config, {}
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta:
+            continue  # from_qwen has filled it
+        layers = config.depth_layers if name.startswith("aud_output_layers.") else config.num_hidden_layers
+        writes = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
+        value = torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
+        if parameter.ndim > 1:
+            value.normal_(0, 0.02 / math.sqrt(2 * layers) if writes else 0.02)
+        values[name] = value.to(device, dtype)
+    model.load_state_dict(values, strict=False, assign=True)
+    return model.to(device)  # the RoPE tables
+
+
+# --- loading and saving ---
+
+WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "sampling.json",
+          "mimi.json", "mimi.safetensors", "tokenizer-*.safetensors"]
+
+
+def resolve(path):
+    """A folder as it is; a Hub id (owner/name) -> the folder of its download, which is only fetched once. Raises LoadError."""
+    if Path(path).is_dir():
+        return Path(path)
+    if Path(path).exists():
+        raise LoadError(f"{path} is a file, and a model is a folder with config.json and model.safetensors")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
+        raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=WANTED))
+    except Exception as error:  # no connection, no such repository, no space: the client's errors share no base class
+        raise LoadError(f"{path} is no folder here and could not be had from the Hub: {str(error).splitlines()[0]}") from None
+
+
+def _read_json(file):
+    try:
+        return json.loads(file.read_text())
+    except OSError:
+        raise LoadError(f"{file} is missing or cannot be read") from None
+    except ValueError as error:
+        raise LoadError(f"{file} is not JSON: {error}") from None
+
+
+def _fill(model, folder, device, dtype, rename=lambda name: name, optional=()):
+    """Assign the folder's tensors to the model, file by file. Each is mapped from disk and converted alone, so the
+    weights are never held twice. `rename` gives our name of a tensor, or None to leave it; `optional` names may be absent."""
+    from safetensors import SafetensorError, safe_open
+    index = folder / "model.safetensors.index.json"
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    sharded, lacking = index.exists(), shapes.keys() - set(optional)
+    names = set(_read_json(index).get("weight_map", {}).values()) if sharded else {"model.safetensors"}
+    for file in [folder / name for name in sorted(names)]:
+        if not file.exists():
+            raise LoadError(f"{file} is missing" + (f", and {index.name} lists it" if sharded else ""))
+        tensors = {}
+        try:
+            with safe_open(file, "pt") as opened:
+                for theirs in opened.keys():
+                    if (name := rename(theirs)) is None:
+                        continue
+                    if name not in shapes:
+                        raise LoadError(f"{file} has a tensor {theirs} that this model does not")
+                    tensor = opened.get_tensor(theirs)
+                    if tensor.shape != shapes[name]:
+                        raise LoadError(f"{file}: tensor {theirs} is {list(tensor.shape)} and should be {list(shapes[name])}")
+                    if not tensor.is_floating_point():
+                        raise LoadError(f"{file}: tensor {theirs} is {tensor.dtype}, and weights are floating point")
+                    tensors[name] = tensor.to(device=device, dtype=dtype)
+        except (OSError, SafetensorError) as error:
+            raise LoadError(f"{file} cannot be read as safetensors, it is damaged or cut short: {error}") from None
+        model.load_state_dict(tensors, strict=False, assign=True)
+        lacking -= tensors.keys()
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise LoadError(f"{index if sharded else folder / 'model.safetensors'} lacks the tensor {min(lacking)}{more}")
+
+
+def load(path, device="cpu", dtype=torch.float32):
+    """The FLM of a folder or Hub id, ready to use; dtype None keeps the file's. Files are spec section 1.
+
+    Raises LoadError, one sentence, where config or weights are missing, unknown, misshapen or damaged."""
+    folder = resolve(path)
+    values = _read_json(folder / "config.json")
+    try:
+        model = FLM(Config.from_json(values))
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: a value of the wrong kind
+        raise LoadError(f"{folder / 'config.json'}: {error}") from None
+    _fill(model, folder, device, dtype)
+    return model.to(device)
+
+
+def from_qwen(path, config, device="cpu", dtype=torch.float32):
+    """An FLM whose text embeddings, layers, norm and text head are those of a Qwen2 or Qwen2.5 checkpoint, or of the
+    language part of Qwen2.5-VL (section 2.1); audio embeddings and depth transformer are fresh from the current seed.
+
+    Raises LoadError where the checkpoint is not of the config's shape, or as `load` does."""
+    folder = resolve(path)
+    values = _read_json(folder / "config.json")
+    values = values.get("text_config", values)  # the vision-language model of newer transformers nests its language part
+    theirs = {**(values.get("rope_parameters") or {}), **values}
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "rms_norm_eps", "rope_theta"):
+        if theirs.get(name) != getattr(config, name):
+            raise LoadError(f"{folder / 'config.json'} has {name} {theirs.get(name)}, and the model to be started "
+                            f"has {getattr(config, name)}")
+
+    def rename(name):
+        name = re.sub(r"^model\.language_model\.", "model.", name)
+        if name.startswith(("visual.", "model.visual.")):
+            return None
+        return "model.embed_tokens.text_embeddings.weight" if name == "model.embed_tokens.weight" else name
+
+    model, tied = FLM(config), values.get("tie_word_embeddings", False)
+    fresh = [name for name, _ in model.named_parameters() if "aud_" in name]
+    _fill(model, folder, device, dtype, rename, optional=fresh + ["lm_head.weight"] * tied)
+    if model.lm_head.weight.is_meta:
+        model.lm_head.weight = nn.Parameter(model.model.embed_tokens.text_embeddings.weight.detach().clone())
+    return init_weights(model, device, dtype)
+
+
+def save(model, folder, max_shard_bytes=5 * 10**9):
+    """Write config.json and model.safetensors, or shards of at most `max_shard_bytes` (or one tensor) and their index.
+
+    Everything is written beside and then renamed, so a full disk costs no older checkpoint. Raises OSError, one sentence."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+    folder, shards, size = Path(folder), [{}], 0
+    for name, tensor in model.state_dict().items():
+        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+            shards, size = [*shards, {}], 0
+        shards[-1][name] = tensor.contiguous()
+        size += tensor.nbytes
+    n, texts = len(shards), {"config.json": model.config.to_json()}
+    names = [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
+    if n > 1:
+        texts["model.safetensors.index.json"] = {"metadata": {"total_size": sum(t.nbytes for t in model.state_dict().values())},
+                                                 "weight_map": {key: name for name, shard in zip(names, shards) for key in shard}}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, shard in zip(names, shards):
+            save_file(shard, folder / f"{name}.part", metadata={"format": "pt"})
+        for name, values in texts.items():
+            (folder / f"{name}.part").write_text(json.dumps(values, indent=1))
+        for name in [*names, *texts]:
+            os.replace(folder / f"{name}.part", folder / name)
+        for old in folder.glob("model*.safetensors*"):
+            if old.name not in (*names, *texts):
+                old.unlink()  # of a save with other shards: an old index would be read in place of the new file
+    except (OSError, SafetensorError) as error:
+        for part in folder.glob("*.part"):
+            part.unlink()
+        raise OSError(f"the model cannot be written to {folder}: {error}") from None
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Show a model's parameters by part, and check that its files are whole.")
+    parser.add_argument("model", help=f"a folder, a Hub id (owner/name), or a preset: {', '.join(PRESETS)}")
+    name = parser.parse_args(arguments).model
+    try:
+        model = FLM(PRESETS[name]) if name in PRESETS else load(name, device="meta", dtype=None)
+    except ValueError as error:
+        sys.exit(f"flm.py: {error}")
+    dtype = model.lm_head.weight.dtype
+    print(f"{name}, {str(dtype).removeprefix('torch.')}\n{'part':<12}{'parameters':>16}{'bytes':>18}")
+    counts = count_parameters(model)
+    for part, count in {**counts, "all": sum(counts.values())}.items():
+        print(f"{part:<12}{count:>16,}{count * dtype.itemsize:>18,}")
+
+
+if __name__ == "__main__":
+    main()

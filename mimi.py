@@ -1,0 +1,649 @@
+"""Mimi, the codec: 24 kHz waveform <-> 12.5 frames a second of 8 codes, offline and frame by frame.
+
+What this is: the published codec (Moshi, arXiv 2410.00037, section 3.3; FLM-Audio section 2.1 uses it as is), exact
+against its weights, and the same skeleton at miniature size. One class serves both; `Config.ends` picks what stands
+between the waveform and the 25 Hz latent: SEANet convolutions (released) or a short-time spectrum (the miniature).
+What this is not: a trainer; tiny/codec.py trains the miniature through the same modules.
+
+    audio --ends--> 25 Hz --transformer--> --stride 2--> 12.5 Hz --split RVQ--> codes [B, K, T]
+    audio <--ends-- 25 Hz <--transformer-- <--stride 2-- 12.5 Hz <-----sum----- codes
+
+Unusual here:
+- Everything is causal, so one piece of code serves the offline pass and the frame-by-frame stream. A module that needs
+  its past keeps it in `state`; `with codec.streaming(batch_size):` enters and leaves all states at once.
+- Parameter names are those of Moshi's checkpoint, so its file loads without renaming; transformers' naming is mapped.
+
+    python mimi.py voice.wav again.wav            # what the shipped codec keeps of a voice
+
+Shapes: B batch, N samples, T frames, K = 8 codebooks used, D latent width, S steps of the 25 Hz transformers.
+"""
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+K = 8
+MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+LONG = 30  # seconds; a longer clip is coded piece by piece through the streaming states, so that memory stays flat
+
+
+class LoadError(ValueError):
+    """A codec file that cannot be used. The message is one sentence that names the file and the tensor."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One codec's architecture, as in mimi.json. The defaults are the released Mimi."""
+    sample_rate: int = 24_000
+    frame_rate: float = 12.5
+    channels: int = 1
+    ends: str = "seanet"            # or "stft"
+    n_filters: int = 64             # seanet: channels after the first convolution
+    ratios: tuple = (8, 6, 5, 4)    # seanet: strides, in the decoder's order
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 3
+    compress: int = 2               # seanet: width of a residual block's inside
+    n_mels: int = 80                # stft: bands that the encoder sees
+    window: int = 960               # stft: samples
+    hop: int = 240                  # stft: samples
+    conv_width: int = 256           # stft: the decoder's convolutions at the hop rate
+    conv_layers: int = 3
+    dimension: int = 512            # D
+    num_layers: int = 8             # of each transformer
+    num_heads: int = 8
+    dim_feedforward: int = 2048
+    context: int = 250              # steps that a step attends to, itself included
+    max_period: float = 10_000
+    layer_scale: float = 0.01
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    n_q_total: int = 32
+    n_q_used: int = K
+
+    def __post_init__(self):
+        object.__setattr__(self, "ratios", tuple(self.ratios))
+        if self.ends not in ("seanet", "stft"):
+            raise ValueError(f"ends must be 'seanet' or 'stft', not {self.ends!r}")
+        if self.dimension % (2 * self.num_heads):
+            raise ValueError(f"dimension {self.dimension} must be a multiple of twice num_heads ({self.num_heads})")
+        if not 1 < self.n_q_used <= self.n_q_total:
+            raise ValueError(f"n_q_used {self.n_q_used} must be above 1 and at most n_q_total {self.n_q_total}")
+        step = math.prod(self.ratios) if self.ends == "seanet" else 4 * self.hop
+        if 2 * step != self.frame_size:
+            raise ValueError(f"two steps of {step} samples do not make a frame of {self.frame_size}")
+
+    @property
+    def frame_size(self):
+        """Samples in a frame."""
+        return round(self.sample_rate / self.frame_rate)
+
+    @property
+    def lag(self):
+        """Samples by which the decoded waveform trails the encoded one. A short-time spectrum's last hop is complete
+        only when the following windows have been added: three hops of the miniature are 30 ms."""
+        return 0 if self.ends == "seanet" else self.window - self.hop
+
+    @classmethod
+    def from_json(cls, values):
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown codec setting(s) {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+PRESETS = {
+    "released": Config(),
+    "tiny": Config(ends="stft", dimension=192, num_layers=3, num_heads=4, dim_feedforward=768, context=75,
+                   layer_scale=0.3, codebook_size=512, codebook_dim=64, n_q_total=8),
+}
+
+
+# --- streaming primitives: each equals its offline self, chunk by chunk ---
+
+class Streaming(nn.Module):
+    """A module with a past. `state` is None offline; in a stream it is whatever `start` made, carried by forward."""
+    state = None
+
+    def start(self, batch_size):
+        """The state before the first chunk."""
+        raise NotImplementedError
+
+
+def _nested(name, depth, module):
+    """`module` under `depth` levels of the same name, as Moshi's checkpoint nests its convolutions."""
+    for _ in range(depth):
+        outer = nn.Module()
+        setattr(outer, name, module)
+        module = outer
+    return module
+
+
+class Conv(Streaming):
+    """Causal convolution. The left padding is the past; a stride's input must be whole strides.
+
+        kernel 4, stride 2:   [p p|x0 x1|x2 x3]   p: the two steps before, zeros (or x0 repeated) at the start
+                               \\______/ y0
+                                   \\______/ y1
+    """
+
+    def __init__(self, c_in, c_out, kernel, stride=1, bias=True, replicate=False, nesting=1):
+        super().__init__()
+        self.conv = _nested("conv", nesting, nn.Conv1d(c_in, c_out, kernel, stride, bias=bias))
+        self.past, self.replicate, self.nesting = kernel - stride, replicate, nesting
+
+    def start(self, batch_size):
+        return []  # the past is made from the first chunk, whose device and type it shares
+
+    def forward(self, x):  # [B, c_in, S] -> [B, c_out, S / stride]
+        past = self.state[0] if self.state else x[..., :1].expand(-1, -1, self.past) * self.replicate
+        x = torch.cat([past, x], -1)
+        if self.state is not None:
+            self.state[:] = [x[..., x.shape[-1] - self.past:]]
+        conv = self.conv
+        for _ in range(self.nesting):
+            conv = conv.conv
+        return conv(x)
+
+
+class ConvTranspose(Streaming):
+    """Causal transposed convolution of kernel 2 x stride: each input's second half is added to the next one's first."""
+
+    def __init__(self, c_in, c_out, stride, bias=True, groups=1, nesting=1):
+        super().__init__()
+        self.convtr = _nested("convtr", nesting, nn.ConvTranspose1d(c_in, c_out, 2 * stride, stride, bias=bias, groups=groups))
+        self.stride, self.nesting = stride, nesting
+
+    def start(self, batch_size):
+        return []
+
+    def forward(self, x):  # [B, c_in, S] -> [B, c_out, S * stride]
+        convtr = self.convtr
+        for _ in range(self.nesting):
+            convtr = convtr.convtr
+        y = convtr(x)
+        y, overhang = y[..., :-self.stride], y[..., -self.stride:]
+        if self.state is not None:
+            if self.state:
+                y = torch.cat([y[..., :self.stride] + self.state[0], y[..., self.stride:]], -1)
+            self.state[:] = [overhang if convtr.bias is None else overhang - convtr.bias[:, None]]  # counted once
+        return y
+
+
+# --- SEANet, the released ends (spec section 4) ---
+
+class Residual(nn.Module):
+    def __init__(self, config, width):
+        super().__init__()
+        inside = width // config.compress
+        self.block = nn.Sequential(nn.ELU(), Conv(width, inside, config.residual_kernel_size), nn.ELU(), Conv(inside, width, 1))
+
+    def forward(self, x):
+        return x + self.block(x)
+
+
+class SEANetEncoder(nn.Module):
+    """[B, 1, N] -> [B, D, S]"""
+
+    def __init__(self, config):
+        super().__init__()
+        width, layers = config.n_filters, [Conv(config.channels, config.n_filters, config.kernel_size)]
+        for stride in reversed(config.ratios):
+            layers += [Residual(config, width), nn.ELU(), Conv(width, 2 * width, 2 * stride, stride)]
+            width *= 2
+        self.model = nn.Sequential(*layers, nn.ELU(), Conv(width, config.dimension, config.last_kernel_size))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class SEANetDecoder(nn.Module):
+    """[B, D, S] -> [B, 1, N]"""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.n_filters * 2 ** len(config.ratios)
+        layers = [Conv(config.dimension, width, config.kernel_size)]
+        for stride in config.ratios:
+            layers += [nn.ELU(), ConvTranspose(width, width // 2, stride), Residual(config, width // 2)]
+            width //= 2
+        self.model = nn.Sequential(*layers, nn.ELU(), Conv(width, config.channels, config.last_kernel_size))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+# --- short-time spectrum, the miniature's ends ---
+
+def mel_bands(n_mels, n_bins, sample_rate):
+    """Triangular filters, equally spaced on the mel scale (2595 log10(1 + f / 700)), each of unit sum: [n_mels, n_bins]"""
+    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(0, top, n_mels + 2) / 2595) - 1)
+    bins = torch.linspace(0, sample_rate / 2, n_bins)
+    up = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    down = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    bands = torch.minimum(up, down).clamp(min=0)
+    return bands / bands.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+class STFTEncoder(Streaming):
+    """Log-mel spectrum of windows that end with each hop, four hops stacked to a 25 Hz step: [B, 1, N] -> [B, D, S]"""
+
+    def __init__(self, config):
+        super().__init__()
+        self.window_size, self.hop = config.window, config.hop
+        self.register_buffer("window", torch.hann_window(config.window), persistent=False)
+        self.register_buffer("bands", mel_bands(config.n_mels, config.window // 2 + 1, config.sample_rate), persistent=False)
+        self.linear = nn.Linear(4 * config.n_mels, config.dimension)
+
+    def start(self, batch_size):
+        return []
+
+    def forward(self, x):
+        past = self.state[0] if self.state else x.new_zeros(len(x), 1, self.window_size - self.hop)
+        x = torch.cat([past, x], -1)
+        if self.state is not None:
+            self.state[:] = [x[..., x.shape[-1] - past.shape[-1]:]]
+        frames = x[:, 0].unfold(-1, self.window_size, self.hop) * self.window        # [B, 4 S, window]
+        mel = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1).sqrt() @ self.bands.T  # [B, 4 S, n_mels]
+        # The floor is what white noise 86 dB below full scale gives; shifted and scaled to about -3 .. 2.
+        log_mel = (mel.clamp(min=1e-3).log() + 1) / 2
+        return self.linear(log_mel.unflatten(1, (-1, 4)).flatten(2)).transpose(1, 2)
+
+
+class STFTDecoder(Streaming):
+    """Convolutions at the hop rate, then log-magnitude and phase, inverse spectrum, overlap-add: [B, D, S] -> [B, 1, N].
+
+    The output trails by `Config.lag`: with a window of four hops, a hop of the output is complete when its fourth
+    window has been added,
+
+        window i    |a0|a1|a2|a3|              hop i out = a0 + b1 + c2 + d3, where b, c, d are the three windows before
+        window i+1     |.0|.1|.2|.3|           a1 .. a3 wait in `state`
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.window_size, self.hop, bins = config.window, config.hop, config.window // 2 + 1
+        window = torch.hann_window(config.window)
+        # Squared windows, overlapped, add up to a constant: what overlap-add must be divided by.
+        gain = window.square().unflatten(0, (-1, config.hop)).sum(0)
+        self.register_buffer("window", window / gain[0], persistent=False)
+        self.linear = nn.Linear(config.dimension, 4 * config.conv_width)
+        self.convs = nn.ModuleList(Conv(config.conv_width, config.conv_width, 3) for _ in range(config.conv_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(config.conv_width) for _ in range(config.conv_layers))
+        self.head = nn.Linear(config.conv_width, 2 * bins)
+
+    def start(self, batch_size):
+        return []
+
+    def forward(self, x):
+        x = self.linear(x.transpose(1, 2)).unflatten(2, (4, -1)).flatten(1, 2)       # [B, 4 S, conv_width]
+        for conv, norm in zip(self.convs, self.norms):
+            x = x + F.gelu(conv(norm(x).transpose(1, 2)).transpose(1, 2))
+        magnitude, phase = self.head(x).chunk(2, -1)                                 # [B, 4 S, bins] each
+        magnitude = magnitude.clamp(max=6).exp()
+        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        frames = torch.fft.irfft(spectrum, self.window_size) * self.window           # [B, 4 S, window]
+        n = frames.shape[1] * self.hop
+        y = F.fold(frames.transpose(1, 2), (1, n + self.window_size - self.hop), (1, self.window_size), stride=(1, self.hop))[:, 0]
+        if self.state:
+            y = torch.cat([y[..., :self.state[0].shape[-1]] + self.state[0], y[..., self.state[0].shape[-1]:]], -1)
+        if self.state is not None:
+            self.state[:] = [y[..., n:]]
+        return y[..., :n]                                                            # [B, 1, N]
+
+
+# --- transformers at 25 Hz ---
+
+class Attention(Streaming):
+    """Causal attention over the last `context` steps, interleaved-pair RoPE. The state is the keys and values of the
+    last context - 1 steps and the number of steps so far."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.context, dim = config.num_heads, config.context, config.dimension
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * dim, dim) * dim ** -0.5)
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+        half = dim // self.heads // 2
+        self.register_buffer("frequencies", config.max_period ** (-torch.arange(half) / half), persistent=False)
+
+    def start(self, batch_size):
+        return [None, None, 0]
+
+    def rotate(self, x, position):  # [B, heads, S, head_dim], steps position .. position + S
+        angle = torch.arange(position, position + x.shape[2], device=x.device)[:, None] * self.frequencies
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+    def forward(self, x):  # [B, S, D]
+        q, k, v = F.linear(x, self.in_proj_weight).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        keys, values, position = self.state or (None, None, 0)
+        q, k = self.rotate(q, position), self.rotate(k, position)
+        if keys is not None:
+            k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+        age = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=x.device)[:, None] - torch.arange(k.shape[2], device=x.device)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(age >= 0) & (age < self.context))
+        if self.state is not None:
+            kept = max(0, k.shape[2] - self.context + 1)
+            self.state[:] = [k[:, :, kept:], v[:, :, kept:], position + q.shape[2]]
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class LayerScale(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((config.dimension,), config.layer_scale))
+
+    def forward(self, x):
+        return self.scale * x
+
+
+class Layer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.norm1, self.norm2 = nn.LayerNorm(config.dimension), nn.LayerNorm(config.dimension)
+        self.linear1 = nn.Linear(config.dimension, config.dim_feedforward, bias=False)
+        self.linear2 = nn.Linear(config.dim_feedforward, config.dimension, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = LayerScale(config), LayerScale(config)
+
+    def forward(self, x):
+        x = x + self.layer_scale_1(self.self_attn(self.norm1(x)))
+        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
+
+
+class Transformer(nn.Module):
+    """[B, D, S] -> [B, D, S]"""
+
+    def __init__(self, config):
+        super().__init__()
+        self.transformer = nn.Module()
+        self.transformer.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+
+    def forward(self, x):
+        x = x.transpose(1, 2)
+        for layer in self.transformer.layers:
+            x = layer(x)
+        return x.transpose(1, 2)
+
+
+# --- split residual vector quantizer ---
+
+class Codebook(nn.Module):
+    """Entries as running sums and counts (so that training can move them by averages): entry = sum / max(count, 1e-5)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.register_buffer("_initialized", torch.ones(1))
+        self.register_buffer("cluster_usage", torch.ones(config.codebook_size))
+        self.register_buffer("embedding_sum", torch.randn(config.codebook_size, config.codebook_dim))
+
+    @property
+    def entries(self):  # [C, codebook_dim]
+        return self.embedding_sum / self.cluster_usage.clamp(min=1e-5)[:, None]
+
+    def nearest(self, x):  # [..., codebook_dim] -> [...]
+        entries = self.entries
+        return (entries.square().sum(-1) - 2 * x @ entries.T).argmin(-1)
+
+
+class ResidualVQ(nn.Module):
+    """n codebooks, each quantizing what the ones before it left over."""
+
+    def __init__(self, config, n):
+        super().__init__()
+        self.input_proj = nn.Conv1d(config.dimension, config.codebook_dim, 1, bias=False)
+        self.output_proj = nn.Conv1d(config.codebook_dim, config.dimension, 1, bias=False)
+        self.vq = nn.Module()
+        self.vq.layers = nn.ModuleList(_nested("_codebook", 1, Codebook(config)) for _ in range(n))
+
+    @property
+    def codebooks(self):
+        return [layer._codebook for layer in self.vq.layers]
+
+    def encode(self, latent, n):  # [B, D, T] -> [B, n, T]
+        residual, codes = self.input_proj(latent).transpose(1, 2), []
+        for codebook in self.codebooks[:n]:
+            codes.append(codebook.nearest(residual))
+            residual = residual - F.embedding(codes[-1], codebook.entries)
+        return torch.stack(codes, 1)
+
+    def decode(self, codes):  # [B, n, T] -> [B, D, T]
+        summed = sum(F.embedding(c, book.entries) for c, book in zip(codes.unbind(1), self.codebooks))
+        return self.output_proj(summed.transpose(1, 2))
+
+
+class SplitRVQ(nn.Module):
+    """Codebook 0 (semantic) and codebooks 1 .. (acoustic) quantize the same latent side by side; decoding adds them."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.used = config.n_q_used
+        self.rvq_first, self.rvq_rest = ResidualVQ(config, 1), ResidualVQ(config, config.n_q_total - 1)
+
+    def encode(self, latent):
+        return torch.cat([self.rvq_first.encode(latent, 1), self.rvq_rest.encode(latent, self.used - 1)], 1)
+
+    def decode(self, codes):
+        return self.rvq_first.decode(codes[:, :1]) + self.rvq_rest.decode(codes[:, 1:])
+
+
+class Mimi(nn.Module):
+    """The codec. Make one with `load`, or `Mimi(config)` for an untrained one."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, dim = config, config.dimension
+        self.encoder = (SEANetEncoder if config.ends == "seanet" else STFTEncoder)(config)
+        self.encoder_transformer, self.decoder_transformer = Transformer(config), Transformer(config)
+        self.downsample = Conv(dim, dim, 4, 2, bias=False, replicate=True, nesting=2)
+        self.upsample = ConvTranspose(dim, dim, 2, bias=False, groups=dim, nesting=2)
+        self.decoder = (SEANetDecoder if config.ends == "seanet" else STFTDecoder)(config)
+        self.quantizer = SplitRVQ(config)
+
+    def to_latent(self, audio):
+        """[B, 1, N], N whole frames -> the latent before quantization, [B, D, T]"""
+        return self.downsample(self.encoder_transformer(self.encoder(audio)))
+
+    def from_latent(self, latent):
+        """[B, D, T] -> [B, 1, frame_size T]"""
+        return self.decoder(self.decoder_transformer(self.upsample(latent)))
+
+    @torch.no_grad()
+    def encode(self, audio):
+        """audio [B, 1, N] at 24 kHz in -1 .. 1 -> codes [B, 8, T], T = ceil(N / 1920).
+
+        Offline, an incomplete last frame is filled with silence; in a stream N must be whole frames (ValueError)."""
+        if audio.ndim != 3 or audio.shape[1] != self.config.channels:
+            raise ValueError(f"audio must be [B, {self.config.channels}, N], not {list(audio.shape)}")
+        missing = -audio.shape[-1] % self.config.frame_size
+        if missing and self.is_streaming:
+            raise ValueError(f"a stream takes whole frames of {self.config.frame_size} samples, not {audio.shape[-1]} samples")
+        return self._pieces(lambda x: self.quantizer.encode(self.to_latent(x)), F.pad(audio, (0, missing)), self.config.frame_size)
+
+    @torch.no_grad()
+    def decode(self, codes):
+        """codes [B, 8, T] -> audio [B, 1, 1920 T]; the miniature's trails by `config.lag` samples.
+
+        Raises ValueError for codes that the codec does not have (the language model's empty id is one)."""
+        if codes.ndim != 3 or codes.shape[1] != self.config.n_q_used:
+            raise ValueError(f"codes must be [B, {self.config.n_q_used}, T], not {list(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codebook_size:
+            raise ValueError(f"codes must be 0 .. {self.config.codebook_size - 1}, not {int(codes.min())} .. {int(codes.max())}")
+        return self._pieces(lambda x: self.from_latent(self.quantizer.decode(x)), codes, 1)
+
+    def _pieces(self, run, x, per_frame):
+        """Run a long offline input piece by piece through the streaming states; anything else at once."""
+        piece = round(LONG * self.config.frame_rate) * per_frame
+        if self.is_streaming or x.shape[-1] <= piece:
+            return run(x)
+        with self.streaming(len(x)):
+            return torch.cat([run(part) for part in x.split(piece, -1)], -1)
+
+    @property
+    def is_streaming(self):
+        return self.encoder_transformer.transformer.layers[0].self_attn.state is not None
+
+    @contextmanager
+    def streaming(self, batch_size):
+        """Within, encode and decode take the next frames of `batch_size` parallel streams and remember the past."""
+        if self.is_streaming:
+            raise RuntimeError("this codec is streaming already: leave that stream first, or load a second codec")
+        modules = [m for m in self.modules() if isinstance(m, Streaming)]
+        for module in modules:
+            module.state = module.start(batch_size)
+        try:
+            yield self
+        finally:
+            for module in modules:
+                module.state = None
+
+
+# --- files ---
+
+def _from_transformers(tensors, config):
+    """transformers' MimiModel names -> Moshi's. Its RoPE pairs halves, Moshi's neighbours: query and key rows move."""
+    def interleaved(w):
+        return w.unflatten(0, (config.num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+    renamed, fused = {}, {}
+    for name, tensor in tensors.items():
+        name = name.replace("semantic_residual_vector_quantizer", "rvq_first").replace("acoustic_residual_vector_quantizer", "rvq_rest")
+        if part := re.fullmatch(r"(.+transformer)\.layers\.(\d+)\.self_attn\.([qkv])_proj\.weight", name):
+            fused.setdefault(f"{part[1]}.transformer.layers.{part[2]}.self_attn.in_proj_weight", {})[part[3]] = (
+                tensor if part[3] == "v" else interleaved(tensor))
+            continue
+        for pattern, replacement in [
+            (r"^(encoder|decoder)\.layers\.(.+)\.conv\.(weight|bias)$", r"\1.model.\2.conv.conv.\3"),
+            (r"^downsample\.conv\.", "downsample.conv.conv.conv."), (r"^upsample\.conv\.", "upsample.convtr.convtr.convtr."),
+            (r"transformer\.layers", "transformer.transformer.layers"), (r"o_proj", "out_proj"), (r"mlp\.fc", "linear"),
+            (r"input_layernorm", "norm1"), (r"post_attention_layernorm", "norm2"),
+            (r"self_attn_layer_scale", "layer_scale_1"), (r"mlp_layer_scale", "layer_scale_2"),
+            (r"(rvq_\w+)\.layers\.(\d+)\.codebook\.", r"\1.vq.layers.\2._codebook."), (r"embed_sum$", "embedding_sum"),
+            (r"_codebook\.initialized$", "_codebook._initialized"),
+        ]:
+            name = re.sub(pattern, replacement, name)
+        if part := re.fullmatch(r"decoder\.model\.(\d+)\.conv\.conv\.(\w+)", name):
+            if int(part[1]) in range(2, 3 * len(config.ratios), 3):  # where the decoder's strides stand: 2, 5, 8, 11
+                name = f"decoder.model.{part[1]}.convtr.convtr.{part[2]}"
+        renamed[name] = tensor
+    for name, qkv in fused.items():
+        renamed[name] = torch.cat([qkv[x] for x in "qkv"])
+    return renamed
+
+
+def _config_from_transformers(values):
+    """The config.json beside transformers' weights -> Config."""
+    return Config(n_filters=values["num_filters"], ratios=values["upsampling_ratios"], dimension=values["hidden_size"],
+                  num_layers=values["num_hidden_layers"], num_heads=values["num_attention_heads"],
+                  dim_feedforward=values["intermediate_size"], context=values["sliding_window"],
+                  codebook_size=values["codebook_size"], codebook_dim=values["vector_quantization_hidden_dimension"],
+                  n_q_total=values.get("num_quantizers", 32))
+
+
+def _find(path):
+    """A folder -> (weights file, Config)."""
+    if (path / "mimi.json").exists():
+        return path / "mimi.safetensors", Config.from_json(json.loads((path / "mimi.json").read_text()))
+    if (path / MOSHI_FILE).exists():
+        return path / MOSHI_FILE, PRESETS["released"]
+    config = path / "config.json"
+    if config.exists() and (values := json.loads(config.read_text())).get("model_type") == "mimi":
+        return path / "model.safetensors", _config_from_transformers(values)
+    raise LoadError(f"{path} holds no codec: neither mimi.json, nor {MOSHI_FILE}, nor transformers' Mimi")
+
+
+def load(path, device="cpu"):
+    """The codec of a folder, of a .safetensors file of the released Mimi, or of a Hub id. Returns Mimi, ready to use.
+
+    Raises LoadError, one sentence that names file and tensor, where something is missing, extra, misshapen or broken."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    path = Path(path)
+    if not path.exists():
+        if len(path.parts) != 2:
+            raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
+        from huggingface_hub import snapshot_download
+        path = Path(snapshot_download(str(path), allow_patterns=["mimi.*", MOSHI_FILE, "config.json", "model.safetensors"]))
+    try:
+        file, config = (path, PRESETS["released"]) if path.is_file() else _find(path)
+    except json.JSONDecodeError as error:
+        raise LoadError(f"the codec's settings in {path} are not JSON: {error}") from None
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"{file} cannot be read as safetensors, it is missing or damaged: {error}") from None
+    if any(".q_proj." in name for name in tensors):
+        tensors = _from_transformers(tensors, config)
+    with torch.device("meta"):
+        codec = Mimi(config)
+    expected = {name: t.shape for name, t in codec.state_dict().items()}
+    for name in expected.keys() | tensors.keys():
+        if name not in tensors:
+            raise LoadError(f"{file} lacks the tensor {name}")
+        if name not in expected:
+            raise LoadError(f"{file} has a tensor {name} that this codec does not")
+        if tensors[name].shape != expected[name]:
+            raise LoadError(f"{file}: tensor {name} is {list(tensors[name].shape)} and should be {list(expected[name])}")
+    codec = Mimi(config)  # again with values: the buffers that no file holds (windows, bands, frequencies)
+    codec.load_state_dict(tensors)
+    return codec.eval().requires_grad_(False).to(device)
+
+
+def save(codec, folder):
+    """Write mimi.json and mimi.safetensors, beside and then renamed."""
+    from safetensors.torch import save_file
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "mimi.safetensors.part")
+    (folder / "mimi.json").write_text(json.dumps(asdict(codec.config), indent=1))
+    os.replace(folder / "mimi.safetensors.part", folder / "mimi.safetensors")
+
+
+def read_audio(path, sample_rate=24_000):
+    """Any file that soundfile reads, mixed down to mono and resampled: float32 [N] in -1 .. 1.
+
+    Raises ValueError, one sentence, for a file that is missing, empty or no audio."""
+    import soundfile
+    try:
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise ValueError(f"{path} cannot be read as audio: {error}") from None
+    if not len(audio):
+        raise ValueError(f"{path} holds no audio")
+    audio = audio.mean(1)
+    if rate != sample_rate:
+        import soxr
+        audio = soxr.resample(audio, rate, sample_rate)
+    return torch.from_numpy(audio)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Encode a sound file and decode it again: what the codec keeps of it.")
+    parser.add_argument("source", help="any format and rate that soundfile reads")
+    parser.add_argument("target", help="wav file to write")
+    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model",
+                        help="codec folder, file or Hub id (default: the shipped one)")
+    args = parser.parse_args(arguments)
+    import soundfile
+    try:
+        codec, audio = load(args.model), read_audio(args.source)
+        codes = codec.encode(audio[None, None])
+        soundfile.write(args.target, codec.decode(codes)[0, 0].numpy(), codec.config.sample_rate)
+    except (OSError, ValueError, soundfile.LibsndfileError) as error:
+        sys.exit(f"mimi.py: {error}")
+    print(f"{codes.shape[-1]} frames of {codes.shape[1]} codes; codebook 0: {' '.join(map(str, codes[0, 0, :12].tolist()))} ...")
+
+
+if __name__ == "__main__":
+    main()

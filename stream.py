@@ -1,0 +1,344 @@
+"""The token grid: what stands in every frame of every channel, and what of it the model is trained to write.
+
+What this is: the four formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic and acoustic
+codes, the loss class of every token, and a drawing of any of it. What this is not: audio (data.py encodes it), a model,
+or a batch (train.py packs grids). Everything here is integers in tensors.
+
+A sample is made in two steps. A format turns the lengths and words of some turns into a `Script`: the text of every
+frame, and the spans of frames in which clips are heard and said. data.py then lays the recordings into those spans,
+encodes them, and `Script.grid` sets text and codes side by side.
+
+Unusual here:
+- A grid is written in frames: text, 8 codes and 8 codes of the same moment. `delay` makes the rows that the model
+  reads, in which acoustic codes come one row late; `undelay` takes them back. Row t is read; row t + 1 is predicted.
+- Frame 0 is the row that the streaming loop starts from (spec section 3): text <wait>, nothing spoken, no loss.
+
+    python stream.py                              # draw the four formats
+    python stream.py --format tts --delayed       # one of them, as the model reads it
+    python stream.py --grid shard-00000.safetensors --index 3
+
+Shapes: T frames, K = 8 codebooks.
+"""
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+
+K = 8
+SPEECH_DELAY = 2    # frames from a response's first word to its first sound, sections 3.1 and 3.2.2
+ACOUSTIC_DELAY = 1  # frames from a semantic code to the acoustic codes beside it, section 3.2.2
+
+
+class GridError(ValueError):
+    """A grid or a file of grids that cannot be used; the message is one sentence."""
+
+
+class Loss(IntEnum):
+    """What equation 3 counts a token as."""
+    NONE = 0
+    SEMANTIC = 1
+    ACOUSTIC = 2
+    MONOLOGUE = 3
+    WAIT = 4
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The special tokens of one model: three text ids, two audio ids (flm.Config has the same fields with `_token`)."""
+    wait: int
+    asr: int
+    answer: int
+    empty: int
+    pad: int
+
+    @classmethod
+    def of(cls, config):
+        """The ids of an flm.Config, which must have all of them."""
+        if config.asr_token is None or config.answer_token is None:
+            raise GridError("this model's config.json names no text_asr_token_id and text_answer_token_id")
+        return cls(config.wait_token, config.asr_token, config.answer_token, config.empty_token, config.pad_token)
+
+    @classmethod
+    def read(cls, folder):
+        """The ids in a model folder's config.json. Raises GridError where it is missing or lacks one."""
+        file = Path(folder) / "config.json"
+        try:
+            ids = json.loads(file.read_text())["mm_token_info"]
+            return cls(*(ids[name] for name in ("text_wait_token_id", "text_asr_token_id", "text_answer_token_id",
+                                                "aud_emp_token_id", "aud_pad_token_id")))
+        except (OSError, ValueError, KeyError) as error:
+            raise GridError(f"{file} gives no special ids: {error!r}") from None
+
+
+@dataclass
+class Grid:
+    """One sample. text [T], speak [T, K], listen [T, K]: int64 ids; loss [T, 1 + K]: uint8 Loss classes of the text and
+    of the 8 spoken codes. What is heard is never predicted."""
+    text: torch.Tensor
+    speak: torch.Tensor
+    listen: torch.Tensor
+    loss: torch.Tensor
+
+    def __post_init__(self):
+        T = len(self.text)
+        for name, width in (("speak", K), ("listen", K), ("loss", 1 + K)):
+            if getattr(self, name).shape != (T, width):
+                raise GridError(f"{name} is {list(getattr(self, name).shape)} and should be {[T, width]}")
+
+    def __len__(self):
+        return len(self.text)
+
+
+# --- formats: turns -> script ---
+
+@dataclass
+class Turn:
+    """One exchange, or one pair of section 3.1. heard, spoken: frames of audio; transcript, response: text ids.
+    A pair of TTS-style has nothing heard, one of ASR-style nothing spoken."""
+    heard: int = 0
+    spoken: int = 0
+    transcript: tuple = ()
+    response: tuple = ()
+
+
+class Script:
+    """A sample before its audio: text (a list of ids, one a frame), hears and says (spans of frames, start and stop,
+    one for each turn that has them)."""
+
+    def __init__(self, ids):
+        self.ids, self.text, self.hears, self.says = ids, [ids.wait], [], []
+
+    def __len__(self):
+        return len(self.text)
+
+    def wait(self, frames):
+        """Nothing is written for so many frames."""
+        self.text += [self.ids.wait] * frames
+
+    def hear(self, frames):
+        self.hears.append((len(self), len(self) + frames))
+        self.wait(frames)
+
+    def write(self, tokens):
+        """A natural monologue: no gaps between its tokens (section 2.2)."""
+        self.text += tokens
+
+    def respond(self, tokens, frames):
+        """Words at once, sound SPEECH_DELAY frames behind, <wait> until the longer of both is over."""
+        start = len(self) + SPEECH_DELAY
+        self.write(tokens)
+        self.says.append((start, start + frames))
+        self.wait(max(0, start + frames - len(self)))
+
+    def grid(self, speak=None, listen=None):
+        """Set codes [T, K] beside the text. None: a channel that stays empty, which carries no loss (section 3.1)."""
+        T, ids = len(self), self.ids
+        text, empty = torch.tensor(self.text), torch.full((T, K), ids.empty)
+        loss = torch.zeros(T, 1 + K, dtype=torch.uint8)
+        loss[1:, 0] = torch.where(text[1:] == ids.wait, Loss.WAIT, Loss.MONOLOGUE)
+        if speak is not None:
+            speak = speak.clone()
+            speak[0, 0] = ids.pad  # where the streaming loop starts; it samples the acoustic codes of frame 0 itself
+            loss[1:, 1], loss[:, 2:] = Loss.SEMANTIC, Loss.ACOUSTIC
+            loss[:, 1:][speak == ids.empty] = Loss.NONE
+        else:
+            speak = empty.clone()
+            speak[0] = ids.pad
+        return Grid(text, speak, empty if listen is None else listen, loss)
+
+
+def tts(script, turn):
+    """Section 3.1, Figure 3 left: listen empty; speech begins SPEECH_DELAY frames after its words."""
+    script.respond(turn.response, turn.spoken)
+
+
+def asr(script, turn):
+    """Section 3.1, Figure 3 left: speak empty; the words stand immediately after what was heard."""
+    script.hear(turn.heard)
+    script.write(turn.transcript)
+
+
+def asr_response_tts(script, turn):
+    """Section 3.2.2, Figure 3 middle: hear, transcribe between <asr> and <answer>, respond."""
+    script.hear(turn.heard)
+    script.write([script.ids.asr, *turn.transcript, script.ids.answer])
+    script.respond(turn.response, turn.spoken)
+
+
+def response_tts(script, turn):
+    """Section 3.2.2, Figure 3 top right: hear, respond."""
+    script.hear(turn.heard)
+    script.respond(turn.response, turn.spoken)
+
+
+FORMATS = {"tts": tts, "asr": asr, "asr-response-tts": asr_response_tts, "response-tts": response_tts}
+LISTENS = {"asr", "asr-response-tts", "response-tts"}   # formats whose listening channel is not empty
+SPEAKS = {"tts", "asr-response-tts", "response-tts"}    # and whose speaking channel is not
+
+
+def write(format, turns, silences, ids):
+    """Turns in one format, with silences[i] frames before turn i and silences[-1] at the end -> Script."""
+    if len(silences) != len(turns) + 1:
+        raise GridError(f"{len(turns)} turns need {len(turns) + 1} silences, not {len(silences)}")
+    script = Script(ids)
+    for turn, silence in zip(turns, silences):
+        script.wait(silence)
+        FORMATS[format](script, turn)
+    script.wait(silences[-1])
+    return script
+
+
+def place(spans, clips, filler, T):
+    """Lay clips [frames, K] of codes into their spans of a channel that holds `filler` [K] elsewhere -> [T, K]"""
+    channel = filler.expand(T, K).clone()
+    for (start, stop), clip in zip(spans, clips, strict=True):
+        if len(clip) != stop - start:
+            raise GridError(f"a clip of {len(clip)} frames does not fit the span {start} .. {stop}")
+        channel[start:stop] = clip
+    return channel
+
+
+# --- delays: frames <-> rows ---
+
+def _shift(codes, pad):
+    """[T, K] -> [T + 1, K]: acoustic codes a row later; the holes that open are pads.
+
+        frame    0  1  2         row     0  1  2  3
+        sem      a  b  c         sem     a  b  c  pad
+        acoustic A  B  C         ac.   pad  A  B  C
+    """
+    rows = torch.full((len(codes) + ACOUSTIC_DELAY, K), pad)
+    rows[:-ACOUSTIC_DELAY, 0] = codes[:, 0]
+    rows[ACOUSTIC_DELAY:, 1:] = codes[:, 1:]
+    return rows
+
+
+def delay(grid, ids):
+    """T frames -> the T + 1 rows that the model reads. Loss classes move with their tokens."""
+    text = torch.cat([grid.text, torch.tensor([ids.wait] * ACOUSTIC_DELAY)])
+    loss = torch.zeros(len(text), 1 + K, dtype=torch.uint8)
+    loss[:-ACOUSTIC_DELAY, :2], loss[ACOUSTIC_DELAY:, 2:] = grid.loss[:, :2], grid.loss[:, 2:]
+    return Grid(text, _shift(grid.speak, ids.pad), _shift(grid.listen, ids.pad), loss)
+
+
+def undelay(rows):
+    """T + 1 rows -> T frames: undelay(delay(grid)) is grid."""
+    def back(x, late):  # column `late` and those after it come a row late
+        return torch.cat([x[:-ACOUSTIC_DELAY, :late], x[ACOUSTIC_DELAY:, late:]], 1)
+    return Grid(rows.text[:-ACOUSTIC_DELAY], back(rows.speak, 1), back(rows.listen, 1), back(rows.loss, 2))
+
+
+# --- files ---
+
+def save(grids, file):
+    """Write many grids to one safetensors file: their frames one after the other, and their lengths."""
+    from safetensors.torch import save_file
+    tensors = {"text": torch.cat([g.text for g in grids]).int(), "speak": torch.cat([g.speak for g in grids]).short(),
+               "listen": torch.cat([g.listen for g in grids]).short(), "loss": torch.cat([g.loss for g in grids]),
+               "lengths": torch.tensor([len(g) for g in grids])}
+    save_file(tensors, f"{file}.part")
+    os.replace(f"{file}.part", file)
+
+
+def load(file):
+    """The grids of a file that `save` wrote, a list of Grid. Raises GridError for a file that is missing or another thing."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try:
+        tensors = load_file(file)
+        lengths = tensors.pop("lengths").tolist()
+        parts = [tensors[name].to(torch.uint8 if name == "loss" else torch.int64).split(lengths)
+                 for name in ("text", "speak", "listen", "loss")]
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise GridError(f"{file} is no file of token grids, or it is damaged: {error}") from None
+    return [Grid(*columns) for columns in zip(*parts)]
+
+
+# --- drawing ---
+
+def draw(grid, ids, names=str, width=None):
+    """The grid as text, a column a frame and a row a channel, wrapped at `width` characters.
+
+    names: text id -> its spelling. `.` is empty, `#` is pad, `~` is <wait>. Below the channels stand the loss classes of
+    text, semantic and acoustic codes, by their first letters."""
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    special = {ids.wait: "~", ids.asr: "<asr>", ids.answer: "<answer>"}
+
+    def code(x):
+        return {ids.pad: "#", ids.empty: "."}.get(x, str(x))  # one id may be both
+
+    def classes(column):
+        return [Loss(x).name[0] if x else "" for x in grid.loss[:, column].tolist()]
+
+    rows = [("frame", [str(t) for t in range(len(grid))]),
+            ("text", [special.get(x) or names(x).strip().replace("\n", " ") for x in grid.text.tolist()])]
+    for name, codes in (("speak", grid.speak), ("listen", grid.listen)):
+        rows += [(f"{name} {c}", [code(x) for x in codes[:, c].tolist()]) for c in range(K)]
+    rows += [("loss text", classes(0)), ("  semantic", classes(1)), ("  acoustic", classes(2))]
+    widths = [1 + max(len(cells[t]) for _, cells in rows) for t in range(len(grid))]
+    lines, start, margin = [], 0, 10
+    while start < len(grid):
+        stop, used = start, margin
+        while stop < len(grid) and (stop == start or used + widths[stop] <= width):
+            used, stop = used + widths[stop], stop + 1
+        for name, cells in rows:
+            lines.append(f"{name:<{margin}}" + "".join(f"{cells[t]:>{widths[t]}}" for t in range(start, stop)))
+        lines.append("")
+        start = stop
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def assert_same(found, expected, ids):
+    """Raise AssertionError with both drawings where two grids differ."""
+    same = all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("text", "speak", "listen", "loss"))
+    assert same, f"the grid is\n{draw(found, ids)}\nand should be\n{draw(expected, ids)}"
+
+
+def example(format):
+    """A made-up turn in one format -> (Grid, Ids, names): the code of a clip's frame i is i + 1, silence is 0."""
+    words = ["~", "<asr>", "<answer>", "What's", "up?", "All", "is", "fine."]
+    ids = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
+    turn = Turn(heard=4, spoken=5, transcript=(3, 4), response=(5, 6, 7))
+    script, silence = write(format, [turn], [1, 1], ids), torch.zeros(K, dtype=torch.int64)
+
+    def channel(spans):
+        clips = [torch.arange(1, stop - start + 1)[:, None].expand(-1, K) for start, stop in spans]
+        return place(spans, clips, silence, len(script))
+    grid = script.grid(channel(script.says) if format in SPEAKS else None, channel(script.hears) if format in LISTENS else None)
+    return grid, ids, words.__getitem__
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Draw token grids: made-up examples of the four formats, or real ones from a file.",
+                                     epilog=". empty   # pad   ~ <wait>   loss: S semantic, A acoustic, M monologue, W wait")
+    parser.add_argument("--format", choices=FORMATS, help="draw this format only")
+    parser.add_argument("--delayed", action="store_true", help="as the model reads it: acoustic codes a row late")
+    parser.add_argument("--grid", metavar="FILE", help="draw a grid of this file, made by data.py")
+    parser.add_argument("--index", type=int, default=0, help="which of the file's grids (default: the first)")
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "tiny" / "model",
+                        help="model folder that the file was made for: its special ids and tokenizer (default: the shipped one)")
+    args = parser.parse_args(arguments)
+    try:
+        if args.grid:
+            from tokenizers import Tokenizer
+            grids = load(args.grid)
+            if not -len(grids) <= args.index < len(grids):
+                raise GridError(f"{args.grid} holds {len(grids)} grids, and there is no number {args.index}")
+            tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+            drawn = [("", grids[args.index], Ids.read(args.model), lambda i: tokenizer.decode([i]))]
+        else:
+            drawn = [(name, *example(name)) for name in ([args.format] if args.format else FORMATS)]
+    except Exception as error:  # the tokenizers library raises no narrower class
+        sys.exit(f"stream.py: {error}")
+    for name, grid, ids, names in drawn:
+        print(f"{name}\n{draw(delay(grid, ids) if args.delayed else grid, ids, names)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""flm.py against the release's outputs, against transformers, and against itself: cached, sharded, broken on purpose."""
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import flm
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.fixture
+def model():
+    return flm.load(REFERENCE / "flm_small")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the small model to break."""
+    return Path(shutil.copytree(REFERENCE / "flm_small", tmp_path / "model"))
+
+
+def frames(config, B, T, seed=0):
+    """Random text, speak, listen."""
+    g = torch.Generator().manual_seed(seed)
+    audio = torch.randint(0, config.aud_vocab_size, (2, B, T, flm.K), generator=g)
+    return torch.randint(0, config.vocab_size, (B, T), generator=g), *audio
+
+
+def close(a, b, tolerance=1e-4):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["flm_small", "flm_small_mup"])
+@torch.no_grad()
+def test_golden(name):
+    """Catches a wrong norm, RoPE, GQA order, mup factor, bias, depth input or MLP choice: anything that moves a number."""
+    model, golden = flm.load(REFERENCE / name), load_file(REFERENCE / name / "golden.safetensors")
+    h = model.hidden(golden["text_ids"], golden["speak_ids"], golden["listen_ids"])
+    close(h, golden["hidden"])
+    close(model.text_logits(h), golden["text_logits"])
+    close(model.depth_logits(h.flatten(0, 1), golden["depth_targets"][:, :-1]), golden["depth_logits"])
+
+
+@pytest.mark.parametrize("name", ["qwen_small", "qwen_small_tied"])
+@torch.no_grad()
+def test_from_qwen_equals_transformers(name):
+    """Catches a Qwen tensor mapped wrongly or left fresh, RoPE base not read, or a tied head that is not the embedding."""
+    golden = load_file(REFERENCE / name / "golden.safetensors")
+    config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2,
+                     max_position_embeddings=64)
+    model, text = flm.from_qwen(REFERENCE / name, config), golden["text_ids"]
+    for embedding in [*model.model.embed_tokens.aud_speak_embeddings, *model.model.embed_tokens.aud_listen_embeddings]:
+        assert embedding.weight.std() > 0.01
+        embedding.weight.zero_()
+    h = model.hidden(text, *torch.zeros(2, *text.shape, flm.K, dtype=torch.long))
+    close(h, golden["hidden"])
+    close(model.text_logits(h), golden["text_logits"])
+
+
+@torch.no_grad()
+def test_from_qwen_reads_a_vision_language_checkpoint(tmp_path):
+    """Catches a prefix not taken off, or the vision tower taken for an unknown tensor."""
+    source = REFERENCE / "qwen_small"
+    tensors = {name.replace("model.", "model.language_model."): t for name, t in load_file(source / "model.safetensors").items()}
+    save_file(tensors | {"visual.patch_embed.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    shutil.copy(source / "config.json", tmp_path)
+    config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
+    plain, nested = flm.from_qwen(source, config), flm.from_qwen(tmp_path, config)
+    assert torch.equal(plain.model.layers[1].mlp.up_proj.weight, nested.model.layers[1].mlp.up_proj.weight)
+    with pytest.raises(flm.LoadError, match="has vocab_size 97, and the model to be started has 98"):
+        flm.from_qwen(source, replace(config, vocab_size=98))
+
+
+@torch.no_grad()
+def test_cached_frames_equal_the_full_pass(model):
+    """Catches a wrong position, mask or cache row: one frame at a time, in chunks, after a reset, and batched."""
+    inputs = frames(model.config, 2, 17)
+    full = model.hidden(*inputs)
+    cache = flm.KVCache(model.config, 2, 17)
+    for sizes in ([1] * 17, [5, 1, 8, 3]):
+        cache.reset()
+        parts = [model.hidden(*(x[:, cache.filled:cache.filled + T] for x in inputs), cache) for T in sizes]
+        close(torch.cat(parts, 1), full, 2e-5)
+    with pytest.raises(ValueError, match="the cache is full: it holds 17 of 17 frames"):
+        model.hidden(*(x[:, :1] for x in inputs), cache)
+
+
+@torch.no_grad()
+def test_a_step_over_the_whole_masked_cache_is_the_same(model):
+    """Catches a wrong mask on accelerators, where a step reads all rows so that its shapes stay; here on the CPU."""
+    class Masked(flm.KVCache):
+        def advance(self, T):
+            rows = super().advance(T)
+            self.span = self.length
+            self.mask = torch.arange(self.span) <= rows[:, None]
+            return rows
+
+    inputs, cache = frames(model.config, 2, 9), Masked(model.config, 2, 20)
+    cache.k.fill_(3.0), cache.v.fill_(3.0)
+    parts = [model.hidden(*(x[:, t:t + 1] for x in inputs), cache) for t in range(9)]
+    close(torch.cat(parts, 1), model.hidden(*inputs), 2e-5)
+
+
+@pytest.mark.parametrize("change", [{}, {"depth_cmlp": False, "depth_bias": True}, {"depth_swiglu": False, "depth_rmsnorm": False}])
+@torch.no_grad()
+def test_depth_steps_equal_teacher_forcing(change):
+    """Catches an off-by-one in the depth inputs, a stale cache row from the frame before, or a code seen before its time."""
+    config = replace(flm.PRESETS["tiny"], num_hidden_layers=1, **change)
+    torch.manual_seed(0)
+    model = flm.init_weights(flm.FLM(config))
+    cache = flm.DepthCache(config, 5)
+    for _ in range(2):  # the second frame finds the first one's rows in the cache
+        h, codes = torch.randn(5, 256), torch.randint(0, 513, (5, flm.K))
+        full = model.depth_logits(h, codes[:, :-1])
+        steps = [model.depth_step(h, codes[:, c - 1] if c else None, c, cache) for c in range(flm.K)]
+        close(torch.stack(steps, 1), full, 2e-5)
+        close(model.depth_logits(h, codes[:, :3]), full[:, :4], 2e-5)
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_do_not_mix(model):
+    """Catches a view that crosses batch and time."""
+    inputs = frames(model.config, 3, 6)
+    close(model.hidden(*inputs)[1:2], model.hidden(*(x[1:2] for x in inputs)), 2e-5)
+
+
+def test_initial_weights_follow_the_seed_and_every_one_learns():
+    """Catches parameters left without values, drawn from another generator, or cut off from the loss."""
+    config = replace(flm.PRESETS["tiny"], num_hidden_layers=2)
+    models = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        models.append(flm.init_weights(flm.FLM(config)))
+    weights = [m.lm_head.weight for m in models]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert models[0].model.layers[0].mlp.down_proj.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert sum(flm.count_parameters(models[0]).values()) == sum(p.numel() for p in models[0].parameters())
+    h = models[0].hidden(*frames(config, 2, 4))
+    depth = models[0].depth_logits(h.flatten(0, 1), torch.zeros(8, 7).long())
+    (models[0].text_logits(h).logsumexp(-1).sum() + depth.logsumexp(-1).sum()).backward()
+    assert [name for name, p in models[0].named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000])
+def test_save_and_load_round_trip(model, tmp_path, max_shard_bytes):
+    """Catches a lost tensor or setting, and shards or an index left over from an earlier save."""
+    flm.save(model, tmp_path, 300_000)
+    flm.save(model, tmp_path, max_shard_bytes)
+    assert not list(tmp_path.glob("*.part"))
+    assert (tmp_path / "model.safetensors").exists() == (max_shard_bytes == 10**9) == (not list(tmp_path.glob("*index*")))
+    again = flm.load(tmp_path)
+    assert again.config == model.config
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_dtype(folder):
+    """Catches a tensor that keeps the file's type, or a rotation in float32 that breaks a bfloat16 model."""
+    model = flm.load(folder, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert model.hidden(*frames(model.config, 1, 3)).dtype == torch.bfloat16
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def reconfigure(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def truncate(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-1000])
+
+
+def lose_shard(folder):
+    flm.save(flm.load(folder), folder, 300_000)
+    next(folder.glob("model-00002-*")).unlink()
+
+
+NAME = "model.norm.weight"
+FAULTS = {
+    "missing tensor": (lambda f: rewrite(f, lambda t: t.pop(NAME)), f"model.safetensors lacks the tensor {NAME}"),
+    "extra tensor": (lambda f: rewrite(f, lambda t: t.update(more=torch.zeros(1))), "model.safetensors has a tensor more"),
+    "shape": (lambda f: rewrite(f, lambda t: t.update({NAME: torch.zeros(31)})), rf"{NAME} is \[31\] and should be \[32\]"),
+    "type": (lambda f: rewrite(f, lambda t: t.update({NAME: torch.zeros(32).int()})), f"{NAME} is torch.int32"),
+    "truncated": (truncate, "model.safetensors cannot be read as safetensors"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no shard": (lose_shard, "model-00002-of-00003.safetensors is missing"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+    "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    "unknown key": (lambda f: reconfigure(f, hiden_size=3), r"config.json: unknown model setting\(s\) hiden_size"),
+    "missing group": (lambda f: reconfigure(f, aud_depthgpt={}), r"missing model setting\(s\) depth_layers, depth_heads"),
+    "heads": (lambda f: reconfigure(f, num_attention_heads=3), "must be a multiple of num_key_value_heads"),
+    "token": (lambda f: reconfigure(f, vocab_size=5), "wait_token must be an id below vocab_size 5, not 7"),
+    "rope": (lambda f: reconfigure(f, rope_scaling={"type": "yarn"}), "rope_type must be 'mrope' or 'default', not 'yarn'"),
+    "group": (lambda f: reconfigure(f, aud_depthgpt=3), "config.json: argument of type 'int'"),
+    "channels": (lambda f: reconfigure(f, aud_channel=4), "aud_channel must be 8, not 4"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_folder_is_one_sentence(folder, fault):
+    """Catches a traceback, or a message that does not say which file and which tensor."""
+    breaks, sentence = FAULTS[fault]
+    breaks(folder)
+    with pytest.raises(flm.LoadError, match=sentence) as caught:
+        flm.load(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_wrong_path_is_one_sentence(folder):
+    """Catches a path typed wrongly that is looked up on the Hub."""
+    with pytest.raises(flm.LoadError, match="does not exist, and is no Hub id"):
+        flm.load("no such folder")
+    with pytest.raises(flm.LoadError, match="is a file"):
+        flm.load(folder / "config.json")
+
+
+@pytest.mark.parametrize("name", flm.PRESETS)
+def test_config_round_trip(name):
+    """Catches a field that is not written to, or read from, the release's format."""
+    assert flm.Config.from_json(json.loads(json.dumps(flm.PRESETS[name].to_json()))) == flm.PRESETS[name]
+
+
+def test_command_line(folder, capsys):
+    """Catches a table whose parts do not sum, and a traceback for a broken folder."""
+    flm.main(["7b"])
+    flm.main([str(folder)])
+    assert capsys.readouterr().out.split()[-2:] == ["166,168", "664,672"]
+    truncate(folder)
+    with pytest.raises(SystemExit, match="flm.py: .*cannot be read"):
+        flm.main([str(folder)])

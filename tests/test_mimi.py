@@ -1,0 +1,165 @@
+"""The codec against the release's outputs, transformers' Mimi, and itself frame by frame."""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+import mimi
+
+REFERENCE = Path(__file__).parent / "reference"
+TINY = mimi.PRESETS["tiny"]
+
+
+def close(found, expected, share=1e-4):
+    """Equal to `share` of the expected peak."""
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= share * expected.abs().max(), f"{(found - expected).abs().max()} of {expected.abs().max()}"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return mimi.load(REFERENCE / "mimi_small"), load_file(REFERENCE / "mimi_small" / "golden.safetensors")
+
+
+def random_codec(config, seed=0):
+    torch.manual_seed(seed)
+    return mimi.Mimi(config).eval().requires_grad_(False)
+
+
+def test_reference_latent_codes_and_waveform(reference):
+    """Catches any difference from the release's codec, wherever in it: latent, codes, waveform."""
+    codec, golden = reference
+    close(codec.to_latent(golden["audio"]), golden["latent"])
+    assert torch.equal(codec.encode(golden["audio"]), golden["codes"])
+    close(codec.decode(golden["codes"]), golden["decoded"])
+
+
+def test_transformers_naming():
+    """Catches a wrong map of names, and RoPE's other pairing, in checkpoints of kyutai/mimi on the Hub."""
+    codec = mimi.load(REFERENCE / "mimi_transformers")
+    golden = load_file(REFERENCE / "mimi_transformers" / "golden.safetensors")
+    assert torch.equal(codec.encode(golden["audio"]), golden["codes"])
+    close(codec.decode(golden["codes"]), golden["decoded"])
+
+
+def test_released_names_and_shapes():
+    """Catches a preset that would not load the released file."""
+    with torch.device("meta"):
+        codec = mimi.Mimi(mimi.PRESETS["released"])
+    wanted = json.loads((REFERENCE / "mimi_released_keys.json").read_text())
+    assert {name: list(tensor.shape) for name, tensor in codec.state_dict().items()} == wanted
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("ends", ["seanet", "stft"])
+def test_streaming_equals_offline(reference, ends, chunk):
+    """Catches a past that is dropped, doubled or mixed up between the streams of a batch, and attention that forgets
+    its window. 33 frames, more than either codec's context here."""
+    codec = reference[0] if ends == "seanet" else random_codec(mimi.Config(**{**vars(TINY), "context": 20}))
+    audio = 0.1 * torch.randn(3, 1, 33 * 1920, generator=torch.Generator().manual_seed(1))
+    codes = codec.encode(audio)
+    decoded = codec.decode(codes)
+    with codec.streaming(3):
+        streamed_codes = torch.cat([codec.encode(x) for x in audio.split(chunk * 1920, -1)], -1)
+    with codec.streaming(3):
+        streamed = torch.cat([codec.decode(x) for x in codes.split(chunk, -1)], -1)
+    assert torch.equal(streamed_codes, codes)
+    close(streamed, decoded)
+    alone = codec.encode(audio[1:2])
+    assert torch.equal(alone, codes[1:2])
+
+
+def test_memory_is_constant_in_a_stream(reference):
+    """Catches a state that grows: after its context is full, no state is larger a hundred frames later."""
+    codec = reference[0]
+
+    def held():
+        return sum(t.numel() for m in codec.modules() if isinstance(m, mimi.Streaming) for t in m.state if isinstance(t, torch.Tensor))
+    with codec.streaming(1):
+        sizes = []
+        for frames in (200, 100):
+            for _ in range(frames):
+                codec.decode(codec.encode(torch.zeros(1, 1, 1920)))
+            sizes.append(held())
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_long_clips_go_piece_by_piece(reference, monkeypatch):
+    """Catches a seam between the pieces of a long clip."""
+    codec = reference[0]
+    audio = 0.1 * torch.randn(1, 1, 70 * 1920 + 5, generator=torch.Generator().manual_seed(2))
+    codes = codec.encode(audio)
+    decoded = codec.decode(codes)
+    monkeypatch.setattr(mimi, "LONG", 2)
+    assert torch.equal(codec.encode(audio), codes) and codes.shape[-1] == 71
+    close(codec.decode(codes), decoded)
+
+
+def test_short_time_spectrum_lags_as_it_says():
+    """Catches a lag that differs from `config.lag`: with the convolutions, the heads' spectrum of a known signal set by
+    hand, what comes out is that signal, lag samples late."""
+    decoder = mimi.STFTDecoder(TINY)
+    audio = 0.1 * torch.randn(1, 20 * 960, generator=torch.Generator().manual_seed(3))
+    past = torch.cat([torch.zeros(1, TINY.lag), audio], -1)
+    spectrum = torch.fft.rfft(past.unfold(-1, TINY.window, TINY.hop) * torch.hann_window(TINY.window))
+    heads = torch.cat([spectrum.abs().clamp(min=1e-9).log(), spectrum.angle()], -1)
+    decoder.convs, decoder.norms = torch.nn.ModuleList(), torch.nn.ModuleList()
+    decoder.linear, decoder.head = torch.nn.Identity(), torch.nn.Identity()
+    stacked = heads.unflatten(1, (-1, 4)).flatten(2).transpose(1, 2)
+    y = decoder(stacked)[0]
+    close(y[:, TINY.lag:], audio[:, :-TINY.lag], 1e-3)
+
+
+def test_save_and_load(tmp_path):
+    """Catches settings or weights that do not come back."""
+    codec = random_codec(TINY)
+    mimi.save(codec, tmp_path)
+    again, audio = mimi.load(tmp_path), torch.randn(1, 1, 5 * 1920) * 0.1
+    assert again.config == codec.config and torch.equal(again.encode(audio), codec.encode(audio))
+
+
+def test_bad_codec_files_are_one_sentence(tmp_path):
+    """Catches a traceback, or a silent random weight, where a codec file is not what it should be."""
+    source = REFERENCE / "mimi_small"
+    tensors = load_file(source / "mimi.safetensors")
+    name = "quantizer.rvq_first.input_proj.weight"
+
+    def attempt(change):
+        (tmp_path / "mimi.json").write_text((source / "mimi.json").read_text())
+        changed = dict(tensors)
+        change(changed)
+        save_file(changed, tmp_path / "mimi.safetensors")
+        with pytest.raises(mimi.LoadError) as error:
+            mimi.load(tmp_path)
+        assert "mimi.safetensors" in str(error.value) and "\n" not in str(error.value)
+        return str(error.value)
+    assert f"lacks the tensor {name}" in attempt(lambda t: t.pop(name))
+    assert "has a tensor extra" in attempt(lambda t: t.update(extra=torch.zeros(1)))
+    assert name in attempt(lambda t: t.update({name: torch.zeros(3, 3, 1)}))
+    (tmp_path / "mimi.safetensors").write_bytes((source / "mimi.safetensors").read_bytes()[:5000])
+    with pytest.raises(mimi.LoadError, match="cannot be read as safetensors"):
+        mimi.load(tmp_path)
+    (tmp_path / "mimi.json").write_text(json.dumps({"unheard_of": 1}))
+    with pytest.raises(ValueError, match="unheard_of"):
+        mimi.load(tmp_path)
+    with pytest.raises(mimi.LoadError, match="holds no codec"):
+        mimi.load(tmp_path.parent)
+
+
+def test_codes_that_no_codebook_has(reference):
+    with pytest.raises(ValueError, match="codes must be 0 .."):
+        reference[0].decode(torch.full((1, 8, 1), 10**6))
+
+
+def test_read_audio_mixes_down_and_resamples(tmp_path):
+    """Catches a stereo file read as one channel, or a rate taken for another: a 440 Hz tone stays one."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(22_050) / 44_100)
+    soundfile.write(tmp_path / "a.flac", np.stack([tone, 0 * tone], 1), 44_100)
+    audio = mimi.read_audio(tmp_path / "a.flac").numpy()
+    assert len(audio) == 12_000 and math.isclose(np.abs(audio).max(), 0.25, rel_tol=0.05)
+    assert np.abs(np.fft.rfft(audio)).argmax() == 220  # half a second: bins of 2 Hz

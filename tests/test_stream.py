@@ -1,0 +1,120 @@
+"""The token grid against answers worked by hand, and what must hold for any grid."""
+import random
+
+import pytest
+import torch
+
+import stream
+from stream import FORMATS, K, GridError, Ids, Loss, Turn, assert_same, delay, draw, example, undelay, write
+
+IDS = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
+
+
+def random_grid(rng):
+    """Any format, any turns, codes drawn at random."""
+    format = rng.choice(list(FORMATS))
+    turns = [Turn(rng.randint(1, 6), rng.randint(1, 6), [rng.randint(3, 9)] * rng.randint(1, 4), [rng.randint(3, 9)] * rng.randint(1, 9))
+             for _ in range(rng.randint(1, 3))]
+    script = write(format, turns, [rng.randint(0, 4) for _ in range(len(turns) + 1)], IDS)
+    codes = torch.randint(0, 98, (2, len(script), K), generator=torch.Generator().manual_seed(rng.randint(0, 999)))
+    return script.grid(codes[0] if format in stream.SPEAKS else None, codes[1] if format in stream.LISTENS else None)
+
+
+def cells(drawing, row):
+    """The cells of one row of a drawing that was not wrapped."""
+    line = next(line for line in drawing.splitlines() if line.startswith(row))
+    return line[10:].split()
+
+
+@pytest.mark.parametrize("format, text, speak, listen, loss", [
+    # worked by hand from section 3.1: words at 2, sound two frames later; nothing is heard
+    ("tts", "~ ~ All is fine. ~ ~ ~ ~ ~", "# 0 0 0 1 2 3 4 5 0", ". . . . . . . . . .", "W M M M W W W W W"),
+    # section 3.1: the words right after what was heard; nothing is said
+    ("asr", "~ ~ ~ ~ ~ ~ What's up? ~", "# . . . . . . . .", "0 0 1 2 3 4 0 0 0", "W W W W W M M W"),
+    # section 3.2.2: <asr> words <answer> words, sound two frames after the response's first word
+    ("asr-response-tts", "~ ~ ~ ~ ~ ~ <asr> What's up? <answer> All is fine. ~ ~ ~ ~ ~",
+     "# 0 0 0 0 0 0 0 0 0 0 0 1 2 3 4 5 0", "0 0 1 2 3 4 0 0 0 0 0 0 0 0 0 0 0 0", "W W W W W M M M M M M M W W W W W"),
+    # section 3.2.2: the same without the transcript
+    ("response-tts", "~ ~ ~ ~ ~ ~ All is fine. ~ ~ ~ ~ ~", "# 0 0 0 0 0 0 0 1 2 3 4 5 0", "0 0 1 2 3 4 0 0 0 0 0 0 0 0",
+     "W W W W W M M M W W W W W"),
+])
+def test_format_by_hand(format, text, speak, listen, loss):
+    """Catches words, sound or loss in a frame where the paper does not put them."""
+    grid, ids, names = example(format)
+    drawing = draw(grid, ids, names, width=999)
+    assert cells(drawing, "text") == text.split(), drawing
+    assert cells(drawing, "listen 7") == listen.split(), drawing
+    assert cells(drawing, "speak 0") == speak.split(), drawing
+    assert cells(drawing, "loss text") == loss.split(), drawing
+
+
+def test_delay_by_hand():
+    """Catches a delay of the wrong channels, direction or size: sound i has its acoustics one row later, in both streams."""
+    grid, ids, names = example("response-tts")
+    drawing = draw(delay(grid, ids), ids, names, width=999)
+    assert cells(drawing, "speak 0") == "# 0 0 0 0 0 0 0 1 2 3 4 5 0 #".split(), drawing
+    for c in range(1, K):
+        assert cells(drawing, f"speak {c}") == "# 0 0 0 0 0 0 0 0 1 2 3 4 5 0".split(), drawing
+        assert cells(drawing, f"listen {c}") == "# 0 0 1 2 3 4 0 0 0 0 0 0 0 0".split(), drawing
+
+
+def test_undelay_takes_delay_back():
+    """Catches a frame lost or moved by either: undo after apply is the identity, loss classes included."""
+    rng = random.Random(0)
+    for _ in range(50):
+        grid = random_grid(rng)
+        assert_same(undelay(delay(grid, IDS)), grid, IDS)
+
+
+def test_loss_covers_what_is_written_and_nothing_else():
+    """Catches loss on empties, on what was heard, or on the frame that the loop starts from (section 3.1)."""
+    rng = random.Random(1)
+    for _ in range(50):
+        grid = random_grid(rng)
+        assert (grid.loss[0, :2] == Loss.NONE).all()
+        assert ((grid.loss[1:, 0] == Loss.WAIT) == (grid.text[1:] == IDS.wait)).all()
+        assert ((grid.loss[1:, 0] == Loss.MONOLOGUE) == (grid.text[1:] != IDS.wait)).all()
+        said = (grid.speak != IDS.empty) & (grid.speak != IDS.pad)
+        assert ((grid.loss[:, 1:] != Loss.NONE) == said).all(), draw(grid, IDS)
+        assert set(grid.loss[:, 1].tolist()) <= {Loss.NONE, Loss.SEMANTIC} and set(grid.loss[:, 2:].flatten().tolist()) <= {Loss.NONE, Loss.ACOUSTIC}
+
+
+def test_words_longer_than_their_sound():
+    """Catches a response whose words outlast its speech being cut."""
+    script = write("tts", [Turn(spoken=1, response=[5] * 8)], [0, 0], IDS)
+    assert script.text == [0] + [5] * 8 and script.says == [(3, 4)]
+
+
+def test_files_give_the_grids_back(tmp_path):
+    """Catches ids that do not fit the stored types, and frames given to the wrong grid."""
+    rng = random.Random(2)
+    grids = [random_grid(rng) for _ in range(5)]
+    grids[0].text[0] = 152_063
+    stream.save(grids, tmp_path / "x.safetensors")
+    loaded = stream.load(tmp_path / "x.safetensors")
+    assert len(loaded) == 5
+    for a, b in zip(loaded, grids):
+        assert_same(a, b, IDS)
+
+
+def test_bad_files_are_one_sentence(tmp_path):
+    """Catches a traceback for a missing or damaged file of grids."""
+    for content in (None, b"", b"not safetensors at all"):
+        file = tmp_path / "bad.safetensors"
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(GridError, match="bad.safetensors is no file of token grids"):
+            stream.load(file)
+
+
+def test_a_clip_must_fit_its_span():
+    with pytest.raises(GridError, match="a clip of 3 frames does not fit the span 2 .. 4"):
+        stream.place([(2, 4)], [torch.zeros(3, K)], torch.zeros(K), 5)
+
+
+def test_long_drawings_wrap():
+    """Catches a drawing that a terminal breaks."""
+    grid, ids, names = example("asr-response-tts")
+    drawing = draw(grid, ids, names, width=60)
+    assert max(map(len, drawing.splitlines())) <= 60
+    assert sum(line.startswith("text") for line in drawing.splitlines()) > 1

@@ -1,0 +1,170 @@
+"""The shipped model through the command that people run, and the world that it lives in."""
+import asyncio
+import random
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import chat
+import flm
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tiny"))
+import world  # noqa: E402
+
+
+def ask(capsys, source, target, *more):
+    chat.main(["--in", str(source), "--out", str(target), *map(str, more)])
+    return capsys.readouterr().out
+
+
+def test_the_example_is_answered(tmp_path, capsys):
+    """Catches anything that breaks the main job, from reading the file to the sound of the answer."""
+    said = ask(capsys, ROOT / "examples" / "question.wav", tmp_path / "a.wav", "--tail", 4)
+    assert "The capital of France is Paris." in said
+    answer, rate = soundfile.read(tmp_path / "a.wav")
+    asked = soundfile.info(ROOT / "examples" / "question.wav").frames
+    assert rate == 24_000 and len(answer) == asked + 4 * rate
+    assert np.abs(answer[asked:]).max() > 0.05 and np.abs(answer[:asked // 2]).max() < 0.05, "it must listen first and speak then"
+
+
+def test_any_file_is_heard(tmp_path, capsys):
+    """Catches a rate, a format or a channel that changes what is heard: stereo mp3 at 44.1 kHz, and the stereo output."""
+    import soxr
+    audio, rate = soundfile.read(ROOT / "examples" / "question.wav")
+    again = soxr.resample(audio, rate, 44_100)
+    soundfile.write(tmp_path / "q.mp3", np.stack([again, again], 1), 44_100)
+    assert "Paris" in ask(capsys, tmp_path / "q.mp3", tmp_path / "a.flac", "--tail", 4, "--stereo")
+    both, _ = soundfile.read(tmp_path / "a.flac")
+    assert both.shape[1] == 2 and np.abs(both[:len(audio) // 2, 0]).max() > 0.05 and np.abs(both[len(audio):, 1]).max() > 0.05
+
+
+def test_an_answer_has_the_length_of_its_question(tmp_path, capsys):
+    """Catches padding to whole frames that ends up in the file."""
+    audio, rate = soundfile.read(ROOT / "examples" / "question.wav")
+    soundfile.write(tmp_path / "q.wav", audio[:12_345], rate)
+    ask(capsys, tmp_path / "q.wav", tmp_path / "a.wav")
+    assert soundfile.info(tmp_path / "a.wav").frames == 12_345
+
+
+def test_silence_is_answered_with_silence(tmp_path, capsys):
+    """Catches a model that talks into a quiet room."""
+    soundfile.write(tmp_path / "q.wav", np.zeros(6 * 24_000), 24_000)
+    ask(capsys, tmp_path / "q.wav", tmp_path / "a.wav")
+    assert np.abs(soundfile.read(tmp_path / "a.wav")[0]).max() < 0.05
+
+
+@pytest.fixture(scope="module")
+def partner():
+    return chat.Partner(chat.SHIPPED, chat.Sampling.of(chat.SHIPPED))
+
+
+def example_frames(tail=4):
+    """The example question and some silence, in frames of 1920 samples."""
+    audio, rate = soundfile.read(ROOT / "examples" / "question.wav", dtype="float32")
+    audio = np.concatenate([audio, np.zeros(tail * rate, np.float32)])
+    return audio[:len(audio) // 1920 * 1920].reshape(-1, 1920)
+
+
+def test_the_page_s_protocol(partner):
+    """Catches a server that loses samples between messages, answers late, or talks with two visitors at once."""
+    pytest.importorskip("aiohttp")
+    from aiohttp.test_utils import TestClient, TestServer
+
+    async def visit():
+        frames, text, sound = example_frames(), "", []
+        async with TestClient(TestServer(chat.make_app(partner, chat.Sampling.of(chat.SHIPPED)))) as client:
+            assert "Start talking" in await (await client.get("/")).text()
+            async with client.ws_connect("/api/pcm") as socket:
+                assert await socket.receive_bytes() == chat.HANDSHAKE
+                async with client.ws_connect("/api/pcm") as second:
+                    assert (await second.receive_bytes())[:1] == chat.ERROR
+                await socket.send_str("no audio")
+                await socket.send_bytes(b"")
+                for part in np.array_split(frames.ravel(), 999):  # messages are not frames
+                    await socket.send_bytes(chat.AUDIO + part.tobytes())
+                while len(sound) < len(frames):
+                    message = await socket.receive_bytes()
+                    if message[:1] == chat.AUDIO:
+                        sound.append(np.frombuffer(message[1:], np.float32))
+                    else:
+                        text += message[1:].decode()
+            async with client.ws_connect("/api/pcm") as socket:  # the next visitor is welcome
+                assert await socket.receive_bytes() == chat.HANDSHAKE
+        return text, np.stack(sound)
+    text, sound = asyncio.run(visit())
+    assert "The capital of France is Paris." in text
+    assert sound.shape == example_frames().shape and np.abs(sound).max() > 0.05
+
+
+def test_microphone(monkeypatch, capsys, partner):
+    """Catches a microphone loop that does not run. The sound card is a made-up module: what a real one does is not tested."""
+    frames, played = iter(example_frames()), []
+
+    class Stream:
+        def __init__(self, samplerate, blocksize, channels, dtype):
+            assert (samplerate, blocksize, channels, dtype) == (24_000, 1920, 1, "float32")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def read(self, n):
+            try:
+                return next(frames)[:, None], False
+            except StopIteration:
+                raise KeyboardInterrupt from None
+
+        def write(self, samples):
+            played.append(samples)
+    monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(Stream=Stream, PortAudioError=OSError))
+    with pytest.raises(SystemExit, match="stopped"):
+        chat.main([])
+    assert "The capital of France is Paris." in capsys.readouterr().out
+    assert all(samples.shape == (1920, 1) for samples in played) and np.abs(np.stack(played)).max() > 0.05
+
+
+def test_no_sound_card_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(SystemExit, match="chat.py: a microphone needs the sounddevice package"):
+        chat.main([])
+
+
+def test_shipped_files_are_small():
+    """Catches weights that outgrow the repository: all of tiny/ is at most 60 MB."""
+    assert sum(f.stat().st_size for f in (ROOT / "tiny").rglob("*") if f.is_file() and "work" not in f.relative_to(ROOT / "tiny").parts) < 60e6
+    counts = flm.count_parameters(flm.load(ROOT / "tiny" / "model"))
+    assert 4e6 <= counts["backbone"] <= 20e6
+
+
+def test_held_out_combinations_are_the_same_in_every_run():
+    """Catches training on what evaluation asks: the held-out tenth depends on the words alone."""
+    many = world.sample(20_000, seed=0)
+    held = {a.answer for a in many if a.held_out}
+    assert held and not held & {a.answer for a in world.sample(20_000, seed=1, held_out=False)}
+    assert {a.kind for a in many if a.held_out} == {"sum", "repeat"}
+    assert len({a.question for a in many if a.kind != "repeat"}) >= 300
+
+
+@pytest.mark.parametrize("kind", world.WEIGHTS)
+def test_answers_are_true(kind):
+    """Catches a world that teaches falsehoods where they can be checked."""
+    for _ in range(50):
+        asked = world.draw(random.Random(_), kind)
+        words = asked.answer.lower().replace(",", "").rstrip(".").split()
+        if kind == "sum":
+            a, b, total = (world.NUMBERS.index(words[i]) for i in (0, 2, 4))
+            assert a + b == total
+        if kind == "repeat":
+            assert asked.question.lower().replace(",", "").rstrip(".").endswith(" ".join(words))
+        if kind == "capital":
+            country = next(c for c in world.CAPITALS if c in asked.question)
+            assert asked.answer == f"The capital of {country} is {world.CAPITALS[country]}."
+        if kind == "count":
+            assert words == world.NUMBERS[1:len(words) + 1] and words[-1] in asked.question.lower()

@@ -1,0 +1,163 @@
+"""Trains the miniature codec: spectral losses, a quantizer that learns by running averages, and CTC on codebook 0.
+
+What this is: the recipe of tiny/model/mimi.safetensors. Mimi's first codebook is phonetic because it is distilled from
+a speech model; here the words are known (the speech is synthetic), so a CTC loss on characters, read from codebook 0
+alone, serves the same end. What this is not: the codec; that is mimi.py, whose modules run here unchanged.
+
+    python tiny/make.py --only codec
+
+Decision: users are encoded with noise and at any level, and decoded clean and at the level they came in: only what is
+said has to survive the codec, and noise would otherwise spend codes.
+"""
+import json
+import math
+import random
+import time
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+import mimi
+from train import save_checkpoint
+
+FRAMES = 44                             # of a clip: 3.52 s
+MODEL_CLIPS, USER_CLIPS = 4, 8          # in a batch; all are encoded,
+DECODED = 6                             # only the first ones decoded: users matter for what they say
+BATCH = MODEL_CLIPS + USER_CLIPS
+LEARNING_RATE, WARMUP = 1.5e-3, 100
+QUANTIZE_FROM = 0.15                    # share of the steps before the quantizer begins
+DECAY, COMMIT, CTC_WEIGHT = 0.98, 0.1, 0.3
+SCALES = (2048, 1024, 512, 256)         # windows of the spectral losses, in samples
+LETTERS = " abcdefghijklmnopqrstuvwxyz'"
+
+
+class Clips:
+    """All recordings in memory; draws batches of (input, target, letters)."""
+
+    def __init__(self, work):
+        self.audio, self.letters, self.model_clips, self.user_clips, seen = [], [], [], [], set()
+        rows = [json.loads(line) for line in open(work / "train.jsonl")]
+        for turn in tqdm([t for row in rows for t in row["turns"]], desc="reading", unit="clip"):
+            for file, text, clips in ((turn["heard"], turn["transcript"], self.user_clips),
+                                      (turn["spoken"], turn["response"], self.model_clips)):
+                if file not in seen:
+                    seen.add(file)
+                    clips.append(len(self.audio))
+                    self.audio.append(soundfile.read(work / file, dtype="int16")[0])
+                    self.letters.append([LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS])
+
+    def batch(self, rng):
+        """input, target [B, 1, N]; letters: a list of B lists, empty where the clip is cut."""
+        n = FRAMES * 1920
+        dirty, clean, letters = np.zeros((BATCH, n), np.float32), np.zeros((BATCH, n), np.float32), []
+        for b in range(BATCH):
+            user = b >= MODEL_CLIPS
+            i = rng.choice(self.user_clips if user else self.model_clips)
+            clip = self.audio[i].astype(np.float32) / 32768
+            start = rng.integers(0, max(1, n - len(clip)))
+            letters.append(self.letters[i] if len(clip) + start <= n else [])
+            clip = clip[:n - start] * 10 ** (rng.uniform(-24, 5) / 20 if user else rng.uniform(-3, 1) / 20)
+            clean[b, start:start + len(clip)] = dirty[b, start:start + len(clip)] = clip
+            if user and rng.random() < 0.6:
+                dirty[b] += rng.standard_normal(n, np.float32) * 10 ** (rng.uniform(-75, -40) / 20)
+        return torch.from_numpy(dirty)[:, None], torch.from_numpy(clean)[:, None], letters
+
+
+def spectral_loss(decoded, target):
+    """Mean over two scales, drawn afresh, of log-magnitude and magnitude distances. decoded, target [B, N]"""
+    total, scales = 0, random.sample(SCALES, 2)
+    for window in scales:
+        shape = torch.hann_window(window, device=target.device)
+        a, b = (torch.view_as_real(torch.stft(x, window, window // 4, window=shape, return_complex=True))
+                .square().sum(-1).add(1e-7).sqrt() for x in (decoded, target))  # faster on a CPU than abs() of complex numbers
+        floor = 0.02 * math.sqrt(window / 1024)
+        total = total + F.l1_loss((a + floor).log(), (b + floor).log()) + (a - b).abs().mean() / (b.abs().mean() + 0.02)
+    return total / len(scales) / 2
+
+
+def _move_codebook(book, x, codes):
+    """One step of the running averages: x [M, codebook_dim] were assigned to `codes` [M]. Unused entries are replaced."""
+    size = len(book.cluster_usage)
+    book.cluster_usage.mul_(DECAY).add_(torch.bincount(codes, minlength=size), alpha=1 - DECAY)
+    book.embedding_sum.mul_(DECAY).index_add_(0, codes, x, alpha=1 - DECAY)
+    dead = (book.cluster_usage < 0.02 * len(x) / size).nonzero()[:, 0]
+    if len(dead):
+        book.embedding_sum[dead] = x[torch.randint(len(x), (len(dead),), device=x.device)] * len(x) / size
+        book.cluster_usage[dead] = len(x) / size
+
+
+def quantize(vq, latent, n):
+    """Quantize with a straight-through gradient and move the codebooks. latent [B, D, T] -> ([B, T, codebook_dim], loss)"""
+    x = vq.input_proj(latent).transpose(1, 2)
+    residual, summed, loss = x.detach(), 0, 0
+    for book in vq.codebooks[:n]:
+        codes = book.nearest(residual)
+        chosen = F.embedding(codes, book.entries)
+        loss = loss + F.mse_loss(x, (summed + chosen).detach())
+        _move_codebook(book, residual.flatten(0, 1), codes.flatten())
+        summed, residual = summed + chosen, residual - chosen
+    return x + (summed - x).detach(), loss / n
+
+
+def forward(codec, ctc_head, dirty, clean, letters, quantized):
+    """One batch's losses: (spectral, ctc, commitment)"""
+    latent = codec.to_latent(dirty)
+    first, rest = codec.quantizer.rvq_first, codec.quantizer.rvq_rest
+    if quantized:
+        semantic, commit_first = quantize(first, latent, 1)
+        acoustic, commit_rest = quantize(rest, latent, codec.config.n_q_used - 1)
+        commit = commit_first + commit_rest
+    else:
+        semantic, acoustic = first.input_proj(latent).transpose(1, 2), rest.input_proj(latent).transpose(1, 2)
+        commit = latent.new_zeros(())
+    summed = first.output_proj(semantic.transpose(1, 2)) + rest.output_proj(acoustic.transpose(1, 2))
+    decoded, lag = codec.from_latent(summed[:DECODED])[:, 0], codec.config.lag
+    spectral = spectral_loss(decoded[:, lag:], clean[:DECODED, 0, :-lag])
+    logits = ctc_head(semantic).unflatten(-1, (2, -1)).flatten(1, 2).log_softmax(-1)      # [B, 2 T, letters]: two a frame
+    whole = [b for b, x in enumerate(letters) if x]
+    ctc = F.ctc_loss(logits[whole].transpose(0, 1), torch.tensor(sum((letters[b] for b in whole), [])),
+                     torch.full((len(whole),), logits.shape[1]), torch.tensor([len(letters[b]) for b in whole]), zero_infinity=True)
+    return spectral, ctc, commit
+
+
+def train(work, out, steps, device="cpu", seed=0):
+    """Train for `steps`, resuming from work/codec.pt, and write the codec to the folder `out`."""
+    torch.manual_seed(seed)
+    checkpoint, clips = work / "codec.pt", Clips(work)
+    codec = mimi.Mimi(mimi.PRESETS["tiny"]).to(device)
+    ctc_head = nn.Linear(codec.config.codebook_dim, 2 * (len(LETTERS) + 1)).to(device)
+    parameters = [*codec.parameters(), *ctc_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.8, 0.95), weight_decay=1e-3)
+    step = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device)
+        codec.load_state_dict(saved["codec"]), ctc_head.load_state_dict(saved["ctc"]), optimizer.load_state_dict(saved["optimizer"])
+        step = saved["step"]
+        print(f"codec: resumed at step {step}")
+    started, seconds, average = time.time(), FRAMES * BATCH / 12.5, None
+    while step < steps:
+        rng = np.random.default_rng((seed, step))
+        random.seed(f"{seed} {step}"), torch.manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min((step + 1) / WARMUP, 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        dirty, clean, letters = clips.batch(rng)
+        losses = forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)
+        optimizer.zero_grad()
+        (losses[0] + CTC_WEIGHT * losses[1] + COMMIT * losses[2]).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        now = np.array([x.item() for x in losses])
+        average = now if average is None else 0.95 * average + 0.05 * now
+        if step % 20 == 0:
+            spent = time.time() - started
+            print(f"codec step {step}/{steps}  spectral {average[0]:.3f}  ctc {average[1]:.3f}  commit {average[2]:.3f}  "
+                  f"{20 * seconds / spent:.0f} x real time  left {spent / 20 * (steps - step) / 60:.0f} min", flush=True)
+            started = time.time()
+        if step % 200 == 0 or step == steps:
+            save_checkpoint(checkpoint, codec=codec.state_dict(), ctc=ctc_head.state_dict(), optimizer=optimizer.state_dict(), step=step)
+    mimi.save(codec.half().cpu(), out)  # half the size; data is encoded with these rounded weights

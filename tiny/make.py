@@ -1,0 +1,202 @@
+"""Make the small model that ships with this repository, from nothing: one command, resumable, for 2 CPU cores.
+
+What this is: the order of things and their sizes. Text comes from world.py, speech from voices.py, the codec from
+codec.py, everything else from the rooms of the house, called as a user would call them. What this is not: needed in
+order to chat.
+
+    pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite
+    python tiny/make.py                      # every step that is not done yet; work files go to tiny/work/
+    python tiny/make.py --only fine-tuning-2 # one step; if it was stopped, it goes on from its checkpoint
+
+At the end tiny/work/model is a model folder: `python chat.py --model tiny/work/model --in ...`. To ship it, copy it to
+tiny/model.
+"""
+import argparse
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import soundfile
+import torch
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+import data  # noqa: E402
+import eval as evaluate  # noqa: E402
+import flm  # noqa: E402
+import train  # noqa: E402
+import voices  # noqa: E402
+import world  # noqa: E402
+
+# How many questions are recorded by each engine, and at how many pitches each recording is kept.
+RECORDINGS = {"espeak": (4000, 1), "flite": (600, 1), "joe": (1200, 2), "kokoro": (320, 3)}
+HELD_OUT_PER_VOICE = 15
+MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
+CODEC_STEPS = 4500
+# Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, seed, speeds of what is heard.
+GRIDS = {
+    "tts": ("joe.jsonl", "tts", (1, 4), 1, 0, (1, 1)),
+    "asr": ("users.jsonl", "asr", (1, 4), 1, 0, (1, 1)),
+    "asr-response-tts": ("train.jsonl", "asr-response-tts", (1, 3), 2, 0, (1, 1)),
+    "response-tts": ("train.jsonl", "response-tts", (1, 3), 2, 0, (1, 1)),
+    "response-tts-varied": ("train.jsonl", "response-tts", (1, 3), 2, 1, (0.88, 1.13)),
+}
+# The four stages: grids, epochs, learning rate at the start and at the end, other settings of train.train. The rates of
+# Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more. In the last stage speech
+# is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
+ALL_STAGES = dict(batch=4, length=512)
+STAGES = {
+    "post-training-1": (["tts", "asr"], 3, 1e-3, 4e-4, dict(repeats=0.2)),
+    "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, dict(repeats=0.2)),
+    "fine-tuning-1": (["asr-response-tts"], 1.5, 6e-4, 2e-4, dict(repeats=0.2)),
+    "fine-tuning-2": (["response-tts", "response-tts-varied"], 2, 6e-4, 2e-5, dict(length=640, depth_share=0.3, repeats=0.2, wait_weight=1.0)),
+}
+
+
+def _plan_speech(seed=0):
+    """The questions to record: dicts with text, answer, voice, speed, pitch, split. The same list in every run."""
+    rng, jobs = random.Random(seed), []
+    for engine, (count, pitches) in RECORDINGS.items():
+        for asked in world.sample(count, rng.random(), held_out=False):
+            voice, speed, _ = voices.draw_user(rng, engine)
+            for _ in range(pitches):
+                pitch = voices.draw_user(rng, engine)[2]
+                jobs.append(dict(text=asked.question, answer=asked.answer, kind=asked.kind, voice=voice,
+                                 speed=round(speed, 2), pitch=round(pitch, 3), split="train"))
+    for i, voice in enumerate(voices.HELD_OUT):
+        unseen = world.sample(HELD_OUT_PER_VOICE // 2, 1000 + i, held_out=True)
+        for asked in unseen + world.sample(HELD_OUT_PER_VOICE - len(unseen), 2000 + i, held_out=False):
+            jobs.append(dict(text=asked.question, answer=asked.answer, kind=asked.kind, voice=voice, speed=1.0,
+                             pitch=1.0, split="test", unseen_words=asked.held_out))
+    return jobs
+
+
+def _name(*parts):
+    return hashlib.sha1(" ".join(map(str, parts)).encode()).hexdigest()[:16] + ".wav"
+
+
+def _record(job):
+    path, text, voice, speed, pitch = job
+    if not os.path.exists(path):
+        audio = voices.say(text, voice, speed, pitch)
+        soundfile.write(path + ".part", audio, voices.SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        os.replace(path + ".part", path)
+
+
+def _write_lines(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def speech(work, _):
+    """Text to speech: every question by its user's voice, every answer by Joe. Manifests: dialogs in train.jsonl and
+    test.jsonl, pairs of the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl."""
+    folder = work / "speech"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, jobs, users, joe = {"train": [], "test": []}, {}, [], {}
+    for job in _plan_speech():
+        heard = folder / _name(job["text"], job["voice"], job["speed"], job["pitch"])
+        spoken = folder / _name(job["answer"], voices.MODEL_VOICE)
+        jobs[heard] = (str(heard), job["text"], job["voice"], job["speed"], job["pitch"])
+        jobs[spoken] = (str(spoken), job["answer"], voices.MODEL_VOICE, 1.0, 1.0)
+        lines[job["split"]].append({"turns": [{"heard": f"speech/{heard.name}", "transcript": job["text"],
+                                               "spoken": f"speech/{spoken.name}", "response": job["answer"]}],
+                                    **{k: v for k, v in job.items() if k in ("kind", "voice", "unseen_words")}})
+        if job["split"] == "train":
+            users.append({"audio": f"speech/{heard.name}", "text": job["text"]})
+            joe[job["answer"]] = f"speech/{spoken.name}"
+    for asked in world.sample(MORE_ANSWERS, 3000, held_out=False):
+        spoken = folder / _name(asked.answer, voices.MODEL_VOICE)
+        jobs[spoken] = (str(spoken), asked.answer, voices.MODEL_VOICE, 1.0, 1.0)
+        joe[asked.answer] = f"speech/{spoken.name}"
+    voices.prepare()
+    with multiprocessing.Pool(os.cpu_count()) as pool:
+        list(tqdm(pool.imap(_record, jobs.values(), chunksize=6), total=len(jobs), desc="speech", unit="clip", smoothing=0.02))
+    for split, rows in lines.items():
+        _write_lines(work / f"{split}.jsonl", rows)
+    _write_lines(work / "users.jsonl", users)
+    _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in joe.items()])
+
+
+def codec(work, device):
+    """The codec, on all recordings: work/start/mimi.json and mimi.safetensors."""
+    import codec as trainer
+    trainer.train(work, work / "start", CODEC_STEPS, device)
+
+
+def tokenizer(work, _):
+    """A byte-level BPE of the world's texts, and the model before training, beside the codec in work/start."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    config, texts = flm.PRESETS["tiny"], [t for a in world.sample(20_000, 4000) for t in (a.question, a.answer)]
+    special = {config.wait_token: "<wait>", config.asr_token: "<asr>", config.answer_token: "<answer>"}
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=config.vocab_size, show_progress=False,
+                            special_tokens=["<unused>", *(special[i] for i in sorted(special))],
+                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    bpe.save(str(work / "start" / "tokenizer.json"))
+    torch.manual_seed(0)
+    flm.save(flm.init_weights(flm.FLM(config)), work / "start")
+
+
+def grids(work, device):
+    """Encoded grids of every manifest in the formats that the stages need."""
+    for name, (manifest, format, join, draws, seed, speeds) in GRIDS.items():
+        data.encode(work / manifest, work / "grids" / name, format, work / "start", *join, draws, seed, device, speeds)
+
+
+def stage(name, work, device):
+    """One of the paper's four stages, from the one before it."""
+    names, init = list(STAGES), work / "start"
+    if name != names[0]:
+        init = work / names[names.index(name) - 1]
+    folders, epochs, lr, lr_end, settings = STAGES[name]
+    train.train([work / "grids" / folder for folder in folders], init, work / name, train.Stage(epochs, lr, lr_end), device=device,
+                **{**ALL_STAGES, **settings})
+
+
+def model(work, _):
+    """The model folder that ships: the last stage's, 16 bits a weight, in work/model."""
+    last, out = work / list(STAGES)[-1], work / "model"
+    flm.save(flm.load(last, dtype=torch.float16), out)
+    for name in ("tokenizer.json", "mimi.json", "mimi.safetensors"):
+        shutil.copy(last / name, out / name)
+    shutil.copy(HERE / "model" / "sampling.json", out / "sampling.json")
+
+
+def evaluation(work, _):
+    """The questions of test.jsonl, asked of work/model: a table in work/evaluation/results.txt."""
+    evaluate.main([str(work / "test.jsonl"), "--model", str(work / "model"), "--out", str(work / "evaluation")])
+
+
+STEPS = {"speech": speech, "codec": codec, "tokenizer": tokenizer, "grids": grids,
+         **{name: functools.partial(stage, name) for name in STAGES}, "model": model, "evaluation": evaluation}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="folder for everything made on the way (default: %(default)s)")
+    parser.add_argument("--only", choices=STEPS, help="this step alone; what of it is finished is not made again")
+    parser.add_argument("--device", default="cpu", help="where codec and model are trained (default: %(default)s)")
+    args = parser.parse_args()
+    try:
+        for name in [args.only] if args.only else STEPS:
+            done = args.work / f"{name}.done"
+            if args.only or not done.exists():
+                print(f"--- {name}", flush=True)
+                STEPS[name](args.work, args.device)
+                done.touch()
+    except (OSError, ValueError) as error:
+        sys.exit(f"make.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("make.py: stopped; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

