@@ -184,13 +184,15 @@ def report(line, log, steps, seconds_left):
 
 
 def train(folders, init, out, stage, batch=8, length=512, depth_share=1.0, repeats=1.0, wait_weight=WEIGHTS[Loss.WAIT], seed=0,
-          save_every=100, device="cpu", bfloat16=False, qwen=None):
+          save_every=100, device="cpu", bfloat16=False, compiled=False, qwen=None):
     """Run a Stage over the grids of `folders`, from `init` or from out/checkpoint.pt where there is one; write the model
     to the folder `out` in the release's format. Raises ValueError or OSError, one sentence."""
     out, torch_device = Path(out), torch.device(device)
     checkpoint = out / "checkpoint.pt"
     torch.manual_seed(seed)
     model = start_model(init, qwen, device)
+    for block in [*model.model.layers, *model.aud_output_layers.transformer["h"]] if compiled else []:
+        block.compile()  # each block by itself: all of a kind share one compilation
     ids = Ids.of(model.config)
     rows = [stream.delay(grid, ids) for grid in data.load(folders)]
     settings = dict(folders=[str(f) for f in folders], samples=len(rows), init=str(init), stage=vars(stage), batch=batch,
@@ -269,13 +271,14 @@ def main(arguments=None):
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bfloat16", action="store_true", help="autocast to bfloat16, for accelerators")
+    parser.add_argument("--bfloat16", action="store_true", help="autocast to bfloat16, for accelerators and processors with AMX")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; on a CPU this needs a C++ compiler")
     args = parser.parse_args(arguments)
     stage = STAGES[args.stage]
     stage = Stage(args.epochs or stage.epochs, *(args.lr or (stage.lr, stage.lr_end)))
     try:
         train(args.grids, args.init, args.out, stage, args.batch, args.length, args.depth_share, args.repeats,
-              args.wait_weight, args.seed, args.save_every, args.device, args.bfloat16, args.qwen)
+              args.wait_weight, args.seed, args.save_every, args.device, args.bfloat16, args.compile, args.qwen)
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: {error}")
 

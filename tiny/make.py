@@ -36,7 +36,7 @@ import voices  # noqa: E402
 import world  # noqa: E402
 
 # How many questions are recorded by each engine, and at how many pitches each recording is kept.
-RECORDINGS = {"espeak": (4000, 1), "flite": (600, 1), "joe": (1200, 2), "kokoro": (320, 3)}
+RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
 HELD_OUT_PER_VOICE = 15
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS = 4500

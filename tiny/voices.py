@@ -47,9 +47,9 @@ def draw_user(rng, engine):
     if engine == "joe":
         return "joe", rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.3)
     if rng.random() < 0.4:
-        return f"kokoro:{rng.choice(KOKORO)}", rng.uniform(0.85, 1.2), rng.uniform(0.8, 1.15)
+        return f"kokoro:{rng.choice(KOKORO)}", rng.uniform(0.85, 1.2), rng.uniform(0.68, 1.15)
     a, b = rng.sample(KOKORO, 2)
-    return f"kokoro:{a}+{b}:{rng.uniform(0.2, 0.8):.2f}", rng.uniform(0.85, 1.2), rng.uniform(0.8, 1.15)
+    return f"kokoro:{a}+{b}:{rng.uniform(0.2, 0.8):.2f}", rng.uniform(0.85, 1.2), rng.uniform(0.68, 1.15)
 
 
 def say(text, voice, speed=1.0, pitch=1.0):
