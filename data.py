@@ -21,9 +21,11 @@ Unusual here:
 import argparse
 import hashlib
 import json
+import math
+import os
 import random
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -235,15 +237,95 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     return len(samples)
 
 
+# --- loading ---
+
+_open_shard = lru_cache(maxsize=64)(stream.Shard)  # one mapping each: far below a process's limit of open files
+
+
+def _source(source):
+    """"FOLDER" or "FOLDER:WEIGHT" -> (folder, weight)"""
+    folder, colon, weight = str(source).rpartition(":")
+    if not colon or Path(source).is_dir():
+        return Path(source), 1.0
+    try:
+        weight = float(weight)
+    except ValueError:
+        return Path(source), 1.0
+    if not 0 < weight < math.inf:
+        raise DataError(f"the weight of {source} must be above 0")
+    return Path(folder), weight
+
+
+def _index(folder):
+    """The lengths of the grids in each shard of a folder, {name: [bytes, lengths]}. They are kept in index.json, so that
+    a shard is opened once and not at every start. A shard that cannot be read is named and left out."""
+    file, found = folder / "index.json", {}
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}  # it is made again
+    for shard in sorted(folder.glob("shard-*.safetensors")):
+        size = shard.stat().st_size
+        found[shard.name] = known.get(shard.name)
+        if not found[shard.name] or found[shard.name][0] != size:
+            try:
+                found[shard.name] = [size, stream.Shard(shard).lengths]
+            except stream.GridError as error:
+                print(f"data.py: SKIPPED, {error}; remove it and run data.py again to make it anew", file=sys.stderr)
+                del found[shard.name]
+    if found != known:
+        try:
+            _write_text(file, json.dumps(found))
+        except OSError:
+            pass  # a folder that cannot be written can still be read
+    return found
+
+
+def _write_text(file, text):
+    """Beside and then renamed; each process has a name of its own for what is beside."""
+    beside = Path(f"{file}.{os.getpid()}.part")
+    beside.write_text(text)
+    os.replace(beside, file)
+
+
+class Grids:
+    """A training set on disk: the grids of some folders, of which grids[i] reads one. lengths: frames of each grid;
+    formats: the format of each ("unknown" where its folder does not say). Raises DataError for a folder without any."""
+
+    def __init__(self, sources):
+        self.lengths, self.formats, self._places, self._sources = [], [], [], []
+        for folder, weight in map(_source, sources):
+            index, first = _index(folder), len(self)
+            about = folder / "grids.json"
+            format = json.loads(about.read_text())["format"] if about.exists() else "unknown"
+            for name, (_, lengths) in index.items():
+                self._places += [(folder / name, i) for i in range(len(lengths))]
+                self.lengths += lengths
+            self.formats += [format] * (len(self) - first)
+            if len(self) == first:
+                raise DataError(f"{folder} holds no grids: make them with `python data.py encode MANIFEST {folder}`")
+            self._sources.append((range(first, len(self)), weight))
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        file, number = self._places[i]
+        return _open_shard(file)[number]
+
+    def epoch(self, rng):
+        """Indices of one epoch in random order. Weight 2.5: each of the source twice, and a random half once more
+        (section 3.1 has 0.5 and 5 in Post-training-2)."""
+        chosen = []
+        for indices, weight in self._sources:
+            chosen += list(indices) * int(weight) + rng.sample(indices, round(weight % 1 * len(indices)))
+        rng.shuffle(chosen)
+        return chosen
+
+
 def load(folders):
-    """All grids of some folders, a list of stream.Grid. Raises DataError for a folder without any."""
-    grids = []
-    for folder in folders:
-        files = sorted(Path(folder).glob("shard-*.safetensors"))
-        if not files:
-            raise DataError(f"{folder} holds no grids: make them with `python data.py MANIFEST {folder}`")
-        grids += [grid for file in files for grid in stream.load(file)]
-    return grids
+    """All grids of some folders, in memory: a list of stream.Grid."""
+    return list(Grids(folders))
 
 
 def main(arguments=None):

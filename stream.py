@@ -20,6 +20,7 @@ Unusual here:
 Shapes: T frames, K = 8 codebooks.
 """
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -246,18 +247,30 @@ def save(grids, file):
     os.replace(f"{file}.part", file)
 
 
-def load(file):
-    """The grids of a file that `save` wrote, a list of Grid. Raises GridError for a file that is missing or another thing."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try:
-        tensors = load_file(file)
-        lengths = tensors.pop("lengths").tolist()
-        parts = [tensors[name].to(torch.uint8 if name == "loss" else torch.int64).split(lengths)
-                 for name in ("text", "speak", "listen", "loss")]
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise GridError(f"{file} is no file of token grids, or it is damaged: {error}") from None
-    return [Grid(*columns) for columns in zip(*parts)]
+class Shard:
+    """The grids of a file that `save` wrote, memory-mapped: shard[i] reads the frames of grid i and no others.
+    Raises GridError for a file that is missing, damaged or another thing."""
+
+    def __init__(self, file):
+        from safetensors import SafetensorError, safe_open
+        self.file = file
+        try:
+            self.tensors = safe_open(file, "pt")
+            self.lengths = self.tensors.get_tensor("lengths").tolist()
+            stops = list(itertools.accumulate(self.lengths))
+            self.columns = [self.tensors.get_slice(name) for name in ("text", "speak", "listen", "loss")]
+            if {column.get_shape()[0] for column in self.columns} != {sum(self.lengths)}:
+                raise GridError("its lengths are not its frames'")
+        except (OSError, SafetensorError, GridError) as error:
+            raise GridError(f"{file} is no file of token grids, or it is damaged: {error}") from None
+        self.spans = [slice(stop - length, stop) for length, stop in zip(self.lengths, stops)]
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        text, speak, listen, loss = (column[self.spans[i]] for column in self.columns)
+        return Grid(text.long(), speak.long(), listen.long(), loss.clone())
 
 
 # --- drawing ---
@@ -327,7 +340,7 @@ def main(arguments=None):
     try:
         if args.grid:
             from tokenizers import Tokenizer
-            grids = load(args.grid)
+            grids = Shard(args.grid)
             if not -len(grids) <= args.index < len(grids):
                 raise GridError(f"{args.grid} holds {len(grids)} grids, and there is no number {args.index}")
             tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))

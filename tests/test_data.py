@@ -122,3 +122,39 @@ def test_bad_manifests_are_one_sentence(tmp_path, line, sentence):
         data.read_manifest(tmp_path / "m.jsonl", "tts")
     with pytest.raises(data.DataError, match="cannot be read"):
         data.read_manifest(tmp_path / "none.jsonl", "tts")
+
+
+def made_up_shard(file, lengths, code):
+    """A shard of grids that hold nothing but `code`."""
+    codes = [torch.full((T, stream.K), code) for T in lengths]
+    stream.save([stream.Grid(c[:, 0], c, c, torch.zeros(len(c), 9, dtype=torch.uint8)) for c in codes], file)
+
+
+def test_weights_repeat_and_halve_a_source(tmp_path):
+    """Catches an epoch that ignores weights, or that draws the same random half every time (section 3.1)."""
+    for code, name in enumerate(("plain", "annotated")):
+        (tmp_path / name).mkdir()
+        made_up_shard(tmp_path / name / "shard-00000.safetensors", range(1, 11), code)
+    (tmp_path / "plain" / "grids.json").write_text('{"format": "asr"}')
+    grids = data.Grids([f"{tmp_path / 'plain'}:0.5", f"{tmp_path / 'annotated'}:5"])
+    assert grids.lengths == [*range(1, 11)] * 2 and grids.formats == ["asr"] * 10 + ["unknown"] * 10
+    assert [int(grids[i].speak.unique()) for i in (0, 9, 10, 19)] == [0, 0, 1, 1] and len(grids[12]) == 3
+    epochs = [grids.epoch(random.Random(seed)) for seed in range(20)]
+    assert all(sorted(e[i] for i in range(55) if e[i] >= 10) == sorted([*range(10, 20)] * 5) for e in epochs)
+    halves = {frozenset(i for i in e if i < 10) for e in epochs}
+    assert {len(half) for half in halves} == {5} and len(halves) > 10 and epochs[0] != sorted(epochs[0])
+
+
+def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path, capsys):
+    """Catches one bad file that ends a run of days, one that is left out in silence, and lengths remembered past their shard."""
+    for name in "ab":
+        made_up_shard(tmp_path / f"shard-{name}.safetensors", [3, 4], 1)
+    assert len(data.Grids([tmp_path])) == 4 and capsys.readouterr().err == ""
+    content = (tmp_path / "shard-a.safetensors").read_bytes()
+    (tmp_path / "shard-a.safetensors").write_bytes(content[:-9])
+    grids = data.Grids([tmp_path])
+    assert grids.lengths == [3, 4] and len(grids[1]) == 4
+    assert "shard-a.safetensors" in capsys.readouterr().err
+    (tmp_path / "shard-b.safetensors").unlink()
+    with pytest.raises(data.DataError, match="holds no grids"):
+        data.Grids([tmp_path])

@@ -91,7 +91,7 @@ def test_files_give_the_grids_back(tmp_path):
     grids = [random_grid(rng) for _ in range(5)]
     grids[0].text[0] = 152_063
     stream.save(grids, tmp_path / "x.safetensors")
-    loaded = stream.load(tmp_path / "x.safetensors")
+    loaded = stream.Shard(tmp_path / "x.safetensors")
     assert len(loaded) == 5
     for a, b in zip(loaded, grids):
         assert_same(a, b, IDS)
@@ -104,7 +104,7 @@ def test_bad_files_are_one_sentence(tmp_path):
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(GridError, match="bad.safetensors is no file of token grids"):
-            stream.load(file)
+            stream.Shard(file)
 
 
 def test_a_clip_must_fit_its_span():
