@@ -1,8 +1,7 @@
 """The token grid: what stands in every frame of every channel, and what of it the model is trained to write.
 
-What this is: the formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic and acoustic codes,
-the loss class of every token, and a drawing of any of it. What this is not: audio (data.py encodes it), a model, or a
-batch (train.py packs grids). Everything here is integers in tensors.
+What this is: the formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic and acoustic codes, the
+loss class of every token, and a drawing of any of it. What this is not: audio (data.py), a model, or a batch (train.py).
 
 A sample is made in two steps. A format turns the lengths and words of some turns into a `Script`: the text of every
 frame, and the spans of frames in which clips are heard and said. data.py then lays the recordings into those spans,
@@ -114,10 +113,9 @@ class Turn:
     """One exchange, or one pair of section 3.1. heard, spoken: frames of audio; transcript, response: text ids.
     A pair of TTS-style has nothing heard, one of ASR-style nothing spoken.
 
-    words: (first frame of its sound, ids) of each word of the response, for Moshi's stream alone.
-    For free user input alone, in frames: onset, the quiet before the first sound of what is heard; interrupts, where what
-    is heard begins in the sound of the response before (None: in the silence after it); murmur, where a back-channel begins
-    in the sound of this response, and how long it is."""
+    words, for Moshi's stream alone: (frame where it sounds, ids) of each word of the response. For free user input alone, in
+    frames: onset, the quiet before the first sound of what is heard; interrupts, where in the sound of the response before it
+    begins (None: in the silence after); murmur, where in the sound of this response a back-channel begins, and its length."""
     heard: int = 0
     spoken: int = 0
     transcript: tuple = ()
@@ -184,8 +182,7 @@ class Script:
         self.wait(max(0, start + turn.heard - len(self)))
 
     def align(self, words, frames):
-        """Moshi's monologue: each word in the frame where its sound begins, one frame after <end-of-pad> where there is
-        room for it. A word that begins while another is being written follows it at once."""
+        """Moshi's monologue: each word in the frame where it sounds, or after the word before, behind <end-of-pad> if there is room."""
         self.says.append((len(self), len(self) + frames))
         free = len(self)
         self.wait(frames)
@@ -239,8 +236,7 @@ def response_tts(script, turn):
 
 
 def response_tts_free(script, turn):
-    """Section 3.2.2, Figure 3 bottom right: response_tts, but what is heard may begin within the response before, which
-    ends for it; a back-channel ends nothing."""
+    """Section 3.2.2, Figure 3 bottom right: what is heard may begin within a response and end it; a back-channel does not."""
     if turn.interrupts is None:
         script.hear(turn.heard)
     else:
@@ -318,13 +314,18 @@ def undelay(rows):
 # --- files ---
 
 def save(grids, file):
-    """Write many grids to one safetensors file: their frames one after the other, and their lengths."""
+    """Write many grids to one safetensors file: their frames one after the other, and their lengths. Raises GridError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     tensors = {"text": torch.cat([g.text for g in grids]).int(), "speak": torch.cat([g.speak for g in grids]).short(),
                "listen": torch.cat([g.listen for g in grids]).short(), "loss": torch.cat([g.loss for g in grids]),
                "lengths": torch.tensor([len(g) for g in grids])}
-    save_file(tensors, f"{file}.part")
-    os.replace(f"{file}.part", file)
+    try:
+        save_file(tensors, f"{file}.part")
+        os.replace(f"{file}.part", file)
+    except (OSError, SafetensorError) as error:
+        Path(f"{file}.part").unlink(missing_ok=True)
+        raise GridError(f"{file} cannot be written: {error}") from None
 
 
 class Shard:
