@@ -23,7 +23,6 @@ import argparse
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -35,9 +34,11 @@ from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 from tqdm import tqdm
 
@@ -69,20 +70,16 @@ class DataError(ValueError):
     """Something that cannot be read, made or used; the message is one sentence."""
 
 
-def complain(sentence):
-    print(f"data.py: SKIPPED, {sentence}", file=sys.stderr, flush=True)
-
-
 def in_parallel(function, jobs, workers):
     """function of each job, in order, in this process or in `workers`. Raises DataError where one of them was killed."""
     if workers == 1:
         return (yield from map(function, jobs))
     # Workers leave Ctrl-C to this process, which lets them finish what they have begun.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield from pool.map(function, jobs)
     except BrokenExecutor:
-        raise DataError("a worker was killed, perhaps for want of memory: the same command goes on, or with fewer --workers") from None
+        raise DataError("a worker was killed, perhaps for want of memory: run this again, or with fewer --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -104,30 +101,24 @@ def read_lines(file):
 def write_lines(file, rows):
     """JSON objects, one a line; beside and then renamed, each process under a name of its own."""
     beside = f"{file}.{os.getpid()}.part"
-    try:
-        with open(beside, "w", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        os.replace(beside, file)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    with open(beside, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    os.replace(beside, file)
 
 
 def read_manifest(file, format):
     """A manifest -> a list of dialogs, each a list of turns: dicts of heard, transcript, spoken, response as the format
     has them, audio as paths. Raises DataError that names the line."""
     pairs, dialogs = format in stream.PAIRS, []
-    wanted = ["audio", "text"] if pairs else ["heard", "transcript", "spoken", "response"]
-    wanted += ["words"] * (format == "word-aligned")
+    wanted = ["audio", "text"] + ["words"] * (format == "word-aligned") if pairs else ["heard", "transcript", "spoken", "response"]
     given = {} if format == "asr-response-tts" else {"transcript": ""}  # no other format writes it
-    audio, text = ("heard", "transcript") if format == "asr" else ("spoken", "response")
+    names = {"audio": "heard", "text": "transcript"} if format == "asr" else {"audio": "spoken", "text": "response"}
     for number, row in read_lines(file):
         try:
-            turns = [{key: (given | turn)[key] for key in wanted} for turn in ([row] if pairs else row["turns"])]
+            turns = [{names.get(key, key): (given | turn)[key] for key in wanted} for turn in ([row] if pairs else row["turns"])]
         except (KeyError, TypeError) as error:
             raise DataError(f"{file}, line {number}: format {format} needs {', '.join(wanted)}, and there is: {error!r}") from None
         for turn in turns:
-            if pairs:
-                turn[audio], turn[text] = turn.pop("audio"), turn.pop("text")
             for key in turn.keys() & {"heard", "spoken"}:
                 turn[key] = Path(file).parent / turn[key]
                 if not turn[key].exists():
@@ -151,12 +142,11 @@ def join(dialogs, fewest, most, draws, seed):
 
 # --- import: what people have -> manifests ---
 
-TSV = dict(delimiter="\t", quoting=csv.QUOTE_NONE)
 LAYOUTS = ("librispeech", "ljspeech", "aishell-3", "common-voice", "moshi-finetune", "table")
 
 
 def rows_in(layout, source, clips):
-    """The manifest lines of a data set."""
+    """The manifest lines of a data set. Recordings that have to be cut are written to the folder `clips`."""
     def read(file):
         return file.read_text(encoding="utf-8").splitlines()
     if layout == "librispeech":
@@ -170,20 +160,19 @@ def rows_in(layout, source, clips):
         for file in sorted(source.rglob("content.txt")):
             for name, *words in map(str.split, read(file)):  # every other word is pinyin
                 yield {"audio": file.parent / "wav" / name[:7] / name, "text": "".join(words[::2])}
-    elif layout == "moshi-finetune":
-        yield from cut_turns(source, clips)
+    elif layout == "common-voice":
+        for row in csv.DictReader(read(source / "validated.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE):
+            yield {"audio": source / "clips" / row["path"], "text": row["sentence"]}
+    elif layout == "table":
+        for row in (row for _, row in read_lines(source)) if source.suffix == ".jsonl" else csv.DictReader(read(source)):
+            yield row | {"audio": source.parent / row["audio"], "text": row["text"]}
     else:
-        file, folder = (source, source.parent) if layout == "table" else (source / "validated.tsv", source / "clips")
-        rows = (row for _, row in read_lines(file))
-        if file.suffix != ".jsonl":
-            rows = csv.DictReader(open(file, encoding="utf-8", newline=""), **TSV if file.suffix == ".tsv" else {})
-        for row in rows:
-            yield row | {"audio": folder / row["audio" if "audio" in row else "path"], "text": row["text" if "text" in row else "sentence"]}
+        yield from cut_turns(source, clips)
 
 
 def cut_turns(file, clips):
-    """JSONL of stereo files, the model left, beside each a JSON of the model's words -> dialogs, whose recordings go to `clips`.
-    Decision: a turn is what was heard since the model last spoke, and what it says; speech at the same time is lost."""
+    """JSONL of stereo files, the model left, beside each a JSON of the model's words -> dialogs. Decision: a turn is what was
+    heard since the model last spoke, and what it says; speech at the same time is lost."""
     import soundfile
     clips.mkdir(parents=True, exist_ok=True)
     for source in (file.parent / row["path"] for _, row in read_lines(file)):
@@ -202,13 +191,12 @@ def cut_turns(file, clips):
 
 def bring_in(layout, source, out):
     """Write the manifest `out` of a data set, line by line. Returns how many lines it has, and how many recordings lack."""
-    counts = Counter()
+    rows, counts = rows_in(layout, Path(source).resolve(), Path(out).resolve().with_suffix("")), Counter()
 
     def exists(row):
         found = "turns" in row or row["audio"].exists()
         counts[found] += 1
-        return found or complain(f"{row['audio']} does not exist")
-    rows = rows_in(layout, Path(source).resolve(), Path(out).resolve().with_suffix(""))
+        return found or tqdm.write(f"SKIPPED: {row['audio']} does not exist", file=sys.stderr)
     try:
         write_lines(out, filter(exists, tqdm(rows, unit="line")))
     except (LookupError, TypeError, RuntimeError, csv.Error) as error:  # soundfile's own is a RuntimeError
@@ -223,18 +211,17 @@ def bring_in(layout, source, out):
 def _speak(job):
     """(file, voice, text): write the file unless it is there -> whether it could be done"""
     file, voice, text = job
-    if file.exists():
-        return True
     beside = file.with_suffix(".part.wav")
     command = [word.replace("{out}", str(beside)).replace("{text}", text) for word in shlex.split(voice)]
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
     try:
-        if done.returncode or loudness(mimi.read_audio(beside).numpy()) < SILENT:
-            raise ValueError(done.stderr or "it is silent")
+        if not file.exists():
+            done = subprocess.run(command, input=text, capture_output=True, text=True)
+            if done.returncode or loudness(mimi.read_audio(beside).numpy()) < SILENT:
+                raise ValueError(done.stderr or "it is silent")
+            os.replace(beside, file)
+        return True
     except ValueError as error:
-        return complain(f"{voice!r} could not say {text!r}: {' '.join(str(error).split())}")
-    os.replace(beside, file)
-    return True
+        return tqdm.write(f"SKIPPED: {voice!r} could not say {text!r}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
@@ -319,32 +306,22 @@ def random_gain(audio, rng):
     return audio
 
 
-def random_speed(audio, rng, slowest, fastest):
-    """The recording played at a random speed, pitch and all: one recorded speaker becomes several."""
-    if slowest == fastest == 1:
-        return audio
-    import soxr
-    return soxr.resample(audio, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(slowest, fastest))
-
-
 _recording = lru_cache(maxsize=64)(mimi.read_audio)
 
 
 def noise(n, rng, recordings=()):
     """n samples: recordings one after the other, each of its own loudness or replaced by silence. Decision: where there are
     none, one noise of a random colour, from white to brown, stands for them."""
-    parts = [np.zeros(0, np.float32)]
-    while (missing := n - sum(map(len, parts))) > 0:
-        part = _recording(rng.choice(recordings)).numpy()[:missing] if recordings else np.zeros(n, np.float32)
-        if rng.random() < NO_NOISE_PROBABILITY:
-            part = np.zeros_like(part)
+    parts, missing = [], n
+    while missing > 0:
+        quiet = rng.random() < NO_NOISE_PROBABILITY
+        if recordings:
+            part = _recording(rng.choice(recordings)).numpy()[:missing]
         else:
-            if not recordings:
-                white = np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32)
-                colour = np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1)
-                part = np.fft.irfft(np.fft.rfft(white) * colour, n).astype(np.float32)
-            part = part * 10 ** ((rng.uniform(*NOISE_LOUDNESS) - loudness(part)) / 20)
-        parts.append(part)
+            white = np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32)
+            part = np.fft.irfft(np.fft.rfft(white) * np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1), n).astype(np.float32)
+        parts.append(part * (0 if quiet else 10 ** ((rng.uniform(*NOISE_LOUDNESS) - loudness(part)) / 20)))
+        missing -= len(part)
     return np.concatenate(parts)
 
 
@@ -406,7 +383,10 @@ class Encoder:
         clips, spoken, shapes = [], [], []
 
         def hear(file):
-            clip = random_gain(random_speed(mimi.read_audio(file).numpy(), rng, *speeds), rng)
+            clip = mimi.read_audio(file).numpy()
+            if tuple(speeds) != (1, 1):  # pitch and all: one recorded speaker becomes several
+                clip = soxr.resample(clip, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*speeds))
+            clip = random_gain(clip, rng)
             return np.concatenate([np.zeros(rng.randrange(FRAME), np.float32), clip])  # people do not begin on a frame
         for turn in turns:
             shapes.append(shape := Turn())
@@ -459,11 +439,12 @@ _encoder = lru_cache(maxsize=1)(Encoder)  # one a process
 
 
 def _encode_shard(job, format, seed, speeds, setup):
-    """A shard that is not there yet, (file, numbers, samples) -> (samples done, hours of audio, problems)"""
-    file, numbers, samples = job
-    if multiprocessing.parent_process():  # one of several, which have a core each
+    """A shard that is not there yet, (file, number of its first sample, samples) -> (samples done, hours of audio, problems)"""
+    file, first, samples = job
+    if parent_process():  # one of several, which have a core each
         torch.set_num_threads(1)
-    grids, problems = _encoder(*setup).grids(samples, format, [random.Random(f"{seed} {format} {i}") for i in numbers], speeds)
+    rngs = [random.Random(f"{seed} {format} {first + i}") for i in range(len(samples))]
+    grids, problems = _encoder(*setup).grids(samples, format, rngs, speeds)
     if grids:
         stream.save(grids, file)
     return len(samples), sum(map(len, grids)) / stream.FRAME_RATE / 3600, problems
@@ -471,23 +452,24 @@ def _encode_shard(job, format, seed, speeds, setup):
 
 def recordings(folders):
     """The sound files below some folders."""
-    found = sorted(str(file) for folder in folders for file in Path(folder).rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
+    found = [str(file) for folder in folders for file in Path(folder).rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES]
     if folders and not found:
         raise DataError(f"{', '.join(map(str, folders))} holds no {', '.join(AUDIO_SUFFIXES)}")
-    return tuple(found)
+    return tuple(sorted(found))
 
 
 def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1), noises=(),
-           backchannels=(), leakage=False, workers=1, part=(1, 1)):
+           backchannels=(), leakage=False, workers=1, part="1/1"):
     """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
-    recordings; part (i, n): every n-th shard from the i-th on. Returns how many samples there are, and how many were left
+    recordings; part "i/n": every n-th shard from the i-th on. Returns how many samples there are, and how many were left
     out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
+    first, step = map(int, part.split("/"))
+    if not 1 <= first <= step:
+        raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
     out, samples = Path(out), join(read_manifest(manifest, format), fewest, most, draws, seed)
-    fingerprint = hashlib.sha1()
-    for file in (manifest, Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors"):
-        if Path(file).exists():
-            fingerprint.update(Path(file).read_bytes())
-    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, made_from=fingerprint.hexdigest())
+    made_from = [file for file in (Path(manifest), Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors") if file.exists()]
+    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed,
+                    made_from=hashlib.sha1(b"".join(file.read_bytes() for file in made_from)).hexdigest())
     if tuple(speeds) != (1, 1):
         settings["speeds"] = list(speeds)
     heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
@@ -498,18 +480,19 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     if about.exists() and json.loads(about.read_text()) != settings:
         raise DataError(f"{out} holds grids of another manifest, model or setting: choose another folder, or remove it")
     write_lines(about, [settings])
-    jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", range(i, len(samples))[:SAMPLES_PER_SHARD], samples[i:i + SAMPLES_PER_SHARD])
-            for i in range(0, len(samples), SAMPLES_PER_SHARD)][part[0] - 1::part[1]]
-    todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[1]) for job in jobs), 0, 0
+    jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", i, samples[i:i + SAMPLES_PER_SHARD])
+            for i in range(0, len(samples), SAMPLES_PER_SHARD)][first - 1::step]
+    todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[2]) for job in jobs), 0, 0
     work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=(str(model), device, *heard))
-    with tqdm(total=total, initial=total - sum(len(job[1]) for job in todo), desc=out.name, unit="sample") as bar:
+    with tqdm(total=total, initial=total - sum(len(job[2]) for job in todo), desc=out.name, unit="sample") as bar:
         for done, length, problems in in_parallel(work, todo, workers):
             hours, left_out = hours + length, left_out + len(problems)
             for problem in problems:
-                complain(problem)
+                tqdm.write(f"SKIPPED: a sample, for {problem}", file=sys.stderr)
             bar.set_postfix_str(f"{hours:.2f} h of audio, {hours / bar.format_dict['elapsed'] * 3600:.0f} an hour")
             bar.update(done)
-    _index(out)
+    if any(job[0].exists() for job in jobs):
+        Grids([out])  # which writes the index
     return total - left_out, left_out
 
 
@@ -518,38 +501,34 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
 _shard = lru_cache(maxsize=64)(stream.Shard)  # one mapping each: far below a process's limit of open files
 
 
-def _index(folder):
-    """{shard: [bytes, lengths of its grids]} of a folder, kept in index.json so that a shard is opened once and not at every
-    start. A shard that cannot be read is named and left out."""
-    file, found = folder / "index.json", {}
-    known = json.loads(file.read_text()) if file.exists() else {}
-    for shard in sorted(folder.glob("shard-*.safetensors")):
-        entry, size = known.get(shard.name), shard.stat().st_size
-        try:
-            found[shard.name] = entry if entry and entry[0] == size else [size, stream.Shard(shard).lengths]
-        except stream.GridError as error:
-            complain(f"{error}; remove it, and data.py encode makes it again")
-    if found != known and os.access(folder, os.W_OK):
-        write_lines(file, [found])
-    return found
-
-
 class Grids:
     """A training set on disk: the grids of some sources, "FOLDER" or "FOLDER:WEIGHT", of which grids[i] reads one. lengths:
-    frames of each; formats: the format of each ("unknown" where its folder does not say). Raises DataError."""
+    frames of each; formats: the format of each ("unknown" where its folder does not say). Raises DataError.
+
+    A folder's index.json has bytes and lengths of its shards, so that each is opened once and not at every start."""
 
     def __init__(self, sources):
         self.lengths, self.formats, self._places, self._weighted = [], [], [], []
         for source in sources:
             folder, weight = re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", str(source)).groups()
-            folder, weight, first = Path(folder), float(weight or 1), len(self)
-            for name, (_, lengths) in _index(folder).items():
-                self._places += [(folder / name, i) for i in range(len(lengths))]
+            folder, weight, first, found = Path(folder), float(weight or 1), len(self), {}
+            known, about = (json.loads(file.read_text()) if file.exists() else {} for file in (folder / "index.json", folder / "grids.json"))
+            for shard in sorted(folder.glob("shard-*.safetensors")):
+                size, lengths = known.get(shard.name, (0, None))
+                try:
+                    if size != shard.stat().st_size:
+                        size, lengths = shard.stat().st_size, stream.Shard(shard).lengths
+                except stream.GridError as error:
+                    tqdm.write(f"SKIPPED: {error}; remove it, and data.py encode makes it again", file=sys.stderr)
+                    continue
+                found[shard.name] = [size, lengths]
+                self._places += [(shard, i) for i in range(len(lengths))]
                 self.lengths += lengths
-            if len(self) == first or not weight:
+            if found != known and os.access(folder, os.W_OK):
+                write_lines(folder / "index.json", [found])
+            if not found or not weight:
                 raise DataError(f"{source} holds no grids, or weighs nothing: make them with `python data.py encode MANIFEST {folder}`")
-            about = folder / "grids.json"
-            self.formats += [json.loads(about.read_text())["format"] if about.exists() else "unknown"] * (len(self) - first)
+            self.formats += [about.get("format", "unknown")] * (len(self) - first)
             self._weighted.append((range(first, len(self)), weight))
 
     def __len__(self):
@@ -579,49 +558,39 @@ def main(arguments=None):
         if name != "import":
             made.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
         return made
-
-    def part(text):
-        i, n = map(int, text.split("/"))
-        if not 1 <= i <= n:
-            raise ValueError
-        return i, n
-    made = command("import", "Write the manifest of a data set.", layout=", ".join(LAYOUTS) + " (JSONL, CSV or TSV of audio and text)",
-                   source="the data set's folder, or the file of moshi-finetune and table", out="manifest to write")
-    made = command("synth", "Turn written dialogs into speech. A stopped run goes on.", "voices, by their command lines (without {text} it is "
-                   "their standard input):\n  'espeak-ng -v en-us -w {out} -- {text}'\n  'piper -m en_US-joe-medium.onnx -f {out}'",
+    command("import", "Write the manifest of a data set.", layout=", ".join(LAYOUTS) + " (JSONL or CSV with columns audio and text)",
+            source="the data set's folder, or the file of moshi-finetune and table", out="manifest to write").set_defaults(
+        run=lambda a: "%d lines, %d recordings missing" % bring_in(a.layout, a.source, a.out))
+    made = command("synth", "Turn written dialogs into speech. A stopped run goes on.", "voices, as command lines (without {text} it is their "
+                   "standard input):\n  'espeak-ng -v en-us -w {out} -- {text}'\n  'piper -m en_US-joe-medium.onnx -f {out}'",
                    texts='JSONL of {"turns": [{"transcript", "response"}]}', out="folder for audio/ and dialogs.jsonl")
     made.add_argument("--model-voice", required=True, metavar="COMMAND", help="the one voice of the model")
     made.add_argument("--user-voice", action="append", required=True, metavar="COMMAND", help="of several, two are drawn for each dialog")
-    made.add_argument("--seed", type=int, default=0)
+    made.set_defaults(run=lambda a: "%d dialogs, %d clips failed" % synthesise(a.texts, a.out, a.model_voice, a.user_voice, a.workers))
     made = command("check", "Say what is wrong with a data set.", manifest="JSONL; see the top of this file")
     made.add_argument("--longest", type=float, default=60, metavar="SECONDS", help="what is longer is too long (default: %(default)s)")
+    made.set_defaults(run=lambda a: "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers).most_common()))
     made = command("encode", "Encode a manifest into token grids. A stopped run goes on.", "Then: python stream.py --grid OUT/shard-00000.safetensors",
                    manifest="JSONL; see the top of this file", out="folder for the shards")
     made.add_argument("--device", default="cpu")
-    made.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="every N-th shard only, from the I-th on: one job of N")
+    made.add_argument("--part", default="1/1", metavar="I/N", help="every N-th shard only, from the I-th on: one job of N")
     add = made.add_argument_group("samples").add_argument
     add("--format", choices=stream.FORMATS, required=True, help=f"{', '.join(sorted(stream.PAIRS))} take pairs, the others dialogs")
-    add("--model", default=Path(__file__).parent / "tiny" / "model", help="folder with config.json, tokenizer.json and a codec (default: the shipped model)")
+    add("--model", default=Path(__file__).parent / "tiny" / "model", help="folder with config.json, tokenizer.json, codec (default: the shipped model)")
     add("--join", type=int, nargs=2, default=(1, 1), metavar=("FEWEST", "MOST"), help="manifest lines to a sample (default: %(default)s)")
-    add("--draws", type=int, default=1, help="passes over the manifest, each with fresh silence, level and noise, so many times the disk and the time: "
-        "as many as epochs, and each epoch is new (default: %(default)s)")
+    add("--draws", type=int, default=1, help="encodings of each line, with fresh silence, level and noise, each costing the disk and "
+        "the time of one; train one epoch on as many as you want epochs (default: %(default)s)")
     add("--seed", type=int, default=0)
     add = made.add_argument_group("what is heard").add_argument
     add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
     add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free")
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
-    a = parser.parse_args(arguments)
+    made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device,
+                                                                      a.speeds, a.noise, a.backchannels, a.leakage, a.workers, a.part))
+    args = parser.parse_args(arguments)
     try:
-        if a.command == "import":
-            print("%d lines, %d recordings missing" % bring_in(a.layout, a.source, a.out))
-        elif a.command == "synth":
-            print("%d dialogs, %d clips failed" % synthesise(a.texts, a.out, a.model_voice, a.user_voice, a.workers, a.seed))
-        elif a.command == "check":
-            print("\n".join(f"{problem:<12}{n:>10} lines" for problem, n in check(a.manifest, a.longest, a.workers).most_common()))
-        else:
-            print("%d samples, %d left out" % encode(a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds,
-                                                     a.noise, a.backchannels, a.leakage, a.workers, a.part))
+        print(args.run(args))
     except (OSError, ValueError) as error:
         sys.exit(f"data.py: {error}")
     except KeyboardInterrupt:
