@@ -244,8 +244,8 @@ def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
         except (KeyError, TypeError) as error:
             raise DataError(f"{texts}, line {number}: a dialog has turns of transcript and response, not {error!r}") from None
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    spoken = zip(clips, tqdm(in_parallel(_speak, clips.values(), workers), total=len(clips), unit="clip"))
-    failed = {name for name, done in spoken if not done}
+    spoken = zip(tqdm(in_parallel(_speak, clips.values(), workers), total=len(clips), unit="clip"), clips)
+    failed = {name for done, name in spoken if not done}
     dialogs = [turns for turns in dialogs if not failed & {turn[key] for turn in turns for key in ("heard", "spoken")}]
     write_lines(out / "dialogs.jsonl", ({"turns": turns} for turns in dialogs))
     return len(dialogs), len(failed)
@@ -280,7 +280,7 @@ def check(manifest, longest, workers=1):
     manifest, seen, offenders, clean, counts = Path(manifest), {}, [], [], Counter()
     lines = list(read_lines(manifest))
     found = in_parallel(partial(_examine, folder=manifest.parent, longest=longest), [row for _, row in lines], workers)
-    for (number, row), (problems, digest) in zip(lines, tqdm(found, total=len(lines), unit="line")):
+    for (problems, digest), (number, row) in zip(tqdm(found, total=len(lines), unit="line"), lines):
         if seen.setdefault(digest, number) != number:
             problems.append(("duplicate", f"of line {seen[digest]}"))
         counts.update({problem for problem, _ in problems} or ["none"])
