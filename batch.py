@@ -74,8 +74,10 @@ class Batches:
         if settings.length > config.max_position_embeddings:
             raise BatchError(f"--length {settings.length} is more than the model's {config.max_position_embeddings} positions")
         self.grids = data.Grids(settings.grids)
-        n = len(self.grids)
-        self.held_out = set(random.Random(f"{settings.seed} hold out").sample(range(n), round(settings.hold_out * n)))
+        rng, self.held_out = random.Random(f"{settings.seed} hold out"), set()
+        for name in sorted(set(self.grids.formats)):  # of each format its share
+            indices = [i for i, format in enumerate(self.grids.formats) if format == name]
+            self.held_out |= set(rng.sample(indices, math.ceil(settings.hold_out * len(indices))))
         self.epoch, self.rows = 0, self._packed(0)
         if not self.rows:
             raise BatchError("no samples are left to train on: name folders of grids, and hold out fewer")

@@ -177,13 +177,7 @@ def counted(micro):
     return summed(sum(torch.bincount(loss[:, 1:].flatten(), minlength=len(Loss)) for *_, loss in micro).double())
 
 
-def sums_of(equation, batch, settings, device):
-    """Equation3 of one micro-batch. Sharded models bring their own mixed precision."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16 and not dist.is_initialized()):
-        return equation(*(x.to(device) for x in batch))
-
-
-def gradients(equation, micro, weights, settings, device):
+def gradients(equation, micro, weights):
     """Add the gradient of equation 3 over the micro-batches of all processes, weights [5] by class -> (terms, counts) [5].
 
     Decision: each term averages over its own tokens of the global batch, the plain reading of equation 3.
@@ -192,21 +186,21 @@ def gradients(equation, micro, weights, settings, device):
     counts, sums = counted(micro), torch.zeros(len(Loss), dtype=torch.float64)
     scale = weights / counts.clamp(min=1) * (dist.get_world_size() if dist.is_initialized() else 1)  # FSDP averages
     for batch in micro:
-        found = sums_of(equation, batch, settings, device)
+        found = equation(*(x.to(equation.flm.cos.device) for x in batch))
         (found * scale.to(found)).sum().backward()
         sums += found.detach().cpu()
     return summed(sums) / counts.clamp(min=1), counts
 
 
-def validation(equation, batches, weights, device):
+def validation(equation, batches, weights):
     """Equation 3 by format, on the folders of `valid` or else on what is held out: {format: loss}."""
-    s, found = batches.settings, {}
-    grids, chosen = (batches.grids, sorted(batches.held_out)) if not s.valid else (data.Grids(s.valid), None)
+    valid, found = batches.settings.valid, {}
+    grids = data.Grids(valid) if valid else batches.grids
     for name in sorted(set(grids.formats)):
-        order = [i for i in (range(len(grids)) if chosen is None else chosen) if grids.formats[i] == name]
+        order = [i for i in (range(len(grids)) if valid else sorted(batches.held_out)) if grids.formats[i] == name]
         if micro := batches.micro(grids, batches.fill(grids, order)[:VALID_ROWS]):
             with torch.no_grad():
-                sums = summed(sum(sums_of(equation, batch, s, device).cpu().double() for batch in micro))
+                sums = summed(sum(equation(*(x.to(equation.flm.cos.device) for x in batch)).cpu().double() for batch in micro))
             found[name] = (weights * sums / counted(micro).clamp(min=1)).sum().item()
     if dist.is_initialized():
         equation.reshard()  # without a backward pass the root stays gathered
@@ -230,18 +224,14 @@ def connect(device):
     return (dist.get_rank(), dist.get_world_size(), device) if dist.is_initialized() else (0, 1, device)
 
 
-def start_model(settings):
-    """--init and --qwen -> FLM, on the CPU"""
-    torch.manual_seed(settings.seed)
-    if settings.init not in flm.PRESETS:
-        return flm.load(settings.init)
-    config = flm.PRESETS[settings.init]
-    return flm.from_qwen(settings.qwen, config) if settings.qwen else flm.init_weights(flm.FLM(config))
-
-
 def build(settings, rank, device):
     """The Equation3 to train, whole in one process or sharded over all. Only the first process reads the files."""
-    source = start_model(settings) if rank == 0 else None
+    source, preset = None, flm.PRESETS.get(settings.init)
+    torch.manual_seed(settings.seed)
+    if rank == 0 and settings.qwen:
+        source = flm.from_qwen(settings.qwen, preset)
+    elif rank == 0:
+        source = flm.init_weights(flm.FLM(preset)) if preset else flm.load(settings.init)
     config = [source and source.config]
     if dist.is_initialized():
         dist.broadcast_object_list(config, src=0)
@@ -252,6 +242,8 @@ def build(settings, rank, device):
         if settings.recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if not dist.is_initialized():
+        if settings.bfloat16:
+            equation.forward = torch.autocast(device.type, torch.bfloat16)(equation.forward)
         return equation.to(device)
     precision = MixedPrecisionPolicy(*((torch.bfloat16, torch.float32) if settings.bfloat16 else ()))  # to compute, to reduce
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -288,33 +280,38 @@ class Checkpoints:
     def __init__(self, out, keep):
         self.folder, self.keep, self.pending = Path(out) / "checkpoints", keep, None
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.background = ThreadPoolExecutor(1)
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the background talks apart
 
     def save(self, equation, optimizer, step, about):
         """Begin to write; all processes call this at the same step."""
         self.close()
         weights, moments = get_state_dict(equation.flm, optimizer)
-        self.part, self.about = self.folder / f"step-{step:08d}.part", {"step": step, **about}
-        self.pending = dcp.async_save({"model": weights, "optimizer": moments}, checkpoint_id=self.part, process_group=self.group)
+        part = self.folder / f"step-{step:08d}.part"
+        written = dcp.async_save({"model": weights, "optimizer": moments}, checkpoint_id=part, process_group=self.group)
+        self.pending = self.background.submit(self._finish, written, part, {"step": step, **about})
 
-    def close(self):
-        """Wait until the checkpoint is whole, and rename it. Raises TrainError where it cannot be written."""
-        if self.pending is None:
-            return
-        (failed, self.pending), whole = (self.pending.exception(), None), self.part.with_suffix("")
+    def _finish(self, written, part, about):
+        failed = written.exception()
         try:
             if failed is None and (not self.group or dist.get_rank() == 0):
-                (self.part / "run.json").write_text(json.dumps(self.about))
-                os.replace(self.part, whole)
+                (part / "run.json").write_text(json.dumps(about))
+                os.replace(part, part.with_suffix(""))
                 for old in checkpoints(self.folder)[:-self.keep]:
                     shutil.rmtree(old)
         except OSError as error:
             failed = error
         if failed:
             why = str([failure for failure, _ in getattr(failed, "failures", {}).values()] or failed).splitlines()[0]
-            shutil.rmtree(self.part, ignore_errors=True)
-            raise TrainError(f"the checkpoint {whole} cannot be written, with {shutil.disk_usage(self.folder).free / 1e9:.1f} GB free there "
-                             f"({why}); the ones before it are kept, and the same command goes on from the last")
+            shutil.rmtree(part, ignore_errors=True)
+            raise TrainError(f"the checkpoint {part.with_suffix('')} cannot be written, with {shutil.disk_usage(self.folder).free / 1e9:.1f} GB "
+                             f"free there ({why}); the ones before it are kept, and the same command goes on from the last")
+
+    def close(self):
+        """Wait until the checkpoint that is being written is whole. Raises TrainError where it cannot be written."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
 
 
 def checkpoints(folder):
@@ -416,7 +413,7 @@ def train(settings):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, settings.lr)
             optimizer.zero_grad()
-            terms, counts = gradients(equation, micro, weights, settings, device)
+            terms, counts = gradients(equation, micro, weights)
             norm = nn.utils.clip_grad_norm_(equation.parameters(), CLIP)
             loss, norm = (weights * terms).sum().item(), (norm.full_tensor() if world > 1 or device.type == "cuda" else norm).item()
             if not math.isfinite(loss + norm):
@@ -435,8 +432,10 @@ def train(settings):
             screen(line, log, steps)
             if step % settings.save_every == 0 or step == steps or stopping:
                 saved.save(equation, optimizer, step, about)
+            elif saved.pending and saved.pending.done():
+                saved.close()  # raises where it failed
             if (settings.valid or batches.held_out) and (step % settings.valid_every == 0 or step == steps):
-                screen({"step": step, "valid": validation(equation, batches, weights, device)}, log, steps)
+                screen({"step": step, "valid": validation(equation, batches, weights)}, log, steps)
     if step < steps:
         raise TrainError(f"stopped at step {step}; the same command goes on from there")
     if rank == 0:
@@ -447,7 +446,7 @@ def train(settings):
 def plan(settings, hours, gpu, gpus):
     """What the run would take, as text; nothing is started. hours: of audio, where there are no grids yet."""
     preset = flm.PRESETS.get(settings.init)
-    model = flm.FLM(preset) if preset else flm.load(settings.init, device="meta")
+    model = flm.FLM(preset) if preset else flm.load(settings.init, "meta")
     s = settings.resolve(model.config)
     if not s.grids and not hours:
         raise TrainError("--plan needs grids, or --hours of audio")
@@ -469,7 +468,7 @@ def bench(init, length, steps, settings):
         equation.forward = forward
         for i in range(1 + steps):
             began = time.time() if i < 2 else began  # the first compiles, allocates and warms up
-            terms, counts = gradients(equation, [batch], weights, settings, device)
+            terms, counts = gradients(equation, [batch], weights)
             if device.type == "cuda":
                 optimizer.step()
                 torch.cuda.synchronize()

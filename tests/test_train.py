@@ -136,7 +136,7 @@ def test_equation_3_in_numpy(stage):
     net, formats = model(), train.STAGES[stage].formats
     rows = [[stream.delay(g, IDS) for g in made_up(2, seed, formats[seed % len(formats)])] for seed in range(2)]
     made = batch.collate(rows, max(sum(map(len, row)) for row in rows) + 3, IDS)
-    terms, _ = train.gradients(train.Equation3(net), [made], WEIGHTS, train.Settings(init="tiny", out="-"), CPU)
+    terms, _ = train.gradients(train.Equation3(net), [made], WEIGHTS)
     w, sums = {name: p.detach().double().numpy() for name, p in net.named_parameters()}, {kind: [] for kind in Loss}
     for row in zip(*(x.numpy() for x in made)):
         for kind, values in by_hand(w, *row).items():
@@ -202,7 +202,7 @@ def test_thinning_takes_codes_and_leaves_text():
 def gradient(settings, rank, world):
     """Terms of equation 3 and the whole gradient of a run's first step."""
     equation = train.build(settings, rank, CPU)
-    terms, _ = train.gradients(equation, batch.Batches(settings, SMALL, rank, world).step(0), WEIGHTS, settings, CPU)
+    terms, _ = train.gradients(equation, batch.Batches(settings, SMALL, rank, world).step(0), WEIGHTS)
     whole = {name: p.grad.full_tensor() if world > 1 else p.grad for name, p in equation.named_parameters()}
     norm = torch.nn.utils.clip_grad_norm_(equation.parameters(), 1.0)
     return terms, whole, norm.full_tensor() if world > 1 else norm
@@ -228,20 +228,20 @@ def test_two_and_four_processes_are_one(run):
     """Catches means over a process's own tokens, gradients averaged where they should be summed, processes that wait for
     each other for ever when a row is missing, checkpoints bound to a number of processes: 4 processes train to step 4,
     2 go on from their checkpoint, and 1 has trained alone."""
-    run = replace(run, batch=3, epochs=3, recompute=True)
+    run = replace(run, batch=3, recompute=True)
     alone = replace(run, out=f"{run.out}-alone", recompute=False)
     terms, whole, norm = gradient(alone, 0, 1)
     train.train(alone)
     for world in (4, 2):
         torch.multiprocessing.spawn(work, (world, replace(run, micro=1), 4 if world == 4 else None), nprocs=world)
         found, gradients, its_norm = torch.load(f"{run.out}-{world}.pt")
-        assert torch.allclose(found, terms, rtol=1e-6) and its_norm == pytest.approx(norm, rel=1e-5)
+        assert torch.allclose(found[1:], terms[1:], rtol=1e-6) and its_norm.item() == pytest.approx(norm.item(), rel=1e-5)
         assert whole.keys() == gradients.keys()
         for name, expected in whole.items():
-            assert (gradients[name] - expected).abs().max() <= 1e-5 * max(1, expected.abs().max()), (world, name)
+            assert (gradients[name] - expected).abs().max() <= 1e-5 * expected.abs().max(), (world, name)
     one, several = log_of(alone.out, "step", "loss", "norm"), log_of(run.out, "step", "loss", "norm")
     assert len(one) == len(several) > 6
-    assert np.allclose(one, several, rtol=1e-4), (one, several)
+    assert np.allclose(one, several, rtol=1e-5), (one, several)
     a, b = flm.load(alone.out).state_dict(), flm.load(run.out).state_dict()
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
 
@@ -251,8 +251,7 @@ def test_two_and_four_processes_are_one(run):
 def test_kill_9_and_resume_is_bitwise_the_same_run(run):
     """Catches a checkpoint without moments, schedule or place in the data, one that later steps write into, and one that a
     kill leaves half made: the process is killed at no particular moment, and all losses after it must be equal to the bit."""
-    run = replace(run, epochs=29, save_every=4, hold_out=0.1, valid_every=50)
-    started = time.time()
+    run = replace(run, epochs=70, save_every=10, hold_out=0.1, valid_every=50)
     train.train(replace(run, out=f"{run.out}-whole"))
     assert log_of(f"{run.out}-whole", "step")[-1][0] >= 200
     flags = [x for name in ("init", "out", "stage", "epochs", "batch", "length", "save_every", "depth_share", "hold_out", "valid_every")
@@ -279,6 +278,8 @@ def test_a_full_disk_keeps_the_older_checkpoint(run, monkeypatch):
 
     def fill(step, *rest):
         if step == 4:
+            while not train.checkpoints(Path(run.out) / "checkpoints"):
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
         return rate(step, *rest)
     monkeypatch.setattr(train, "learning_rate", fill)
