@@ -1,34 +1,44 @@
-"""From recordings to token grids: a manifest of audio and text becomes encoded samples on disk.
+"""From recordings to token grids: speech and text become manifests, and manifests become encoded samples on disk.
 
-What this is: reading manifests, joining pairs with random silence (section 3.1), the augmentation of what is heard
-(section 3.2.1), encoding with the codec, and shards that train.py reads. What this is not: the formats themselves, which
-are stream.py's, or speech synthesis, which for the small model is tiny/voices.py.
+What this is: import, synthesis and checks of speech data; joining pairs with random silence (section 3.1), augmenting what
+is heard (3.2.1, 3.2.2), encoding, and the shards that train.py reads. What this is not: the formats (stream.py), or a speech
+engine. A manifest is JSONL, paths relative to it, with lines of two kinds:
 
-A manifest is JSONL, paths relative to it. Two kinds of lines:
-
-    {"audio": "a.wav", "text": "It rains."}                                        a pair: formats tts and asr
-    {"turns": [{"heard": "q.wav", "transcript": "Who are you?",                    a dialog: the two other formats
+    {"audio": "a.wav", "text": "It rains."}                                        a pair: formats tts and asr; word-aligned
+                              "words": [["It", 0.1, 0.2], ["rains.", 0.2, 0.7]]    needs each word's start and end, seconds
+    {"turns": [{"heard": "q.wav", "transcript": "Who are you?",                    a dialog: the other formats
                 "spoken": "a.wav", "response": "I am Joe."}]}
 
-    python data.py pairs.jsonl grids/pt1-tts --format tts --join 1 4
-    python data.py dialogs.jsonl grids/ft2 --format response-tts --draws 2
+    python data.py import librispeech LibriSpeech/train-clean-100 pairs.jsonl
+    python data.py check pairs.jsonl
+    python data.py encode pairs.jsonl grids/tts --format tts --join 1 4
+    python data.py encode dialogs.jsonl grids/ft2 --format response-tts-free --join 1 4 --draws 6 --noise noise/
 
 Unusual here:
 - What is heard is one continuous waveform, silence and noise included, encoded whole. What is said is encoded clip by
   clip, each starting on a frame, with the codes of digital silence between the clips.
-- A stopped run goes on where it was: a shard depends on the settings and its number alone.
+- A shard depends on settings and number alone: a stopped run goes on, and any number of processes make the same shards.
 """
 import argparse
+import csv
 import hashlib
 import json
-import math
 import os
 import random
+import re
+import shlex
+import signal
+import subprocess
 import sys
-from functools import cache, lru_cache
+from collections import Counter
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import lru_cache, partial
+from itertools import islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 from tqdm import tqdm
 
@@ -37,10 +47,10 @@ import stream
 from stream import Turn
 
 SAMPLE_RATE, FRAME = 24_000, 1920   # Hz, samples
-NOISE_LOUDNESS = (-70, -40)         # dB, section 3.2.1
-NO_NOISE_PROBABILITY = 0.3          # section 3.2.1
-GAIN_PROBABILITY, GAIN = 0.6, (-24, 20)  # dB, section 3.2.1
-LOUDNESS_FLOOR = -40                # dB after gain, section 3.2.1
+NOISE_LOUDNESS, NO_NOISE_PROBABILITY = (-70, -40), 0.3  # dB, section 3.2.1
+GAIN_PROBABILITY, GAIN, LOUDNESS_FLOOR = 0.6, (-24, 20), -40  # dB, and dB after the gain, section 3.2.1
+LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # amplitude, seconds, section 3.2.2
+BACKCHANNEL_PROBABILITY = 0.3       # Decision: the paper does not say how many responses are given one
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
 # but present, since a model that never met ten quiet seconds starts to talk in them.
 SILENCE_MEAN, LONG_SILENCE, LONG_SILENCE_PROBABILITY = 6, (25, 125), 0.15  # frames
@@ -50,34 +60,64 @@ CLOSING_SILENCE = 3                 # frames
 # Decision: a recording's last sound still rings in the codec after the last sample; this much of it is kept.
 RINGING = 1                         # frames
 SAMPLES_PER_SHARD, ENCODED_AT_ONCE = 64, 16
+# Decision: what is clipped, silent, and no text of its audio. English and Chinese have about as many bytes a second.
+CLIPPED, SILENT, BYTES_A_SECOND = 0.001, -60, (2, 40)  # share of samples at full scale, dB, least and most
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+UTTERANCE_GAP = 1.0                 # seconds; Decision: in a recorded conversation, a longer pause of the model ends its turn
 
 
 class DataError(ValueError):
-    """A manifest or a folder of grids that cannot be used; the message is one sentence."""
+    """Something that cannot be read, made or used; the message is one sentence."""
+
+
+def in_parallel(function, jobs, workers):
+    """function of each job, in order, in this process or in `workers`. Raises DataError where one of them was killed."""
+    if workers == 1:
+        return (yield from map(function, jobs))
+    # Workers leave Ctrl-C to this process, which lets them finish what they have begun.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield from pool.map(function, jobs)
+    except BrokenExecutor:
+        raise DataError("a worker was killed, perhaps for want of memory: run this again, or with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # --- manifests ---
 
+def read_lines(file):
+    """(number, dict) of each line of a JSONL file, one at a time. Raises DataError that names the line."""
+    number = 0
+    try:
+        with open(file, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, dict(json.loads(line))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file} cannot be read" + f", line {number}" * (number > 0) + f": {error}") from None
+
+
+def write_lines(file, rows):
+    """JSON objects, one a line; beside and then renamed, each process under a name of its own."""
+    beside = f"{file}.{os.getpid()}.part"
+    with open(beside, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    os.replace(beside, file)
+
+
 def read_manifest(file, format):
     """A manifest -> a list of dialogs, each a list of turns: dicts of heard, transcript, spoken, response as the format
     has them, audio as paths. Raises DataError that names the line."""
-    pairs, dialogs = format in ("tts", "asr"), []
-    wanted = ("heard", "transcript", "spoken", "response") if not pairs else ("audio", "text")
-    try:
-        lines = Path(file).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the manifest {file} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    pairs, dialogs = format in stream.PAIRS, []
+    wanted = ["audio", "text"] + ["words"] * (format == "word-aligned") if pairs else ["heard", "transcript", "spoken", "response"]
+    given = {} if format == "asr-response-tts" else {"transcript": ""}  # no other format writes it
+    names = {"audio": "heard", "text": "transcript"} if format == "asr" else {"audio": "spoken", "text": "response"}
+    for number, row in read_lines(file):
         try:
-            row = json.loads(line)
-            turns = [{key: turn[key] for key in wanted} for turn in ([row] if pairs else row["turns"])]
-        except (ValueError, KeyError, TypeError) as error:
+            turns = [{names.get(key, key): (given | turn)[key] for key in wanted} for turn in ([row] if pairs else row["turns"])]
+        except (KeyError, TypeError) as error:
             raise DataError(f"{file}, line {number}: format {format} needs {', '.join(wanted)}, and there is: {error!r}") from None
-        if pairs:
-            audio, text = ("spoken", "response") if format == "tts" else ("heard", "transcript")
-            turns = [{audio: turn["audio"], text: turn["text"]} for turn in turns]
         for turn in turns:
             for key in turn.keys() & {"heard", "spoken"}:
                 turn[key] = Path(file).parent / turn[key]
@@ -94,12 +134,161 @@ def join(dialogs, fewest, most, draws, seed):
     samples = []
     for draw in range(draws):
         rng = random.Random(f"{seed} {draw}")
-        order = rng.sample(dialogs, len(dialogs))
-        while order:
-            n = rng.randint(fewest, most)
-            samples.append(sum(order[:n], []))
-            order = order[n:]
+        order = iter(rng.sample(dialogs, len(dialogs)))
+        while taken := list(islice(order, rng.randint(fewest, most))):
+            samples.append(sum(taken, []))
     return samples
+
+
+# --- import: what people have -> manifests ---
+
+LAYOUTS = ("librispeech", "ljspeech", "aishell-3", "common-voice", "moshi-finetune", "table")
+
+
+def rows_in(layout, source, clips):
+    """The manifest lines of a data set. Recordings that have to be cut are written to the folder `clips`."""
+    def read(file):
+        return file.read_text(encoding="utf-8").splitlines()
+    if layout == "librispeech":
+        for file in sorted(source.rglob("*.trans.txt")):
+            for name, text in (line.split(" ", 1) for line in read(file)):
+                yield {"audio": file.parent / f"{name}.flac", "text": text.lower()}  # Decision: nobody writes in capitals
+    elif layout == "ljspeech":
+        for name, *texts in (line.split("|") for line in read(source / "metadata.csv")):
+            yield {"audio": source / "wavs" / f"{name}.wav", "text": texts[-1]}
+    elif layout == "aishell-3":
+        for file in sorted(source.rglob("content.txt")):
+            for name, *words in map(str.split, read(file)):  # every other word is pinyin
+                yield {"audio": file.parent / "wav" / name[:7] / name, "text": "".join(words[::2])}
+    elif layout == "common-voice":
+        for row in csv.DictReader(read(source / "validated.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE):
+            yield {"audio": source / "clips" / row["path"], "text": row["sentence"]}
+    elif layout == "table":
+        for row in (row for _, row in read_lines(source)) if source.suffix == ".jsonl" else csv.DictReader(read(source)):
+            yield row | {"audio": source.parent / row["audio"], "text": row["text"]}
+    else:
+        yield from cut_turns(source, clips)
+
+
+def cut_turns(file, clips):
+    """JSONL of stereo files, the model left, beside each a JSON of the model's words -> dialogs. Decision: a turn is what was
+    heard since the model last spoke, and what it says; speech at the same time is lost."""
+    import soundfile
+    clips.mkdir(parents=True, exist_ok=True)
+    for source in (file.parent / row["path"] for _, row in read_lines(file)):
+        words = json.loads(source.with_suffix(".json").read_text(encoding="utf-8"))["alignments"]
+        words = [(word.strip(), *span) for word, span, who in words if who == "SPEAKER_MAIN"]
+        starts = [i for i, word in enumerate(words) if not i or word[1] - words[i - 1][2] > UTTERANCE_GAP]
+        (audio, rate), turns, before = soundfile.read(source, always_2d=True), [], 0
+        for said in (words[i:j] for i, j in zip(starts, [*starts[1:], None])):
+            turns.append({"response": " ".join(word for word, *_ in said)})
+            for key, channel, start, stop in (("heard", 1, before, said[0][1]), ("spoken", 0, said[0][1], said[-1][2])):
+                turns[-1][key] = clips / f"{source.stem}-{len(turns)}-{key}.wav"
+                soundfile.write(turns[-1][key], audio[int(start * rate):int(stop * rate) + 1, channel], rate)
+            before = said[-1][2]
+        yield {"turns": turns}
+
+
+def bring_in(layout, source, out):
+    """Write the manifest `out` of a data set, line by line. Returns how many lines it has, and how many recordings lack."""
+    rows, counts = rows_in(layout, Path(source).resolve(), Path(out).resolve().with_suffix("")), Counter()
+
+    def exists(row):
+        found = "turns" in row or row["audio"].exists()
+        counts[found] += 1
+        return found or tqdm.write(f"SKIPPED: {row['audio']} does not exist", file=sys.stderr)
+    try:
+        write_lines(out, filter(exists, tqdm(rows, unit="line")))
+    except (LookupError, TypeError, RuntimeError, csv.Error) as error:  # soundfile's own is a RuntimeError
+        raise DataError(f"{source} is not laid out as {layout}: {error!r}") from None
+    if not counts[True]:
+        raise DataError(f"{source} holds nothing laid out as {layout} but {counts[False]} recordings that do not exist")
+    return counts[True], counts[False]
+
+
+# --- synth: written dialogs -> speech ---
+
+def _speak(job):
+    """(file, voice, text): write the file unless it is there -> whether it could be done"""
+    file, voice, text = job
+    beside = file.with_suffix(".part.wav")
+    command = [word.replace("{out}", str(beside)).replace("{text}", text) for word in shlex.split(voice)]
+    try:
+        if not file.exists():
+            done = subprocess.run(command, input=text, capture_output=True, text=True)
+            if done.returncode or loudness(mimi.read_audio(beside).numpy()) < SILENT:
+                raise ValueError(done.stderr or "it is silent")
+            os.replace(beside, file)
+        return True
+    except ValueError as error:
+        return tqdm.write(f"SKIPPED: {voice!r} could not say {text!r}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
+    """Speak dialogs {"turns": [{"transcript", "response"}]}: clips in out/audio, the manifest out/dialogs.jsonl. A voice is a
+    command with {out} for the wav and {text} for the words, which its standard input has too. Returns how many dialogs there
+    are, and how many clips failed. Decision: of the two users that section 3.2.1 draws, each asks the whole dialog."""
+    out, clips, dialogs = Path(out), {}, []
+    if not all("{out}" in voice for voice in (model_voice, *user_voices)):
+        raise DataError("each voice must have an {out} where its command takes the wav to write")
+
+    def clip(voice, text):
+        file = out / "audio" / f"{hashlib.sha1(f'{voice} {text}'.encode()).hexdigest()[:20]}.wav"
+        clips[f"audio/{file.name}"] = file, voice, text
+        return f"audio/{file.name}"
+    for number, row in read_lines(texts):
+        users = random.Random(f"{seed} {number}").sample(user_voices, min(2, len(user_voices)))
+        try:
+            dialogs += [[{**turn, "heard": clip(user, turn["transcript"]), "spoken": clip(model_voice, turn["response"])}
+                         for turn in row["turns"]] for user in users]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{texts}, line {number}: a dialog has turns of transcript and response, not {error!r}") from None
+    (out / "audio").mkdir(parents=True, exist_ok=True)
+    spoken = zip(clips, tqdm(in_parallel(_speak, clips.values(), workers), total=len(clips), unit="clip"))
+    failed = {name for name, done in spoken if not done}
+    dialogs = [turns for turns in dialogs if not failed & {turn[key] for turn in turns for key in ("heard", "spoken")}]
+    write_lines(out / "dialogs.jsonl", ({"turns": turns} for turns in dialogs))
+    return len(dialogs), len(failed)
+
+
+# --- check: what is wrong with a data set, before anybody trains on it ---
+
+def _examine(line, folder, longest):
+    """A manifest line -> ([(problem, detail)], a digest of its audio and text)"""
+    problems, digest, (least, most) = [], hashlib.sha1(), BYTES_A_SECOND
+    clips = [(turn[audio], turn.get(text, "").encode()) for turn in line.get("turns", [line])
+             for audio, text in (("audio", "text"), ("heard", "transcript"), ("spoken", "response")) if audio in turn]
+    for name, text in clips:
+        try:
+            audio = mimi.read_audio(folder / name).numpy()
+        except ValueError as error:
+            problems.append(("unreadable", str(error)))
+            continue
+        digest.update(audio.tobytes() + text)
+        seconds, level = len(audio) / SAMPLE_RATE, loudness(audio)
+        problems += [(problem, f"{name}: {detail}") for problem, detail, wrong in (
+            ("clipped", "full scale", np.mean(np.abs(audio) > 0.999) > CLIPPED),
+            ("silent", f"{level:.0f} dB", level < SILENT),
+            ("too long", f"{seconds:.1f} s", seconds > longest),
+            ("text", f"{len(text)} bytes in {seconds:.1f} s", text and not least < len(text) / seconds < most)) if wrong]
+    return problems, digest.hexdigest()
+
+
+def check(manifest, longest, workers=1):
+    """Write what is wrong with a manifest beside it (.offenders.jsonl), and what is left of it (.clean.jsonl). Returns how
+    many lines have each problem, or none."""
+    manifest, seen, offenders, clean, counts = Path(manifest), {}, [], [], Counter()
+    lines = list(read_lines(manifest))
+    found = in_parallel(partial(_examine, folder=manifest.parent, longest=longest), [row for _, row in lines], workers)
+    for (number, row), (problems, digest) in zip(lines, tqdm(found, total=len(lines), unit="line")):
+        if seen.setdefault(digest, number) != number:
+            problems.append(("duplicate", f"of line {seen[digest]}"))
+        counts.update({problem for problem, _ in problems} or ["none"])
+        offenders += [{"line": number, "problem": problem, "detail": detail} for problem, detail in problems]
+        clean += [] if problems else [row]
+    write_lines(manifest.with_suffix(".offenders.jsonl"), offenders)
+    write_lines(manifest.with_suffix(".clean.jsonl"), clean)
+    return counts
 
 
 # --- augmentation of what is heard ---
@@ -117,23 +306,30 @@ def random_gain(audio, rng):
     return audio
 
 
-def random_speed(audio, rng, slowest, fastest):
-    """The recording played at a random speed, pitch and all: one recorded speaker becomes several."""
-    if slowest == fastest == 1:
-        return audio
-    import soxr
-    return soxr.resample(audio, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(slowest, fastest))
+_recording = lru_cache(maxsize=64)(mimi.read_audio)
 
 
-def noise(n, rng):
-    """n samples of noise, or of silence. Decision: no noise recordings can be had here; noise of a random colour, from
-    white to brown, stands for them."""
-    if rng.random() < NO_NOISE_PROBABILITY:
-        return np.zeros(n, np.float32)
-    white = np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32)
-    colour = np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1)
-    coloured = np.fft.irfft(np.fft.rfft(white) * colour, n).astype(np.float32)
-    return coloured * 10 ** ((rng.uniform(*NOISE_LOUDNESS) - loudness(coloured)) / 20)
+def noise(n, rng, recordings=()):
+    """n samples: recordings one after the other, each of its own loudness or replaced by silence. Decision: where there are
+    none, one noise of a random colour, from white to brown, stands for them."""
+    parts, missing = [], n
+    while missing > 0:
+        quiet = rng.random() < NO_NOISE_PROBABILITY
+        if recordings:
+            part = _recording(rng.choice(recordings)).numpy()[:missing]
+        else:
+            white = np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32)
+            part = np.fft.irfft(np.fft.rfft(white) * np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1), n).astype(np.float32)
+        parts.append(part * (0 if quiet else 10 ** ((rng.uniform(*NOISE_LOUDNESS) - loudness(part)) / 20)))
+        missing -= len(part)
+    return np.concatenate(parts)
+
+
+def leak(heard, said, rng):
+    """Section 3.2.2: in some samples, the microphone hears what the model says. Changes `heard`."""
+    if rng.random() < LEAKAGE_PROBABILITY:
+        gain, delay = rng.uniform(*LEAKAGE_GAIN), round(rng.uniform(*LEAKAGE_DELAY) * SAMPLE_RATE)
+        heard[delay:] += gain * said[:-delay]
 
 
 def silence(rng):
@@ -146,17 +342,22 @@ def silence(rng):
 # --- encoding ---
 
 class Encoder:
-    """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder."""
+    """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
+    noises, backchannels: recordings to draw from; leakage: whether what is said may be heard."""
 
-    def __init__(self, folder, device="cpu"):
+    def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False):
         from tokenizers import Tokenizer
         self.ids, self.codec, self.device = stream.Ids.read(folder), mimi.load(folder, device), device
+        self.noises, self.backchannels, self.leakage = noises, backchannels, leakage
         try:
             self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         except Exception as error:  # the library raises no narrower class
             raise DataError(f"{folder}/tokenizer.json cannot be read: {error}") from None
+        last, size = max(self.tokenizer.get_vocab().values()), json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
+        if last >= size:
+            raise DataError(f"{folder}/tokenizer.json is another model's: its ids go up to {last}, config.json's to {size - 1}")
         self.silence = self.encode([np.zeros(50 * FRAME, np.float32)])[0][-1]  # [K]: what quiet codes settle at
-        self.said = cache(self.said)
+        self.said = lru_cache(maxsize=20_000)(self.said)
 
     def encode(self, waves):
         """A list of float32 [N] of whole frames -> a list of codes [T, K]. Causal: padding changes nothing before it."""
@@ -179,179 +380,221 @@ class Encoder:
 
     def plan(self, turns, format, rng, speeds=(1, 1)):
         """One sample before encoding: (Script, listen waveform or None, spoken clips)."""
-        clips, offsets, spoken, lengths = [], [], [], []
+        clips, spoken, shapes = [], [], []
+
+        def hear(file):
+            clip = mimi.read_audio(file).numpy()
+            if tuple(speeds) != (1, 1):  # pitch and all: one recorded speaker becomes several
+                clip = soxr.resample(clip, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*speeds))
+            clip = random_gain(clip, rng)
+            return np.concatenate([np.zeros(rng.randrange(FRAME), np.float32), clip])  # people do not begin on a frame
         for turn in turns:
-            heard = frames = 0
+            shapes.append(shape := Turn())
             if "heard" in turn:
-                clips.append(random_gain(random_speed(mimi.read_audio(turn["heard"]).numpy(), rng, *speeds), rng))
-                offsets.append(rng.randrange(FRAME))  # people do not begin on a frame
-                heard = -(-(offsets[-1] + len(clips[-1])) // FRAME) + CLOSING_SILENCE
+                clips.append(clip := hear(turn["heard"]))
+                shape.heard = -(-len(clip) // FRAME) + CLOSING_SILENCE
+                shape.onset = int(np.argmax(np.abs(clip) > 0.1 * np.abs(clip).max())) // FRAME
             if "spoken" in turn:
                 spoken.append(self.said(turn["spoken"]))
-                frames = len(spoken[-1])
-            text = [self.tokenizer.encode(turn.get(key, "")).ids for key in ("transcript", "response")]
-            lengths.append(Turn(heard, frames, *text))
-        script = stream.write(format, lengths, [silence(rng) for _ in range(len(turns) + 1)], self.ids)
+                shape.spoken = len(spoken[-1])
+            shape.transcript, shape.response = (self.tokenizer.encode(turn.get(key, "")).ids for key in ("transcript", "response"))
+            shape.words = [(int(start * stream.FRAME_RATE), self.tokenizer.encode(" " * (i > 0) + word).ids)
+                           for i, (word, start, _) in enumerate(turn.get("words", ()))]
+        if format == "response-tts-free":
+            murmurs = [hear(rng.choice(self.backchannels)) if self.backchannels and rng.random() < BACKCHANNEL_PROBABILITY else ""
+                       for _ in turns]
+            stream.draw_interruptions(shapes, [-(-len(murmur) // FRAME) for murmur in murmurs], rng)
+            clips = [clip for shape, *both in zip(shapes, clips, murmurs) for clip in both[:2 if shape.murmur else 1]]
+        script = stream.write(format, shapes, [silence(rng) for _ in range(len(turns) + 1)], self.ids)
+        spoken = [codes[:stop - start] for codes, (start, stop) in zip(spoken, script.says)]  # an interruption cuts them
         if format not in stream.LISTENS:
             return script, None, spoken
-        wave = noise(len(script) * FRAME, rng)
-        for (start, _), offset, clip in zip(script.hears, offsets, clips):
-            wave[start * FRAME + offset:][:len(clip)] += clip
+
+        def lay(wave, spans, clips):
+            for (start, stop), clip in zip(spans, clips, strict=True):
+                part = wave[start * FRAME:stop * FRAME]
+                part[:len(clip)] += clip[:len(part)]
+        wave = noise(len(script) * FRAME, rng, self.noises)
+        lay(wave, script.hears, clips)
+        if self.leakage:
+            said = np.zeros_like(wave)
+            lay(said, script.says, [mimi.read_audio(turn["spoken"]).numpy() for turn in turns if "spoken" in turn])
+            leak(wave, said, rng)
         return script, wave.clip(-1, 1), spoken
 
     def grids(self, samples, format, rngs, speeds=(1, 1)):
-        """Samples (lists of turns) -> a list of stream.Grid."""
-        planned = [self.plan(turns, format, rng, speeds) for turns, rng in zip(samples, rngs)]
+        """Samples (lists of turns) -> (a list of stream.Grid, a sentence for each sample left out, whose audio is broken)"""
+        planned, problems = [], []
+        for turns, rng in zip(samples, rngs):
+            try:
+                planned.append(self.plan(turns, format, rng, speeds))
+            except ValueError as error:
+                problems.append(str(error))
         heard = iter(self.encode([wave for _, wave, _ in planned if wave is not None]))
         return [script.grid(stream.place(script.says, spoken, self.silence, len(script)) if format in stream.SPEAKS else None,
-                            None if wave is None else next(heard)) for script, wave, spoken in planned]
+                            None if wave is None else next(heard)) for script, wave, spoken in planned], problems
 
 
-def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1)):
-    """Encode a manifest into shards under `out`; shards that stand there already are kept. Returns the number of grids.
+_encoder = lru_cache(maxsize=1)(Encoder)  # one a process
 
-    Raises DataError, GridError, LoadError or ValueError, one sentence, for input that cannot be used."""
+
+def _encode_shard(job, format, seed, speeds, setup):
+    """A shard that is not there yet, (file, number of its first sample, samples) -> (samples done, hours of audio, problems)"""
+    file, first, samples = job
+    if parent_process():  # one of several, which have a core each
+        torch.set_num_threads(1)
+    rngs = [random.Random(f"{seed} {format} {first + i}") for i in range(len(samples))]
+    grids, problems = _encoder(*setup).grids(samples, format, rngs, speeds)
+    if grids:
+        stream.save(grids, file)
+    return len(samples), sum(map(len, grids)) / stream.FRAME_RATE / 3600, problems
+
+
+def recordings(folders):
+    """The sound files below some folders."""
+    found = [str(file) for folder in folders for file in Path(folder).rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES]
+    if folders and not found:
+        raise DataError(f"{', '.join(map(str, folders))} holds no {', '.join(AUDIO_SUFFIXES)}")
+    return tuple(sorted(found))
+
+
+def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1), noises=(),
+           backchannels=(), leakage=False, workers=1, part="1/1"):
+    """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
+    recordings; part "i/n": every n-th shard from the i-th on. Returns how many samples there are, and how many were left
+    out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
+    first, step = map(int, part.split("/"))
+    if not 1 <= first <= step:
+        raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
     out, samples = Path(out), join(read_manifest(manifest, format), fewest, most, draws, seed)
-    fingerprint = hashlib.sha1()
-    for file in (manifest, Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors"):
-        if Path(file).exists():
-            fingerprint.update(Path(file).read_bytes())
-    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, made_from=fingerprint.hexdigest())
+    made_from = [file for file in (Path(manifest), Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors") if file.exists()]
+    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed,
+                    made_from=hashlib.sha1(b"".join(file.read_bytes() for file in made_from)).hexdigest())
     if tuple(speeds) != (1, 1):
         settings["speeds"] = list(speeds)
+    heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
+    if any(heard):
+        settings["heard"] = hashlib.sha1(repr(heard).encode()).hexdigest()
     out.mkdir(parents=True, exist_ok=True)
     about = out / "grids.json"
     if about.exists() and json.loads(about.read_text()) != settings:
         raise DataError(f"{out} holds grids of another manifest, model or setting: choose another folder, or remove it")
-    about.write_text(json.dumps(settings))
-    shards = {out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors": range(i, min(i + SAMPLES_PER_SHARD, len(samples)))
-              for i in range(0, len(samples), SAMPLES_PER_SHARD)}
-    encoder = None
-    with tqdm(total=len(samples), desc=f"{out.name}", unit="sample") as bar:
-        for file, numbers in shards.items():
-            if not file.exists():
-                encoder = encoder or Encoder(model, device)
-                rngs = [random.Random(f"{seed} {format} {i}") for i in numbers]
-                stream.save(encoder.grids([samples[i] for i in numbers], format, rngs, speeds), file)
-            bar.update(len(numbers))
-    return len(samples)
+    write_lines(about, [settings])
+    jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", i, samples[i:i + SAMPLES_PER_SHARD])
+            for i in range(0, len(samples), SAMPLES_PER_SHARD)][first - 1::step]
+    todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[2]) for job in jobs), 0, 0
+    work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=(str(model), device, *heard))
+    with tqdm(total=total, initial=total - sum(len(job[2]) for job in todo), desc=out.name, unit="sample") as bar:
+        for done, length, problems in in_parallel(work, todo, workers):
+            hours, left_out = hours + length, left_out + len(problems)
+            for problem in problems:
+                tqdm.write(f"SKIPPED: a sample, for {problem}", file=sys.stderr)
+            bar.set_postfix_str(f"{hours:.2f} h of audio, {hours / bar.format_dict['elapsed'] * 3600:.0f} an hour")
+            bar.update(done)
+    if any(job[0].exists() for job in jobs):
+        Grids([out])  # which writes the index
+    return total - left_out, left_out
 
 
 # --- loading ---
 
-_open_shard = lru_cache(maxsize=64)(stream.Shard)  # one mapping each: far below a process's limit of open files
-
-
-def _source(source):
-    """"FOLDER" or "FOLDER:WEIGHT" -> (folder, weight)"""
-    folder, colon, weight = str(source).rpartition(":")
-    if not colon or Path(source).is_dir():
-        return Path(source), 1.0
-    try:
-        weight = float(weight)
-    except ValueError:
-        return Path(source), 1.0
-    if not 0 < weight < math.inf:
-        raise DataError(f"the weight of {source} must be above 0")
-    return Path(folder), weight
-
-
-def _index(folder):
-    """The lengths of the grids in each shard of a folder, {name: [bytes, lengths]}. They are kept in index.json, so that
-    a shard is opened once and not at every start. A shard that cannot be read is named and left out."""
-    file, found = folder / "index.json", {}
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}  # it is made again
-    for shard in sorted(folder.glob("shard-*.safetensors")):
-        size = shard.stat().st_size
-        found[shard.name] = known.get(shard.name)
-        if not found[shard.name] or found[shard.name][0] != size:
-            try:
-                found[shard.name] = [size, stream.Shard(shard).lengths]
-            except stream.GridError as error:
-                print(f"data.py: SKIPPED, {error}; remove it and run data.py again to make it anew", file=sys.stderr)
-                del found[shard.name]
-    if found != known:
-        try:
-            _write_text(file, json.dumps(found))
-        except OSError:
-            pass  # a folder that cannot be written can still be read
-    return found
-
-
-def _write_text(file, text):
-    """Beside and then renamed; each process has a name of its own for what is beside."""
-    beside = Path(f"{file}.{os.getpid()}.part")
-    beside.write_text(text)
-    os.replace(beside, file)
+_shard = lru_cache(maxsize=64)(stream.Shard)  # one mapping each: far below a process's limit of open files
 
 
 class Grids:
-    """A training set on disk: the grids of some folders, of which grids[i] reads one. lengths: frames of each grid;
-    formats: the format of each ("unknown" where its folder does not say). Raises DataError for a folder without any."""
+    """A training set on disk: the grids of some sources, "FOLDER" or "FOLDER:WEIGHT", of which grids[i] reads one. lengths:
+    frames of each; formats: the format of each ("unknown" where its folder does not say). Raises DataError.
+
+    A folder's index.json has bytes and lengths of its shards, so that each is opened once and not at every start."""
 
     def __init__(self, sources):
-        self.lengths, self.formats, self._places, self._sources = [], [], [], []
-        for folder, weight in map(_source, sources):
-            index, first = _index(folder), len(self)
-            about = folder / "grids.json"
-            format = json.loads(about.read_text())["format"] if about.exists() else "unknown"
-            for name, (_, lengths) in index.items():
-                self._places += [(folder / name, i) for i in range(len(lengths))]
+        self.lengths, self.formats, self._places, self._weighted = [], [], [], []
+        for source in sources:
+            folder, weight = re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", str(source)).groups()
+            folder, weight, first, found = Path(folder), float(weight or 1), len(self), {}
+            known, about = (json.loads(file.read_text()) if file.exists() else {} for file in (folder / "index.json", folder / "grids.json"))
+            for shard in sorted(folder.glob("shard-*.safetensors")):
+                size, lengths = known.get(shard.name, (0, None))
+                try:
+                    if size != shard.stat().st_size:
+                        size, lengths = shard.stat().st_size, stream.Shard(shard).lengths
+                except stream.GridError as error:
+                    tqdm.write(f"SKIPPED: {error}; remove it, and data.py encode makes it again", file=sys.stderr)
+                    continue
+                found[shard.name] = [size, lengths]
+                self._places += [(shard, i) for i in range(len(lengths))]
                 self.lengths += lengths
-            self.formats += [format] * (len(self) - first)
-            if len(self) == first:
-                raise DataError(f"{folder} holds no grids: make them with `python data.py encode MANIFEST {folder}`")
-            self._sources.append((range(first, len(self)), weight))
+            if found != known and os.access(folder, os.W_OK):
+                write_lines(folder / "index.json", [found])
+            if not found or not weight:
+                raise DataError(f"{source} holds no grids, or weighs nothing: make them with `python data.py encode MANIFEST {folder}`")
+            self.formats += [about.get("format", "unknown")] * (len(self) - first)
+            self._weighted.append((range(first, len(self)), weight))
 
     def __len__(self):
         return len(self.lengths)
 
     def __getitem__(self, i):
         file, number = self._places[i]
-        return _open_shard(file)[number]
+        return _shard(file)[number]
 
     def epoch(self, rng):
         """Indices of one epoch in random order. Weight 2.5: each of the source twice, and a random half once more
-        (section 3.1 has 0.5 and 5 in Post-training-2)."""
+        (Post-training-2 of section 3.1 has 0.5 and 5)."""
         chosen = []
-        for indices, weight in self._sources:
+        for indices, weight in self._weighted:
             chosen += list(indices) * int(weight) + rng.sample(indices, round(weight % 1 * len(indices)))
-        rng.shuffle(chosen)
-        return chosen
-
-
-def load(folders):
-    """All grids of some folders, in memory: a list of stream.Grid."""
-    return list(Grids(folders))
+        return rng.sample(chosen, len(chosen))
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Encode a manifest of recordings and text into token grids.",
-                                     epilog="Look at what was made with: python stream.py --grid OUT/shard-00000.safetensors")
-    parser.add_argument("manifest", help="JSONL; see the top of this file")
-    parser.add_argument("out", help="folder for the shards")
-    parser.add_argument("--format", choices=stream.FORMATS, required=True, help="tts and asr take pairs, the others dialogs")
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model",
-                        help="folder with config.json, tokenizer.json and a codec (default: the shipped model)")
-    parser.add_argument("--join", type=int, nargs=2, default=(1, 1), metavar=("FEWEST", "MOST"),
-                        help="how many manifest lines make a sample (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=1,
-                        help="passes over the manifest, each with fresh silence, level and noise (default: %(default)s)")
-    parser.add_argument("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"),
-                        help="play what is heard at a random speed between these (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser = argparse.ArgumentParser(description="From recordings to token grids.", epilog="More: python data.py COMMAND --help")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, about, epilog=None, **positional):
+        made = commands.add_parser(name, help=about, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+        for key, text in positional.items():
+            made.add_argument(key, help=text)
+        if name != "import":
+            made.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+        return made
+    command("import", "Write the manifest of a data set.", layout=", ".join(LAYOUTS) + " (JSONL or CSV with columns audio and text)",
+            source="the data set's folder, or the file of moshi-finetune and table", out="manifest to write").set_defaults(
+        run=lambda a: "%d lines, %d recordings missing" % bring_in(a.layout, a.source, a.out))
+    made = command("synth", "Turn written dialogs into speech. A stopped run goes on.", "voices, as command lines (without {text} it is their "
+                   "standard input):\n  'espeak-ng -v en-us -w {out} -- {text}'\n  'piper -m en_US-joe-medium.onnx -f {out}'",
+                   texts='JSONL of {"turns": [{"transcript", "response"}]}', out="folder for audio/ and dialogs.jsonl")
+    made.add_argument("--model-voice", required=True, metavar="COMMAND", help="the one voice of the model")
+    made.add_argument("--user-voice", action="append", required=True, metavar="COMMAND", help="of several, two are drawn for each dialog")
+    made.set_defaults(run=lambda a: "%d dialogs, %d clips failed" % synthesise(a.texts, a.out, a.model_voice, a.user_voice, a.workers))
+    made = command("check", "Say what is wrong with a data set.", manifest="JSONL; see the top of this file")
+    made.add_argument("--longest", type=float, default=60, metavar="SECONDS", help="what is longer is too long (default: %(default)s)")
+    made.set_defaults(run=lambda a: "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers).most_common()))
+    made = command("encode", "Encode a manifest into token grids. A stopped run goes on.", "Then: python stream.py --grid OUT/shard-00000.safetensors",
+                   manifest="JSONL; see the top of this file", out="folder for the shards")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--part", default="1/1", metavar="I/N", help="every N-th shard only, from the I-th on: one job of N")
+    add = made.add_argument_group("samples").add_argument
+    add("--format", choices=stream.FORMATS, required=True, help=f"{', '.join(sorted(stream.PAIRS))} take pairs, the others dialogs")
+    add("--model", default=Path(__file__).parent / "tiny" / "model", help="folder with config.json, tokenizer.json, codec (default: the shipped model)")
+    add("--join", type=int, nargs=2, default=(1, 1), metavar=("FEWEST", "MOST"), help="manifest lines to a sample (default: %(default)s)")
+    add("--draws", type=int, default=1, help="encodings of each line, with fresh silence, level and noise, each costing the disk and "
+        "the time of one; train one epoch on as many as you want epochs (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    add = made.add_argument_group("what is heard").add_argument
+    add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
+    add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free")
+    add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
+    add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
+    made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device,
+                                                                      a.speeds, a.noise, a.backchannels, a.leakage, a.workers, a.part))
     args = parser.parse_args(arguments)
     try:
-        n = encode(args.manifest, args.out, args.format, args.model, *args.join, args.draws, args.seed, args.device, args.speeds)
+        print(args.run(args))
     except (OSError, ValueError) as error:
         sys.exit(f"data.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("data.py: stopped; the same command goes on from the last whole shard")
-    print(f"{n} samples in {args.out}")
+        sys.exit("data.py: stopped; the same command goes on from what is finished")
 
 
 if __name__ == "__main__":

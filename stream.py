@@ -1,8 +1,7 @@
 """The token grid: what stands in every frame of every channel, and what of it the model is trained to write.
 
-What this is: the four formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic and acoustic
-codes, the loss class of every token, and a drawing of any of it. What this is not: audio (data.py encodes it), a model,
-or a batch (train.py packs grids). Everything here is integers in tensors.
+What this is: the formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic and acoustic codes, the
+loss class of every token, and a drawing of any of it. What this is not: audio (data.py), a model, or a batch (train.py).
 
 A sample is made in two steps. A format turns the lengths and words of some turns into a `Script`: the text of every
 frame, and the spans of frames in which clips are heard and said. data.py then lays the recordings into those spans,
@@ -12,8 +11,10 @@ Unusual here:
 - A grid is written in frames: text, 8 codes and 8 codes of the same moment. `delay` makes the rows that the model
   reads, in which acoustic codes come one row late; `undelay` takes them back. Row t is read; row t + 1 is predicted.
 - Frame 0 is the row that the streaming loop starts from (spec section 3): text <wait>, nothing spoken, no loss.
+- Pairs and turns of one grid see the ones before them, and nothing in a grid marks where one ends. Decision: section 3.1
+  concatenates pairs and masks nothing, and a live session is one long stream too. Grids packed into a row are train.py's.
 
-    python stream.py                              # draw the four formats
+    python stream.py                              # draw every format
     python stream.py --format tts --delayed       # one of them, as the model reads it
     python stream.py --grid shard-00000.safetensors --index 3
 
@@ -34,6 +35,9 @@ import torch
 K = 8
 SPEECH_DELAY = 2    # frames from a response's first word to its first sound, sections 3.1 and 3.2.2
 ACOUSTIC_DELAY = 1  # frames from a semantic code to the acoustic codes beside it, section 3.2.2
+FRAME_RATE = 12.5   # frames a second, section 2.1
+REACTION_DELAY = 0.5  # seconds from an interruption's first sound to the model's silence, section 3.2.2
+INTERRUPTION_PROBABILITY = 0.7  # section 3.2.2
 
 
 class GridError(ValueError):
@@ -57,6 +61,12 @@ class Ids:
     answer: int
     empty: int
     pad: int
+
+    @property
+    def end_of_pad(self):
+        """Decision: Moshi's <pad> is <wait> and its <end-of-pad> is <answer>, each the token that says the same here
+        (nothing is written now; words follow), so that a model for the comparison needs no ids of its own."""
+        return self.answer
 
     @classmethod
     def of(cls, config):
@@ -101,11 +111,32 @@ class Grid:
 @dataclass
 class Turn:
     """One exchange, or one pair of section 3.1. heard, spoken: frames of audio; transcript, response: text ids.
-    A pair of TTS-style has nothing heard, one of ASR-style nothing spoken."""
+    A pair of TTS-style has nothing heard, one of ASR-style nothing spoken.
+
+    words, for Moshi's stream alone: (frame where it sounds, ids) of each word of the response. For free user input alone, in
+    frames: onset, the quiet before the first sound of what is heard; interrupts, where in the sound of the response before it
+    begins (None: in the silence after); murmur, where in the sound of this response a back-channel begins, and its length."""
     heard: int = 0
     spoken: int = 0
     transcript: tuple = ()
     response: tuple = ()
+    words: tuple = ()
+    onset: int = 0
+    interrupts: int | None = None
+    murmur: tuple | None = None
+
+
+def draw_interruptions(turns, murmurs, rng):
+    """Make the user of some turns free: sets interrupts and murmur. murmurs: frames of a back-channel for each turn, 0 for none.
+
+    Decision: INTERRUPTION_PROBABILITY counts the responses that another turn follows; the next question begins in a frame
+    drawn evenly from all in which the response sounds. A back-channel falls evenly too, and is over before an interruption."""
+    for turn, after, murmur in zip(turns, [*turns[1:], None], murmurs):
+        sounds = turn.spoken
+        if after and sounds and rng.random() < INTERRUPTION_PROBABILITY:
+            after.interrupts = sounds = rng.randrange(sounds)
+        if 0 < murmur <= sounds:
+            turn.murmur = rng.randint(0, sounds - murmur), murmur
 
 
 class Script:
@@ -136,6 +167,32 @@ class Script:
         self.write(tokens)
         self.says.append((start, start + frames))
         self.wait(max(0, start + frames - len(self)))
+
+    def interrupt(self, turn):
+        """Hear a turn within the response before it, whose words and sound both end REACTION_DELAY behind the first sound.
+
+        Decision: a cut monologue just turns into <wait>, with no token for the cut, and a cut clip into silence on a frame;
+        what was never said leaves no trace, as when a person stops."""
+        sounds, end = self.says[-1]
+        start = sounds + turn.interrupts
+        cut = start + turn.onset + round(REACTION_DELAY * FRAME_RATE)  # 6.25 frames; Decision: to the nearest
+        self.says[-1] = sounds, min(end, cut)
+        self.text = self.text[:cut]
+        self.hears.append((start, start + turn.heard))
+        self.wait(max(0, start + turn.heard - len(self)))
+
+    def align(self, words, frames):
+        """Moshi's monologue: each word in the frame where it sounds, or after the word before, behind <end-of-pad> if there is room."""
+        self.says.append((len(self), len(self) + frames))
+        free = len(self)
+        self.wait(frames)
+        for start, tokens in words:
+            start = max(free, self.says[-1][0] + start)
+            free = start + len(tokens)
+            self.wait(max(0, free - len(self)))
+            self.text[start:free] = tokens
+            if start > 1 and self.text[start - 1] == self.ids.wait:
+                self.text[start - 1] = self.ids.end_of_pad
 
     def grid(self, speak=None, listen=None):
         """Set codes [T, K] beside the text. None: a channel that stays empty, which carries no loss (section 3.1)."""
@@ -178,9 +235,28 @@ def response_tts(script, turn):
     script.respond(turn.response, turn.spoken)
 
 
-FORMATS = {"tts": tts, "asr": asr, "asr-response-tts": asr_response_tts, "response-tts": response_tts}
-LISTENS = {"asr", "asr-response-tts", "response-tts"}   # formats whose listening channel is not empty
-SPEAKS = {"tts", "asr-response-tts", "response-tts"}    # and whose speaking channel is not
+def response_tts_free(script, turn):
+    """Section 3.2.2, Figure 3 bottom right: what is heard may begin within a response and end it; a back-channel does not."""
+    if turn.interrupts is None:
+        script.hear(turn.heard)
+    else:
+        script.interrupt(turn)
+    script.respond(turn.response, turn.spoken)
+    if turn.murmur:
+        start = script.says[-1][0] + turn.murmur[0]
+        script.hears.append((start, start + turn.murmur[1]))
+
+
+def word_aligned(script, turn):
+    """Figure 2 left: Moshi's monologue over a pair, where tts has a natural one. The baseline of RQ1 (section 4.4)."""
+    script.align(turn.words, turn.spoken)
+
+
+FORMATS = {"tts": tts, "asr": asr, "asr-response-tts": asr_response_tts, "response-tts": response_tts,
+           "response-tts-free": response_tts_free, "word-aligned": word_aligned}
+PAIRS = {"tts", "asr", "word-aligned"}    # formats of pairs: one channel is empty
+LISTENS = FORMATS.keys() - {"tts", "word-aligned"}  # formats whose listening channel is not empty
+SPEAKS = FORMATS.keys() - {"asr"}         # and whose speaking channel is not
 
 
 def write(format, turns, silences, ids):
@@ -238,13 +314,18 @@ def undelay(rows):
 # --- files ---
 
 def save(grids, file):
-    """Write many grids to one safetensors file: their frames one after the other, and their lengths."""
+    """Write many grids to one safetensors file: their frames one after the other, and their lengths. Raises GridError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     tensors = {"text": torch.cat([g.text for g in grids]).int(), "speak": torch.cat([g.speak for g in grids]).short(),
                "listen": torch.cat([g.listen for g in grids]).short(), "loss": torch.cat([g.loss for g in grids]),
                "lengths": torch.tensor([len(g) for g in grids])}
-    save_file(tensors, f"{file}.part")
-    os.replace(f"{file}.part", file)
+    try:
+        save_file(tensors, f"{file}.part")
+        os.replace(f"{file}.part", file)
+    except (OSError, SafetensorError) as error:
+        Path(f"{file}.part").unlink(missing_ok=True)
+        raise GridError(f"{file} cannot be written: {error}") from None
 
 
 class Shard:
@@ -314,11 +395,13 @@ def assert_same(found, expected, ids):
 
 
 def example(format):
-    """A made-up turn in one format -> (Grid, Ids, names): the code of a clip's frame i is i + 1, silence is 0."""
+    """Made-up turns in one format -> (Grid, Ids, names): the code of a clip's frame i is i + 1, silence is 0."""
     words = ["~", "<asr>", "<answer>", "What's", "up?", "All", "is", "fine."]
     ids = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
-    turn = Turn(heard=4, spoken=5, transcript=(3, 4), response=(5, 6, 7))
-    script, silence = write(format, [turn], [1, 1], ids), torch.zeros(K, dtype=torch.int64)
+    turns = [Turn(heard=4, spoken=5, transcript=(3, 4), response=(5, 6, 7), words=((0, [5]), (1, [6]), (4, [7])))]
+    if format == "response-tts-free":
+        turns = [Turn(heard=2, spoken=12, response=(5, 6, 7), murmur=(1, 1)), Turn(heard=7, spoken=3, response=(7,), interrupts=3)]
+    script, silence = write(format, turns, [1] * (len(turns) + 1), ids), torch.zeros(K, dtype=torch.int64)
 
     def channel(spans):
         clips = [torch.arange(1, stop - start + 1)[:, None].expand(-1, K) for start, stop in spans]
@@ -328,7 +411,7 @@ def example(format):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Draw token grids: made-up examples of the four formats, or real ones from a file.",
+    parser = argparse.ArgumentParser(description="Draw token grids: made-up examples of the formats, or real ones from a file.",
                                      epilog=". empty   # pad   ~ <wait>   loss: S semantic, A acoustic, M monologue, W wait")
     parser.add_argument("--format", choices=FORMATS, help="draw this format only")
     parser.add_argument("--delayed", action="store_true", help="as the model reads it: acoustic codes a row late")

@@ -1,6 +1,11 @@
 """From recordings to grids, with a small random codec: what stands where, what a manifest may get wrong, resuming."""
 import json
+import os
 import random
+import resource
+import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -39,7 +44,7 @@ def test_dialog_stands_where_the_format_says(folder, tmp_path):
     """Catches recordings laid at another time than their words: the heard tone is in the frames before <asr>, the said
     one from two frames after the response's first word, and silence is elsewhere."""
     data.encode(folder / "dialogs.jsonl", tmp_path / "g", "asr-response-tts", folder)
-    grids, ids = data.load([tmp_path / "g"]), Ids.of(flm.PRESETS["tiny"])
+    grids, ids = list(data.Grids([tmp_path / "g"])), Ids.of(flm.PRESETS["tiny"])
     assert len(grids) == 3
     quiet = data.Encoder(folder).silence
     for grid in grids:
@@ -75,7 +80,7 @@ def test_one_channel_formats(folder, tmp_path):
     ids = Ids.of(flm.PRESETS["tiny"])
     for format, empty in (("tts", "listen"), ("asr", "speak")):
         data.encode(folder / "pairs.jsonl", tmp_path / format, format, folder, 1, 3)
-        for grid in data.load([tmp_path / format]):
+        for grid in data.Grids([tmp_path / format]):
             assert (getattr(grid, empty)[1:] == ids.empty).all()
             assert bool((grid.loss[:, 1:] != 0).any()) == (format == "tts")
 
@@ -89,7 +94,7 @@ def test_a_stopped_run_goes_on_to_the_same_grids(folder, tmp_path, monkeypatch):
     (tmp_path / "stopped" / "shard-00001.safetensors").unlink()
     data.encode(folder / "dialogs.jsonl", tmp_path / "stopped", "response-tts", folder, draws=2)
     assert (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns == kept
-    for a, b in zip(data.load([tmp_path / "whole"]), data.load([tmp_path / "stopped"]), strict=True):
+    for a, b in zip(data.Grids([tmp_path / "whole"]), data.Grids([tmp_path / "stopped"]), strict=True):
         stream.assert_same(a, b, Ids.of(flm.PRESETS["tiny"]))
     with pytest.raises(data.DataError, match="grids of another manifest, model or setting"):
         data.encode(folder / "dialogs.jsonl", tmp_path / "stopped", "response-tts", folder, draws=1)
@@ -158,3 +163,197 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path, capsys):
     (tmp_path / "shard-b.safetensors").unlink()
     with pytest.raises(data.DataError, match="holds no grids"):
         data.Grids([tmp_path])
+
+
+def tone(file, seconds, level=0.3, rate=RATE, channels=None):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    wave = level * np.sin(np.arange(int(seconds * rate)) * 0.05)
+    soundfile.write(file, wave if channels is None else np.stack([wave * c for c in channels], 1), rate)
+    return file
+
+
+def test_processes_and_parts_make_the_same_shards(folder, tmp_path, monkeypatch):
+    """Catches shards that depend on which process, machine or order made them, and parts that leave a shard out."""
+    monkeypatch.setattr(data, "SAMPLES_PER_SHARD", 2)
+    options = dict(draws=3, noises=[folder], backchannels=[folder], fewest=1, most=2)
+    data.encode(folder / "dialogs.jsonl", tmp_path / "one", "response-tts-free", folder, **options)
+    data.encode(folder / "dialogs.jsonl", tmp_path / "many", "response-tts-free", folder, **options, workers=2, part="2/2")
+    assert 0 < len(list((tmp_path / "many").glob("shard-*"))) < len(list((tmp_path / "one").glob("shard-*")))
+    data.encode(folder / "dialogs.jsonl", tmp_path / "many", "response-tts-free", folder, **options, part="1/2")
+    for shard in (tmp_path / "one").glob("shard-*"):
+        assert shard.read_bytes() == (tmp_path / "many" / shard.name).read_bytes()
+    assert data.Grids([tmp_path / "many"]).formats[0] == "response-tts-free"
+
+
+def test_an_interruption_is_heard_where_the_answer_ends(folder, monkeypatch):
+    """Catches recordings laid at other frames than the script's, and a clip that is not cut where its span is."""
+    monkeypatch.setattr(stream, "INTERRUPTION_PROBABILITY", 1.0)
+    tone(folder / "long.wav", 3.0)
+    encoder, turn = data.Encoder(folder), {"heard": folder / "q.wav", "transcript": "", "spoken": folder / "long.wav", "response": "I am Joe"}
+    cut = 0
+    for seed in range(6):
+        script, wave, spoken = encoder.plan([turn, turn], "response-tts-free", random.Random(seed))
+        (_, stop), (start, _) = script.says[0], script.hears[1]
+        assert script.says[0][0] <= start < script.says[0][0] + len(encoder.said(folder / "long.wav")) and len(spoken[0]) == stop - script.says[0][0]
+        if len(spoken[0]) < len(encoder.said(folder / "long.wav")):
+            cut += 1
+            assert start + 6 <= stop <= start + 7  # half a second, of a tone that begins within the first or second frame
+            assert torch.equal(spoken[0], encoder.said(folder / "long.wav")[:len(spoken[0])])
+        assert data.loudness(wave[(start + 1) * data.FRAME:(start + 6) * data.FRAME]) > -45
+    assert cut >= 3
+
+
+def test_leakage_is_late_quiet_and_as_often_as_the_paper_says():
+    """Catches another delay, gain or probability than section 3.2.2's, and a leak of what lies outside the wave."""
+    rng, said, gains, delays = random.Random(0), np.zeros(RATE, np.float32), [], []
+    said[:100] = 1
+    for _ in range(1000):
+        heard = np.zeros(RATE, np.float32)
+        data.leak(heard, said, rng)
+        if heard.any():
+            gains.append(heard.max())
+            delays.append(np.argmax(heard > 0) / RATE)
+    assert len(gains) == pytest.approx(300, abs=50)
+    assert 0 < min(gains) < 0.02 and 0.18 < max(gains) <= 0.2 and 0.1 <= min(delays) < 0.12 and 0.48 < max(delays) <= 0.5
+
+
+def test_recorded_noise_is_joined_scaled_and_sometimes_silent(tmp_path):
+    """Catches noise recordings used at their own loudness, silence drawn for whole samples only, and a wave that ends early."""
+    files = [str(tone(tmp_path / "n.wav", 0.25, 0.9))]
+    segments = [data.loudness(part) for seed in range(20) for part in data.noise(10 * RATE // 4, random.Random(seed), files).reshape(10, -1)]
+    loud = [x for x in segments if x > -119]
+    assert len(loud) == pytest.approx(140, abs=25) and -70.1 < min(loud) < -65 and -45 < max(loud) < -39.9
+    assert len(data.noise(RATE + 7, random.Random(0), files)) == RATE + 7
+
+
+def test_aligned_words_stand_in_the_frames_of_their_sound(folder, tmp_path):
+    """Catches word times read in another unit, or words laid beside their sound."""
+    (folder / "words.jsonl").write_text('{"audio": "a.wav", "text": "I am Joe", "words": [["I", 0.0, 0.1], ["am", 0.25, 0.3], ["Joe", 0.5, 0.7]]}')
+    data.encode(folder / "words.jsonl", tmp_path / "g", "word-aligned", folder)
+    (grid,), ids = data.Grids([tmp_path / "g"]), Ids.of(flm.PRESETS["tiny"])
+    text, start = grid.text.tolist(), grid.text.tolist().index(7)
+    assert text[start - 1:start + 8] == [ids.answer, 7, ids.wait, ids.answer, 8, ids.wait, ids.answer, 9, ids.wait]
+    assert torch.equal(grid.speak[start:start + 10], data.Encoder(folder).said(folder / "a.wav"))
+
+
+def test_broken_audio_costs_its_sample_alone(folder, tmp_path, capsys):
+    """Catches one unreadable recording that ends a run of days, is dropped in silence, or changes the other samples."""
+    (folder / "broken.wav").write_bytes(b"RIFF not a wav")
+    rows = ['{"audio": "%s", "text": "who"}' % name for name in ("q.wav", "broken.wav", "a.wav")]
+    (folder / "some-broken.jsonl").write_text("\n".join(rows))
+    assert data.encode(folder / "some-broken.jsonl", tmp_path / "g", "asr", folder) == (2, 1)
+    assert "SKIPPED" in (told := capsys.readouterr().err) and "broken.wav" in told and len(data.Grids([tmp_path / "g"])) == 2
+
+
+def test_layouts_become_manifests(tmp_path):
+    """Catches a layout read with the wrong column, folder or text, and a missing recording that is kept."""
+    def write(file, text):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    for file in ("libri/1/2/1-2-0000.flac", "lj/wavs/LJ1.wav", "aishell/train/wav/SSB0005/SSB00050001.wav", "cv/clips/c.mp3", "plain/p.wav"):
+        tone(tmp_path / file, 0.1)
+    write(tmp_path / "libri/1/2/1-2.trans.txt", "1-2-0000 HE SAID\n1-2-0001 GONE\n")
+    write(tmp_path / "lj/metadata.csv", "LJ1|Dr. \"X|Doctor \"X\n")
+    write(tmp_path / "aishell/train/content.txt", "SSB00050001.wav\t广 guang3 州 zhou1\n")
+    write(tmp_path / "cv/validated.tsv", 'client_id\tpath\tsentence\nx\tc.mp3\tShe said "no.\n')
+    write(tmp_path / "plain/t.csv", 'audio,text\np.wav,"One, two"\n')
+    write(tmp_path / "plain/t.jsonl", '{"audio": "p.wav", "text": "x", "words": [["x", 0, 0.1]]}\n')
+    for layout, source, missing, text in (
+            ("librispeech", "libri", 1, "he said"), ("ljspeech", "lj", 0, 'Doctor "X'), ("aishell-3", "aishell", 0, "广州"),
+            ("common-voice", "cv", 0, 'She said "no.'), ("table", "plain/t.csv", 0, "One, two"), ("table", "plain/t.jsonl", 0, "x")):
+        assert data.bring_in(layout, tmp_path / source, tmp_path / "out.jsonl") == (1, missing)
+        ((turn,),) = data.read_manifest(tmp_path / "out.jsonl", "tts")
+        assert turn["response"] == text and turn["spoken"].exists()
+    data.bring_in("table", tmp_path / "plain/t.jsonl", tmp_path / "out.jsonl")
+    assert data.read_manifest(tmp_path / "out.jsonl", "word-aligned")[0][0]["words"] == [["x", 0, 0.1]]
+    for layout in data.LAYOUTS:
+        with pytest.raises((data.DataError, OSError), match="plain"):
+            data.bring_in(layout, tmp_path / "plain", tmp_path / "out.jsonl")
+
+
+def test_a_stereo_conversation_is_cut_into_turns(tmp_path):
+    """Catches channels swapped, turns cut at the wrong times, and a pause within a sentence taken for its end."""
+    tone(tmp_path / "c.wav", 8.0, channels=(0.5, 0.1))
+    words = [[" Hi", [1.0, 1.2]], [" there.", [1.9, 2.5]], [" Bye.", [5.0, 5.5]]]
+    (tmp_path / "c.json").write_text(json.dumps({"alignments": [[*word, "SPEAKER_MAIN"] for word in words]}))
+    (tmp_path / "set.jsonl").write_text('{"path": "c.wav", "duration": 8.0}')
+    assert data.bring_in("moshi-finetune", tmp_path / "set.jsonl", tmp_path / "out.jsonl") == (1, 0)
+    (turns,) = data.read_manifest(tmp_path / "out.jsonl", "response-tts-free")
+    assert [turn["response"] for turn in turns] == ["Hi there.", "Bye."]
+    heard, spoken = ([mimi.read_audio(turn[key]) for turn in turns] for key in ("heard", "spoken"))
+    assert [round(len(x) / RATE, 2) for x in heard] == [1.0, 2.5] and [round(len(x) / RATE, 2) for x in spoken] == [1.5, 0.5]
+    assert heard[0].max() < 0.11 and spoken[0].max() > 0.13
+
+
+def test_dialogs_are_spoken_by_two_users_and_one_model(tmp_path, capsys):
+    """Catches a shell that reads the words, a voice that changes within a dialog, clips made twice, and a failure that is lost."""
+    (tmp_path / "say.py").write_text("import sys, soundfile, numpy as np\nout, voice, text = sys.argv[1:]\n"
+                                     "open(out.split('audio')[0] + 'made', 'a').write(voice)\nassert text != 'fail'\n"
+                                     "soundfile.write(out, float(voice) * np.sin(np.arange(2400 * len(text)) * 0.05), 24000)\n")
+    dialogs = [[{"transcript": "$(touch x); 'q", "response": "yes"}, {"transcript": "{out}", "response": "no"}], [{"transcript": "fail", "response": "yes"}]]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"turns": turns}) for turns in dialogs))
+    voices = [f"{sys.executable} {tmp_path / 'say.py'} {{out}} 0.{i} {{text}}" for i in range(1, 5)]
+    for _ in range(2):
+        assert data.synthesise(tmp_path / "texts.jsonl", tmp_path / "s", voices[0], voices[1:]) == (2, 2)
+    told = capsys.readouterr().err
+    assert "could not say 'fail'" in told
+    first, second = data.read_manifest(tmp_path / "s" / "dialogs.jsonl", "asr-response-tts")
+    peaks = [[round(float(mimi.read_audio(turn[key]).max()), 1) for turn in turns] for turns in (first, second) for key in ("heard", "spoken")]
+    assert peaks[1] == peaks[3] == [0.1, 0.1] and len({*peaks[0]}) == len({*peaks[2]}) == 1 and peaks[0] != peaks[2]
+    assert len(mimi.read_audio(first[1]["heard"])) == 2400 * len("{out}")
+    assert len((tmp_path / "s" / "made").read_text()) == 3 * (2 + 4 + 2) + 3 * 2  # what failed is tried again, nothing else
+
+
+def test_check_finds_each_kind_of_offender(tmp_path):
+    """Catches a problem that goes unseen, a clean line that is accused, and a clean manifest with offenders in it."""
+    tone(tmp_path / "good.wav", 2.0)
+    tone(tmp_path / "other.wav", 1.5)
+    tone(tmp_path / "silent.wav", 2.0, 1e-4)
+    tone(tmp_path / "long.wav", 5.0)
+    soundfile.write(tmp_path / "clipped.wav", np.clip(3 * np.sin(np.arange(2 * RATE) * 0.05), -1, 1), RATE, subtype="FLOAT")
+    (tmp_path / "none.wav").write_bytes(b"")
+    names = ("good", "other", "silent", "long", "clipped", "none", "good")
+    rows = [{"audio": f"{name}.wav", "text": "twenty letters of text"} for name in names] + [{"audio": "other.wav", "text": "x" * 90}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    counts = data.check(tmp_path / "m.jsonl", longest=4)
+    assert counts == {"none": 2, "silent": 1, "too long": 1, "clipped": 1, "unreadable": 1, "duplicate": 1, "text": 1}
+    offenders = [json.loads(line) for line in (tmp_path / "m.offenders.jsonl").read_text().splitlines()]
+    assert [(o["line"], o["problem"]) for o in offenders] == [(3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text")]
+    assert [row["audio"] for _, row in data.read_lines(tmp_path / "m.clean.jsonl")] == ["good.wav", "other.wav"]
+
+
+def _die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_machine_does_to_a_run_is_one_sentence(folder, tmp_path):
+    """Catches a run that hangs when a worker is killed, a traceback or half a shard on a full disk, and ids beyond the model's."""
+    with pytest.raises(data.DataError, match="a worker was killed"):
+        list(data.in_parallel(_die, range(3), 2))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))  # as little room as a full disk has
+    try:
+        with pytest.raises(stream.GridError, match="shard-00000.safetensors cannot be written"):
+            data.encode(folder / "dialogs.jsonl", tmp_path / "g", "response-tts", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list((tmp_path / "g").glob("*shard*"))
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 8}))
+    with pytest.raises(data.DataError, match="is another model's: its ids go up to 9, config.json's to 7"):
+        data.Encoder(other)
+
+
+@pytest.mark.parametrize("command, sentence", [
+    ("encode none.jsonl out --format tts", "none.jsonl cannot be read"), ("check none.jsonl", "none.jsonl cannot be read"),
+    ("import librispeech . out.jsonl", "holds nothing laid out as librispeech"), ("import ljspeech . out.jsonl", "metadata.csv"),
+    ("synth none.jsonl out --model-voice x --user-voice y", "must have an {out}"),
+    ("encode none.jsonl out --format tts --part 3/2", "there is no part 3/2")])
+def test_wrong_commands_are_one_sentence(tmp_path, monkeypatch, capsys, command, sentence):
+    """Catches a traceback for what a user can mistype."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        data.main(command.split())
+    assert sentence in f"{stopped.value.code} {capsys.readouterr().err}"

@@ -13,8 +13,10 @@ IDS = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
 def random_grid(rng):
     """Any format, any turns, codes drawn at random."""
     format = rng.choice(list(FORMATS))
-    turns = [Turn(rng.randint(1, 6), rng.randint(1, 6), [rng.randint(3, 9)] * rng.randint(1, 4), [rng.randint(3, 9)] * rng.randint(1, 9))
+    turns = [Turn(rng.randint(1, 6), rng.randint(1, 6), [rng.randint(3, 9)] * rng.randint(1, 4), [rng.randint(3, 9)] * rng.randint(1, 9),
+                  [(start, [rng.randint(3, 9)] * rng.randint(1, 3)) for start in sorted(rng.sample(range(6), 2))])
              for _ in range(rng.randint(1, 3))]
+    stream.draw_interruptions(turns, [rng.randint(0, 2) for _ in turns], rng)
     script = write(format, turns, [rng.randint(0, 4) for _ in range(len(turns) + 1)], IDS)
     codes = torch.randint(0, 98, (2, len(script), K), generator=torch.Generator().manual_seed(rng.randint(0, 999)))
     return script.grid(codes[0] if format in stream.SPEAKS else None, codes[1] if format in stream.LISTENS else None)
@@ -37,6 +39,12 @@ def cells(drawing, row):
     # section 3.2.2: the same without the transcript
     ("response-tts", "~ ~ ~ ~ ~ ~ All is fine. ~ ~ ~ ~ ~", "# 0 0 0 0 0 0 0 1 2 3 4 5 0", "0 0 1 2 3 4 0 0 0 0 0 0 0 0",
      "W W W W W M M M W W W W W"),
+    # section 3.2.2: a back-channel over frame 7 changes nothing; speech over frames 9 .. 15 ends the answer's 12 frames of
+    # sound after its 9th, 6 frames (0.5 s) behind its own first; silence while it lasts; then a new answer
+    ("response-tts-free", "~ ~ ~ ~ All is fine. ~ ~ ~ ~ ~ ~ ~ ~ ~ fine. ~ ~ ~ ~ ~",
+     "# 0 0 0 0 0 1 2 3 4 5 6 7 8 9 0 0 0 1 2 3 0", "0 0 1 2 0 0 0 1 0 1 2 3 4 5 6 7 0 0 0 0 0 0", "W W W M M M W W W W W W W W W M W W W W W"),
+    # section 2.2, Figure 2 left: words in the frames 2, 3, 6 where they sound, <answer> for end-of-pad before those with room
+    ("word-aligned", "~ <answer> All is ~ <answer> fine. ~", "# 0 1 2 3 4 5 0", ". . . . . . . .", "M M M W M M W"),
 ])
 def test_format_by_hand(format, text, speak, listen, loss):
     """Catches words, sound or loss in a frame where the paper does not put them."""
@@ -83,6 +91,36 @@ def test_words_longer_than_their_sound():
     """Catches a response whose words outlast its speech being cut."""
     script = write("tts", [Turn(spoken=1, response=[5] * 8)], [0, 0], IDS)
     assert script.text == [0] + [5] * 8 and script.says == [(3, 4)]
+
+
+def test_an_interruption_cuts_words_that_are_being_written():
+    """Catches a monologue that goes on beneath the user, a cut that counts the recording's leading quiet as speech, and an
+    answer that begins before the model has fallen silent."""
+    script = write("response-tts-free", [Turn(2, 9, response=[5] * 14), Turn(3, 2, response=[6], interrupts=1, onset=2)], [0, 2, 0], IDS)
+    # words from 3, sound from 5; heard from 6, its first sound at 8, so both channels end before 14; the answer is at 14
+    assert script.text == [0] * 3 + [5] * 11 + [6] + [0] * 3 and script.says == [(5, 14), (16, 18)] and script.hears == [(1, 3), (6, 9)]
+
+
+def test_users_break_in_as_often_and_wherever_the_paper_says():
+    """Catches another probability than 0.7, an interruption outside the sound or always in one place, and a back-channel that
+    runs into the interruption."""
+    rng, starts, murmurs = random.Random(3), [], 0
+    for _ in range(1000):
+        turns = [Turn(heard=5, spoken=20) for _ in range(3)]
+        stream.draw_interruptions(turns, [3, 3, 21], rng)
+        assert turns[0].interrupts is None and turns[2].murmur is None
+        for turn, after in zip(turns, turns[1:]):
+            if turn.murmur:
+                murmurs += 1
+                assert 0 <= turn.murmur[0] <= (20 if after.interrupts is None else after.interrupts) - 3
+        starts += [turn.interrupts for turn in turns[1:] if turn.interrupts is not None]
+    assert len(starts) == pytest.approx(1400, abs=80) and set(starts) == set(range(20)) and murmurs > 1500
+
+
+def test_crowded_words_follow_one_another():
+    """Catches aligned words that overwrite each other or the row that the loop starts from, and sound longer than its words."""
+    script = write("word-aligned", [Turn(spoken=4, words=[(0, [5, 6, 7]), (1, [8]), (3, [9])])], [0, 0], IDS)
+    assert script.text == [0, 5, 6, 7, 8, 9] and script.says == [(1, 5)]
 
 
 def test_files_give_the_grids_back(tmp_path):
