@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import flm
 import stream
+from data import Grids
 from flm import FRAME_RATE, K
 from stream import Loss
 
@@ -50,10 +51,15 @@ def memory(device):
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def plan(model, settings, frames, gpu, gpus):
-    """What a run would take, as text. model: an FLM, its values do not matter; settings: train.Settings, resolved; frames:
-    of one epoch. Memory is an estimate: it counts the tensors named here, all frames with loss, and no fragmentation."""
-    s, config, counts = settings, model.config, flm.count_parameters(model)
+def plan(settings, hours, gpu, gpus):
+    """What the run of some train.Settings would take, as text; nothing is started. hours: of audio, where there are no grids
+    yet. Memory is an estimate: the tensors named here, all frames with loss, no fragmentation. Raises CostError."""
+    preset = flm.PRESETS.get(settings.init)
+    model = flm.FLM(preset) if preset else flm.load(settings.init, "meta")
+    s, config, counts = settings.resolve(model.config), model.config, flm.count_parameters(model)
+    if not s.grids and not hours:
+        raise CostError("--plan needs grids, or --hours of audio")
+    frames = s.epochs * (sum(Grids(s.grids).lengths) if s.grids else hours * 3600 * FRAME_RATE)
     D, P, (gigabytes, tera), rows = config.hidden_size, sum(counts.values()), GPUS[gpu], s.micro or math.ceil(s.batch / gpus)
     layers = [sum(p.numel() for p in block.parameters()) for block in (*model.model.layers, *model.aud_output_layers.transformer["h"])]
     # bytes a frame, bfloat16: what a block hands on, and what stands within it, in the backbone and in the depth transformer
@@ -64,9 +70,7 @@ def plan(model, settings, frames, gpu, gpus):
              "root and two blocks gathered in bfloat16, their gradients": 8 * (P - sum(layers) + 2 * max(layers)),
              f"activations of {rows} x {s.length} frames": rows * s.length * (kept + (within + depth_within) * s.recompute),
              "logits and their gradients": rows * s.length * 10 * (config.vocab_size + K * config.aud_vocab_size)}
-    total, frames = sum(parts.values()), s.epochs * frames
-    steps = math.ceil(frames / (s.batch * s.length))
-    work = flops(config, frames, s.length, frames)
+    total, steps, work = sum(parts.values()), math.ceil(frames / (s.batch * s.length)), flops(config, frames, s.length, frames)
     return "\n".join([
         f"{P / 1e9:.3f} G parameters: " + ", ".join(f"{part} {count / 1e6:,.0f} M" for part, count in counts.items()),
         f"{s.stage}: {s.epochs:g} epochs, {steps:,} steps of {s.batch} x {s.length} frames, {frames / FRAME_RATE / 3600:,.1f} h of audio, "

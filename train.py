@@ -6,7 +6,7 @@ goes on as if it had never stopped. What this is not: the formats (stream.py), t
 
     python train.py run grids/ft2 --init tiny/model --out runs/ft2 --stage fine-tuning-2
     torchrun --nproc-per-node 8 train.py run grids/pt1 --init 7b --qwen Qwen/Qwen2.5-7B --out runs/pt1 --paper --device cuda
-    python train.py export runs/ft2 somewhere/model      # any checkpoint, at any time
+    python train.py export runs/ft2 somewhere/model      # at any time
 
 Unusual here:
 - The terms of equation 3 are means over the whole global batch: each process sums its tokens, and the sums are divided
@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import sys
@@ -73,7 +72,7 @@ STAGES = {  # Table 3
     "post-training-1": Stage(("tts", "asr"), 3.3, (2e-4, 1e-5)),
     "post-training-2": Stage(("tts", "asr"), 1, (1e-5, 8e-6)),
     "fine-tuning-1": Stage(("asr-response-tts",), 2, (1e-5, 8e-6)),
-    "fine-tuning-2": Stage(("response-tts",), 6, (8e-6, 7e-6)),
+    "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 6, (8e-6, 7e-6)),
 }
 
 
@@ -118,13 +117,11 @@ class Settings:
     keep: int = option("checkpoints", "the newest so many stay", 2, type=int)
 
     def __post_init__(self):
-        above, below = ("batch", "length", "micro", "save_every", "valid_every", "keep", "epochs"), ("depth_share", "repeats", "hold_out")
-        for name in ("init", "out"):
-            if not getattr(self, name):
-                raise TrainError(f"--{name} is missing: it is a {'model folder, Hub id or preset' if name == 'init' else 'folder'}")
-        for name, wanted, right in [(n, "above 0", lambda x: x is None or x > 0) for n in above] + [(n, "0 to 1", lambda x: 0 <= x <= 1) for n in below]:
-            if not right(getattr(self, name)):
-                raise TrainError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)}")
+        for wanted, right, names in (("given", bool, ("init", "out")), ("from 0 to 1", lambda x: 0 <= x <= 1, ("depth_share", "repeats", "hold_out")),
+                                     ("above 0", lambda x: x is None or x > 0, ("batch", "length", "micro", "epochs", "save_every", "valid_every", "keep"))):
+            for name in names:
+                if not right(getattr(self, name)):
+                    raise TrainError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)}")
         if self.qwen and self.init not in flm.PRESETS:
             raise TrainError(f"--qwen starts a preset ({', '.join(flm.PRESETS)}), and --init is {self.init}")
 
@@ -143,14 +140,10 @@ class Equation3(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.flm = model
-
-    def blocks(self):
-        return [*self.flm.model.layers, *self.flm.aud_output_layers.transformer["h"]]
+        self.flm, self.blocks = model, [*model.model.layers, *model.aud_output_layers.transformer["h"]]  # a list registers nothing
 
     def forward(self, text, speak, listen, loss):
         """text [B, L], speak and listen [B, L, K], loss [B, L, 1 + K] -> cross-entropy summed over each class of Loss, [5].
-
         Row t predicts text and speak of row t + 1. Heads run on the frames that carry loss. Where none does they run on
         one frame even so: with FSDP every process must pass through every block."""
         h, classes = self.flm.hidden(text[:, :-1], speak[:, :-1], listen[:, :-1]), loss[:, 1:]  # [B, L - 1, D]
@@ -210,8 +203,7 @@ def validation(equation, batches, weights):
 # --- processes, model, optimizer ---
 
 def connect(device):
-    """Join the other processes where torchrun started them -> (rank, processes, torch.device). A GPU is a group of one even
-    alone, since mixed precision over float32 weights is FSDP's there."""
+    """Join the other processes of a torchrun -> (rank, processes, torch.device). A lone GPU is a group too: FSDP's precision."""
     device, launched = torch.device(device), "RANK" in os.environ
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TrainError("--device cuda was asked for, and PyTorch sees no GPU")
@@ -236,7 +228,7 @@ def build(settings, rank, device):
     if dist.is_initialized():
         dist.broadcast_object_list(config, src=0)
     equation = Equation3(flm.FLM(config[0]) if dist.is_initialized() else source)
-    for block in equation.blocks():  # within what FSDP wraps around a block
+    for block in equation.blocks:  # within what FSDP wraps around a block
         if settings.compile:
             block.forward = torch.compile(block.forward)  # blocks of a kind share one compilation
         if settings.recompute:
@@ -247,7 +239,7 @@ def build(settings, rank, device):
         return equation.to(device)
     precision = MixedPrecisionPolicy(*((torch.bfloat16, torch.float32) if settings.bfloat16 else ()))  # to compute, to reduce
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for part in [*equation.blocks(), equation]:
+    for part in [*equation.blocks, equation]:
         fully_shard(part, mesh=mesh, mp_policy=precision)
     equation.to_empty(device=device)
     equation.flm.cos, equation.flm.sin = (table.to(device) for table in flm.rope_tables(config[0]))
@@ -258,9 +250,8 @@ def build(settings, rank, device):
 
 def make_optimizer(model):
     """AdamW; norms and biases do not decay."""
-    decays = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": WEIGHT_DECAY}
-    stays = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
-    return torch.optim.AdamW([decays, stays], lr=0.0, betas=BETAS)
+    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == decays], "weight_decay": WEIGHT_DECAY * decays} for decays in (True, False)]
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
 
 
 def learning_rate(step, steps, lr):
@@ -320,7 +311,6 @@ def checkpoints(folder):
 
 
 def load_checkpoint(state, found, no_dist=False):
-    """Fill the tensors of a nested dict. no_dist: in this process alone. Raises TrainError."""
     try:
         dcp.load(state, checkpoint_id=found, no_dist=no_dist)
     except (Exception, dcp.api.CheckpointException):  # the latter is no Exception
@@ -371,8 +361,7 @@ def interruptible():
 
 def report(line, log, steps):
     """One step's numbers, a dict: to the screen in short, to log.jsonl whole."""
-    log.write(json.dumps(line) + "\n")
-    log.flush()
+    print(json.dumps(line), file=log, flush=True)
     shown = {"loss": "{:.3f}", **{kind.name.lower(): "{:.3f}" for kind in WEIGHTS}, "lr": "{:.1e}", "norm": "{:.2f}", "frames/s": "{:.0f}",
              "times_real_time": "{:.0f}", "mfu": "{:.1%}", "gigabytes": "{:.1f}", "minutes_left": "{:.1f}"}
     print(f"step {line['step']}/{steps}  " + "  ".join(f"{name.replace('_', ' ')} {how.format(line[name])}" for name, how in shown.items() if name in line)
@@ -380,15 +369,14 @@ def report(line, log, steps):
 
 
 def train(settings):
-    """Run a stage from `init`, or from the newest checkpoint in `out`, and write the model to `out` in the release's format.
-
-    Raises ValueError or OSError, one sentence. All processes of a torchrun call this."""
+    """Run a stage from `init`, or from the newest checkpoint in `out`, and write the model to `out`, in the release's format.
+    All processes of a torchrun call this. Raises ValueError or OSError, one sentence."""
     rank, world, device = connect(settings.device)
     equation, out = build(settings, rank, device), Path(settings.out)
     config = equation.flm.config
     settings = settings.resolve(config)
     batches, optimizer, peak = Batches(settings, config, rank, world), make_optimizer(equation), cost.peak(device)
-    weights = torch.tensor([{**WEIGHTS, Loss.WAIT: settings.wait_weight}.get(kind, 0.0) for kind in Loss], dtype=torch.float64)
+    weights = torch.tensor([0.0, *({**WEIGHTS, Loss.WAIT: settings.wait_weight}.values())], dtype=torch.float64)  # by class
     method = {name: value for name, value in vars(settings).items() if name not in MAY_CHANGE} | {"samples": len(batches.grids)}
     about = json.loads(json.dumps({"method": method, "config": config.to_json(), "beside": settings.beside}, default=str))
     saved, step, steps = Checkpoints(out, settings.keep), 0, batches.steps
@@ -397,11 +385,11 @@ def train(settings):
     first, began, stopping, screen, log = step, time.time(), False, lambda *_: None, open(os.devnull, "w")
     if rank == 0:
         for part in saved.folder.glob("*.part"):
-            shutil.rmtree(part)
-        lines = cost.read_log(out, step)  # steps after the checkpoint come again
-        screen, log = report, open(out / "log.jsonl", "w")
-        log.write("".join(json.dumps(line) + "\n" for line in lines))
-        if strange := {name for name in batches.grids.formats if not name.startswith((*STAGES[settings.stage].formats, "unknown"))}:
+            shutil.rmtree(part)  # a kill's
+        kept = "".join(json.dumps(line) + "\n" for line in cost.read_log(out, step))  # steps after the checkpoint come again
+        (out / "log.jsonl").write_text(kept)
+        screen, log = report, open(out / "log.jsonl", "a")
+        if strange := set(batches.grids.formats) - {*STAGES[settings.stage].formats, "unknown"}:
             print(f"note: Table 3 has no {', '.join(sorted(strange))} in {settings.stage}")
         print(f"{len(batches.grids)} samples, {sum(batches.grids.lengths):,} frames, {batches.steps_per_epoch} steps an epoch, "
               f"{steps} steps, {world} processes" + (f", resumed at step {step}" if step else ""))
@@ -443,17 +431,6 @@ def train(settings):
     summed(torch.zeros(1))  # nobody leaves before the model is written
 
 
-def plan(settings, hours, gpu, gpus):
-    """What the run would take, as text; nothing is started. hours: of audio, where there are no grids yet."""
-    preset = flm.PRESETS.get(settings.init)
-    model = flm.FLM(preset) if preset else flm.load(settings.init, "meta")
-    s = settings.resolve(model.config)
-    if not s.grids and not hours:
-        raise TrainError("--plan needs grids, or --hours of audio")
-    frames = sum(Batches(s, model.config).grids.lengths) if s.grids else hours * 3600 * flm.FRAME_RATE
-    return cost.plan(model, s, frames, gpu, gpus)
-
-
 def bench(init, length, steps, settings):
     """Print frames/s on a packed row, against `straightforward` with a row for each of the same samples: forward and backward
     pass, and on a GPU the update. On a CPU the larger models' optimizer would not fit in memory."""
@@ -486,13 +463,13 @@ def make_parser():
     run = commands.add_parser("run", help="train one stage", description="Train one stage. The same command again goes on from the newest checkpoint.",
                               epilog="Then: python chat.py --model OUT --in question.wav --out answer.wav. On many GPUs: torchrun --nproc-per-node 8 "
                                      "train.py run ... --device cuda --bfloat16 --recompute --compile")
-    export_, plot, bench_ = (commands.add_parser(name, help=text) for name, text in (
-        ("export", "a checkpoint as a model folder for chat.py"), ("plot", "a run's curves; needs matplotlib"),
-        ("bench", f"frames/s of this machine; on a GPU: bench 0.5b 1.5b --length {PAPER_LENGTH} --device cuda --bfloat16 --recompute --compile")))
+    export_ = commands.add_parser("export", help="a checkpoint as a model folder for chat.py")
+    plot = commands.add_parser("plot", help="a run's curves as curves.png; needs matplotlib")
+    bench_ = commands.add_parser("bench", help="how fast this machine trains", epilog="On a GPU: python train.py bench 0.5b 1.5b "
+                                 f"--length {PAPER_LENGTH} --device cuda --bfloat16 --recompute --compile")
     groups = {}
     for f in fields(Settings):
-        about = dict(f.metadata)
-        group = about.pop("group")
+        group, about = f.metadata["group"], {key: value for key, value in f.metadata.items() if key != "group"}
         groups[group] = groups.get(group) or run.add_argument_group(group)
         if f.default is False:
             about["action"] = "store_true"
@@ -508,7 +485,7 @@ def make_parser():
     export_.add_argument("checkpoint", help="a checkpoint, or a run's folder for its newest")
     export_.add_argument("folder", help="for the model, with tokenizer and codec beside")
     export_.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="the release has bfloat16 (default: %(default)s)")
-    plot.add_argument("folder", help="of the run; the picture is its curves.png")
+    plot.add_argument("folder", help="of the run")
     bench_.add_argument("init", nargs="*", default=["tiny", "0.5b"], help="presets, with random weights (default: tiny 0.5b)")
     bench_.add_argument("--length", type=int, default=512, help="frames a step (default: %(default)s)")
     bench_.add_argument("--steps", type=int, default=3, help="that are timed (default: %(default)s)")
@@ -527,7 +504,7 @@ def main(arguments=None):
             for init in args.init:
                 bench(init, args.length, args.steps, Settings(**given | {"init": init, "out": "-", "length": None}))
         elif args.plan:
-            print(plan(Settings(**given | {"out": args.out or "-"}), args.hours, args.gpu, args.gpus))
+            print(cost.plan(Settings(**given | {"out": args.out or "-"}), args.hours, args.gpu, args.gpus))
         else:
             train(Settings(**given))
     except (OSError, ValueError) as error:
@@ -535,7 +512,7 @@ def main(arguments=None):
     except torch.OutOfMemoryError:
         sys.exit("train.py: the GPU's memory is full: take --recompute, a smaller --micro or --length, or more GPUs")
     except RuntimeError as error:
-        if not (dist.is_initialized() and re.search("gloo|nccl|peer|timed out", str(error), re.IGNORECASE)):
+        if not (dist.is_initialized() and any(word in str(error).lower() for word in ("gloo", "nccl", "peer", "timed out"))):
             raise
         sys.exit("train.py: another process of this run died or cannot be reached; the same command goes on from the last checkpoint")
 

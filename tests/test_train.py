@@ -203,7 +203,7 @@ def gradient(settings, rank, world):
     """Terms of equation 3 and the whole gradient of a run's first step."""
     equation = train.build(settings, rank, CPU)
     terms, _ = train.gradients(equation, batch.Batches(settings, SMALL, rank, world).step(0), WEIGHTS)
-    whole = {name: p.grad.full_tensor() if world > 1 else p.grad for name, p in equation.named_parameters()}
+    whole = {name: (p.grad.full_tensor() if world > 1 else p.grad).clone() for name, p in equation.named_parameters()}
     norm = torch.nn.utils.clip_grad_norm_(equation.parameters(), 1.0)
     return terms, whole, norm.full_tensor() if world > 1 else norm
 
@@ -329,8 +329,8 @@ def test_errors_are_one_sentence(run, tmp_path):
         (["run", *grids, "--init", str(tmp_path / "none"), *out], "none does not exist"),
         (["run", *grids, "--init", str(tmp_path / "other"), *out], "another tokenizer or codec"),
         (["run", *grids, "--init", str(tmp_path / "broken"), "--length", "64", *out], "step 1 has loss nan"),
-        (["run", *grids, *start], "--out is missing"),
-        (["run", *grids, *start, *out, "--depth-share", "2"], "--depth-share must be 0 to 1, not 2.0"),
+        (["run", *grids, *start], "--out must be given"),
+        (["run", *grids, *start, *out, "--depth-share", "2"], "--depth-share must be from 0 to 1, not 2.0"),
         (["run", *grids, *start, *out, "--qwen", "q"], "--qwen starts a preset"),
         (["run", *grids, *start, *out, "--length", "9"], "raise --length"),
         (["run", *grids, "--init", run.init, *out, "--paper", "--length", "9999"], "more than the model's 8192 positions"),

@@ -48,7 +48,7 @@ GRIDS = {
     "response-tts": ("train.jsonl", "response-tts", (1, 3), 2, 0, (1, 1)),
     "response-tts-varied": ("train.jsonl", "response-tts", (1, 3), 2, 1, (0.88, 1.13)),
 }
-# The four stages: grids, epochs, learning rate at the start and at the end, other settings of train.train. The rates of
+# The four stages: grids, epochs, learning rate at the start and at the end, other fields of train.Settings. The rates of
 # Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more. In the last stage speech
 # is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
 ALL_STAGES = dict(batch=4, length=512)
@@ -157,8 +157,8 @@ def stage(name, work, device):
     if name != names[0]:
         init = work / names[names.index(name) - 1]
     folders, epochs, lr, lr_end, settings = STAGES[name]
-    train.train([work / "grids" / folder for folder in folders], init, work / name, train.Stage(epochs, lr, lr_end), device=device,
-                **{**ALL_STAGES, **settings})
+    train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name, stage=name,
+                               epochs=epochs, lr=(lr, lr_end), device=device, **{**ALL_STAGES, **settings}))
 
 
 def model(work, _):
