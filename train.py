@@ -464,7 +464,7 @@ def make_parser():
                               epilog="Then: python chat.py --model OUT --in question.wav --out answer.wav. On many GPUs: torchrun --nproc-per-node 8 "
                                      "train.py run ... --device cuda --bfloat16 --recompute --compile")
     export_ = commands.add_parser("export", help="a checkpoint as a model folder for chat.py")
-    plot = commands.add_parser("plot", help="a run's curves as curves.png; needs matplotlib")
+    commands.add_parser("plot", help="a run's curves as curves.png; needs matplotlib").add_argument("folder", help="of the run")
     bench_ = commands.add_parser("bench", help="how fast this machine trains", epilog="On a GPU: python train.py bench 0.5b 1.5b "
                                  f"--length {PAPER_LENGTH} --device cuda --bfloat16 --recompute --compile")
     groups = {}
@@ -485,7 +485,6 @@ def make_parser():
     export_.add_argument("checkpoint", help="a checkpoint, or a run's folder for its newest")
     export_.add_argument("folder", help="for the model, with tokenizer and codec beside")
     export_.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="the release has bfloat16 (default: %(default)s)")
-    plot.add_argument("folder", help="of the run")
     bench_.add_argument("init", nargs="*", default=["tiny", "0.5b"], help="presets, with random weights (default: tiny 0.5b)")
     bench_.add_argument("--length", type=int, default=512, help="frames a step (default: %(default)s)")
     bench_.add_argument("--steps", type=int, default=3, help="that are timed (default: %(default)s)")
@@ -507,8 +506,8 @@ def main(arguments=None):
             print(cost.plan(Settings(**given | {"out": args.out or "-"}), args.hours, args.gpu, args.gpus))
         else:
             train(Settings(**given))
-    except (OSError, ValueError) as error:
-        sys.exit(f"train.py: {error}")
+    except (OSError, ValueError, KeyboardInterrupt) as error:
+        sys.exit(f"train.py: {str(error) or 'stopped before the first step'}")
     except torch.OutOfMemoryError:
         sys.exit("train.py: the GPU's memory is full: take --recompute, a smaller --micro or --length, or more GPUs")
     except RuntimeError as error:
