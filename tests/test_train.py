@@ -1,23 +1,39 @@
-"""Equation 3 by hand, packing, the schedule, and a run that is stopped and goes on."""
+"""Equation 3 by hand, packing, processes against one process, kills, full disks, and what else can go wrong in a run."""
 import json
+import math
+import os
 import random
+import resource
+import shutil
 import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 
+import batch
+import cost
 import flm
 import stream
 import train
-from stream import FORMATS, K, Ids, Loss, Turn
+from stream import K, Ids, Loss, Turn
 
 SMALL = flm.Config(**{**vars(flm.PRESETS["tiny"]), "vocab_size": 32, "aud_vocab_size": 17, "pad_token": 16, "empty_token": 16,
                       "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "depth_layers": 1, "depth_dim": 32, "head_dim": None})
 IDS = Ids.of(SMALL)
+WEIGHTS = torch.tensor([0, 1, 0.5, 1, 0.01], dtype=torch.float64)
+CPU = torch.device("cpu")
 
 
 def made_up(n, seed=0, format="response-tts"):
-    """n delayed grids of one turn with random codes."""
+    """n grids of one turn with random codes."""
     rng, rows = random.Random(seed), []
     for _ in range(n):
         turn = Turn(rng.randint(2, 6), rng.randint(2, 6), [4, 5], [rng.randint(6, 31) for _ in range(3)])
@@ -32,102 +48,317 @@ def model(seed=0):
     return flm.init_weights(flm.FLM(SMALL))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_equation_3_token_by_token(format):
-    """Catches a token counted in the wrong class, a row off, or a mean over the wrong number: each term is summed here
-    token by token, from the model's own logits, with plain loops."""
-    net, rows = model(), [stream.delay(g, IDS) for g in made_up(2, format=format)]
-    length = max(map(len, rows)) + 3
-    text, speak, listen, loss = train.collate(rows, [[0], [1]], length, IDS)
-    found = train.losses(net, text, speak, listen, loss)
-    sums = {kind: [] for kind in Loss}
-    for row in rows:
-        h = net.hidden(row.text[None], row.speak[None], row.listen[None])
-        words = net.text_logits(h)[0].log_softmax(-1)
-        codes = net.depth_logits(h[0, :-1], row.speak[1:, :K - 1]).log_softmax(-1)
-        for t in range(1, len(row)):
-            sums[Loss(row.loss[t, 0].item())].append(-words[t - 1, row.text[t]])
-            for c in range(K):
-                sums[Loss(row.loss[t, 1 + c].item())].append(-codes[t - 1, c, row.speak[t, c]])
-    sums.pop(Loss.NONE)
-    assert set(found) == {kind for kind, values in sums.items() if values}
-    for kind, value in found.items():
-        assert value.item() == pytest.approx(sum(v.item() for v in sums[kind]) / len(sums[kind]), rel=1e-4), kind
-    assert train.WEIGHTS == {Loss.SEMANTIC: 1, Loss.ACOUSTIC: 0.5, Loss.MONOLOGUE: 1, Loss.WAIT: 0.01}
+def log_of(folder, *names):
+    return [tuple(line.get(name) for name in names) for line in cost.read_log(folder) if "loss" in line]
 
+
+@pytest.fixture
+def run(tmp_path):
+    """Grids of two formats, a model to start from, and the settings of a short run on them."""
+    for format in ("asr", "response-tts"):
+        (tmp_path / format).mkdir()
+        stream.save(made_up(12, format=format), tmp_path / format / "shard-00000.safetensors")
+        (tmp_path / format / "grids.json").write_text(json.dumps({"format": format}))
+    flm.save(model(), tmp_path / "start")
+    (tmp_path / "start" / "tokenizer.json").write_text("{}")
+    return train.Settings(grids=(str(tmp_path / "asr"), str(tmp_path / "response-tts")), init=str(tmp_path / "start"), out=str(tmp_path / "out"),
+                          stage="fine-tuning-2", epochs=4, lr=(3e-3, 1e-3), batch=2, length=64, save_every=3, depth_share=0.8)
+
+
+# --- equation 3 ---
+
+def normed(x, weight):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight
+
+
+def attended(q, k, v):
+    """[T, d] each, causal."""
+    scores = q @ k.T / math.sqrt(q.shape[-1])
+    scores[np.triu_indices(len(q), 1)] = -np.inf
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True) @ v
+
+
+def turned(x):
+    """RoPE of one head [T, d], as complex numbers: pair i is dimensions i and i + d / 2."""
+    half = x.shape[-1] // 2
+    z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * np.outer(np.arange(len(x)), SMALL.rope_theta ** (-np.arange(half) / half)))
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def swiglu(x, w, name):
+    gate = x @ w[f"{name}.gate_proj.weight"].T
+    return (gate / (1 + np.exp(-gate)) * (x @ w[f"{name}.up_proj.weight"].T)) @ w[f"{name}.down_proj.weight"].T
+
+
+def surprise(logits, token):
+    return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[token]
+
+
+def by_hand(w, text, speak, listen, loss):
+    """{class: list of cross-entropies} of one row, from the weights alone, frame by frame in float64."""
+    x = w["model.embed_tokens.text_embeddings.weight"][text].copy()
+    for c in range(K):
+        x += w[f"model.embed_tokens.aud_speak_embeddings.{c}.weight"][speak[:, c]] + w[f"model.embed_tokens.aud_listen_embeddings.{c}.weight"][listen[:, c]]
+    d, heads, shared = SMALL.head_dim, SMALL.num_attention_heads, SMALL.num_attention_heads // SMALL.num_key_value_heads
+    for i in range(SMALL.num_hidden_layers):
+        at = f"model.layers.{i}"
+        y = normed(x, w[f"{at}.input_layernorm.weight"])
+        q, k, v = (y @ w[f"{at}.self_attn.{p}_proj.weight"].T + w[f"{at}.self_attn.{p}_proj.bias"] for p in "qkv")
+        out = [attended(turned(q[:, h * d:(h + 1) * d]), turned(k[:, g * d:(g + 1) * d]), v[:, g * d:(g + 1) * d])
+               for h in range(heads) for g in [h // shared]]
+        x = x + np.concatenate(out, -1) @ w[f"{at}.self_attn.o_proj.weight"].T
+        x = x + swiglu(normed(x, w[f"{at}.post_attention_layernorm.weight"]), w, f"{at}.mlp")
+    h_all, found = normed(x, w["model.norm.weight"]), {kind: [] for kind in Loss}
+    depth, n, dd = "aud_output_layers", SMALL.depth_dim, SMALL.depth_dim // SMALL.depth_heads
+    for t in range(len(text) - 1):
+        found[Loss(loss[t + 1, 0])].append(surprise(w["lm_head.weight"] @ h_all[t], text[t + 1]))
+        inputs = [SMALL.empty_token, *speak[t + 1, :K - 1]]
+        x = (w[f"{depth}.linear_in.weight"] @ h_all[t]).reshape(K, n) + w[f"{depth}.transformer.wpe.weight"]
+        x = x + np.stack([w[f"{depth}.transformer.wtes.{c}.weight"][inputs[c]] for c in range(K)])
+        for i in range(SMALL.depth_layers):
+            at = f"{depth}.transformer.h.{i}"
+            q, k, v = np.split(normed(x, w[f"{at}.ln_1.weight"]) @ w[f"{at}.attn.c_attn.weight"].T, 3, -1)
+            heads_out = [attended(*(y[:, h * dd:(h + 1) * dd] for y in (q, k, v))) for h in range(SMALL.depth_heads)]
+            x = x + np.concatenate(heads_out, -1) @ w[f"{at}.attn.c_proj.weight"].T
+            y = normed(x, w[f"{at}.ln_2.weight"])
+            x = x + np.stack([swiglu(y[c], w, f"{at}.mlps.{c}") for c in range(K)])
+        x = normed(x, w[f"{depth}.transformer.ln_f.weight"])
+        for c in range(K):
+            found[Loss(loss[t + 1, 1 + c])].append(surprise(w[f"{depth}.lm_heads.{c}.weight"] @ x[c], speak[t + 1, c]))
+    return found
+
+
+@pytest.mark.parametrize("stage", train.STAGES)
+def test_equation_3_in_numpy(stage):
+    """Catches a token counted in the wrong class, a row off, a mean over the wrong number or a wrong weight: the whole loss
+    is written out here in numpy from the weights, one frame after the other."""
+    net, formats = model(), train.STAGES[stage].formats
+    rows = [[stream.delay(g, IDS) for g in made_up(2, seed, formats[seed % len(formats)])] for seed in range(2)]
+    made = batch.collate(rows, max(sum(map(len, row)) for row in rows) + 3, IDS)
+    terms, _ = train.gradients(train.Equation3(net), [made], WEIGHTS)
+    w, sums = {name: p.detach().double().numpy() for name, p in net.named_parameters()}, {kind: [] for kind in Loss}
+    for row in zip(*(x.numpy() for x in made)):
+        for kind, values in by_hand(w, *row).items():
+            sums[kind] += values
+    means = {kind.name: np.mean(sums[kind]) if sums[kind] else 0.0 for kind in Loss}
+    expected = 1.0 * means["SEMANTIC"] + 0.5 * means["ACOUSTIC"] + 1.0 * means["MONOLOGUE"] + 0.01 * means["WAIT"]
+    assert (WEIGHTS * terms).sum().item() == pytest.approx(expected, abs=1e-5)
+    for kind in train.WEIGHTS:
+        assert terms[kind].item() == pytest.approx(means[kind.name], abs=1e-5), kind
+
+
+def test_the_economies_change_nothing():
+    """Catches a bench that compares two different losses, and heads that run on the wrong frames."""
+    net, made = model(), batch.collate([[stream.delay(g, IDS)] for g in made_up(3, format="tts")], 40, IDS)
+    assert torch.allclose(train.Equation3(net)(*made)[1:], cost.straightforward(net, *made)[1:], rtol=1e-5)
+
+
+def test_cost_of_a_step_as_counted_by_torch():
+    """Catches an MFU of a wrong formula: PyTorch's own counter of operations on the same pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+    net, frames = model(), 64
+    made = batch.collate([[]], frames + 1, IDS)
+    made[3][:] = torch.tensor([Loss.MONOLOGUE, Loss.SEMANTIC, *[Loss.ACOUSTIC] * 7])
+    with FlopCounterMode(display=False) as counter:
+        train.Equation3(net)(*made).sum().backward()
+    assert cost.flops(SMALL, frames, frames, frames) == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+# --- packing, schedule, choice of frames ---
 
 def test_packing_uses_every_sample_once():
     """Catches samples lost or doubled between rows, and rows that are too long."""
-    rows = [stream.delay(g, IDS) for g in made_up(200)]
-    packed = train.pack(rows, 64, random.Random(0))
+    lengths = [len(g) for g in made_up(200)]
+    packed = batch.pack(random.Random(0).sample(range(200), 200), lengths, 64)
     assert sorted(i for row in packed for i in row) == list(range(200))
-    assert max(sum(len(rows[i]) for i in row) for row in packed) <= 64
-    assert sum(map(len, rows)) / (64 * len(packed)) > 0.85
-    with pytest.raises(train.TrainError, match="raise --length"):
-        train.pack(rows, 5, random.Random(0))
+    assert max(sum(lengths[i] for i in row) for row in packed) <= 64
+    assert sum(lengths) / (64 * len(packed)) > 0.85
+    with pytest.raises(batch.BatchError, match="raise --length"):
+        batch.pack([0], lengths, 5)
 
 
 def test_schedule():
     """Catches a cosine that does not start and end where Table 3 says."""
-    stage = train.Stage(1, 2e-4, 1e-5)
-    rates = [train.learning_rate(step, 1000, stage) for step in range(1000)]
+    rates = [train.learning_rate(step, 1000, (2e-4, 1e-5)) for step in range(1000)]
     assert max(rates) == pytest.approx(2e-4) and rates[-1] == pytest.approx(1e-5, rel=0.01) and rates[0] < 2e-5
     assert all(a >= b for a, b in zip(rates[20:], rates[21:]))
 
 
-@pytest.fixture
-def grids(tmp_path):
-    (tmp_path / "grids").mkdir()
-    stream.save(made_up(12), tmp_path / "grids" / "shard-00000.safetensors")
-    flm.save(model(), tmp_path / "start")
-    (tmp_path / "start" / "tokenizer.json").write_text("{}")
-    return tmp_path
+def test_thinning_takes_codes_and_leaves_text():
+    """Catches a choice of frames that differs from run to run, and one that takes the loss off the text too."""
+    loss = torch.full((4000, 9), int(Loss.ACOUSTIC), dtype=torch.uint8)
+    speak = torch.arange(4000)[:, None].expand(-1, K) // 2  # every other frame repeats the one before
+    other = loss.clone()
+    batch.thin(speak, loss, 0.5, 0.2, "x")
+    batch.thin(speak, other, 0.5, 0.2, "x")
+    assert torch.equal(loss, other) and (loss[:, 0] == Loss.ACOUSTIC).all()
+    kept = (loss[:, 1:] == Loss.ACOUSTIC).all(-1).float()
+    assert kept[0::2].mean() == pytest.approx(0.5, abs=0.05) and kept[1::2].mean() == pytest.approx(0.1, abs=0.03)
 
 
-def test_training_learns_and_resumes_exactly(grids, monkeypatch):
-    """Catches an update that does not learn, and a resumed run that differs from one that was never stopped: the weights
-    are compared bit by bit."""
-    run = dict(folders=[grids / "grids"], init=grids / "start", stage=train.Stage(20, 3e-3, 1e-3), batch=2, length=64, save_every=7)
-    train.train(out=grids / "whole", **run)
-    log = [json.loads(line) for line in open(grids / "whole" / "log.jsonl")]
-    assert log[-1]["loss"] < 0.8 * log[0]["loss"] and [line["step"] for line in log] == list(range(1, len(log) + 1))
-    assert (grids / "whole" / "tokenizer.json").exists()
+# --- processes ---
 
-    real, calls = train.losses, []
-
-    def stop(*args):
-        calls.append(1)
-        if len(calls) == 10:
-            signal.raise_signal(signal.SIGINT)
-        return real(*args)
-    monkeypatch.setattr(train, "losses", stop)
-    with pytest.raises(train.TrainError, match="stopped at step 10"):
-        train.train(out=grids / "stopped", **run)
-    monkeypatch.setattr(train, "losses", real)
-    train.train(out=grids / "stopped", **run)
-    a, b = flm.load(grids / "whole").state_dict(), flm.load(grids / "stopped").state_dict()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(train.TrainError, match="made with another batch"):
-        train.train(out=grids / "stopped", **{**run, "batch": 3})
+def gradient(settings, rank, world):
+    """Terms of equation 3 and the whole gradient of a run's first step."""
+    equation = train.build(settings, rank, CPU)
+    terms, _ = train.gradients(equation, batch.Batches(settings, SMALL, rank, world).step(0), WEIGHTS)
+    whole = {name: (p.grad.full_tensor() if world > 1 else p.grad).clone() for name, p in equation.named_parameters()}
+    norm = torch.nn.utils.clip_grad_norm_(equation.parameters(), 1.0)
+    return terms, whole, norm.full_tensor() if world > 1 else norm
 
 
-def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, monkeypatch):
-    """Catches a checkpoint that is destroyed by the attempt to write the next one."""
-    train.save_checkpoint(tmp_path / "c.pt", step=1)
+def work(rank, world, settings, stop_at):
+    """One of several processes: the first gradient, then a run that is asked to stop at a step, by one process alone."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{settings.out}-meet-{world}", rank=rank, world_size=world)
+    found = gradient(settings, rank, world)
+    if rank == 0:
+        torch.save(found, f"{settings.out}-{world}.pt")
+    rate = train.learning_rate
+    train.learning_rate = lambda step, *rest: (step + 1 == stop_at and rank == 1 and signal.raise_signal(signal.SIGTERM), rate(step, *rest))[1]
+    try:
+        train.train(settings)
+    except train.TrainError as error:
+        assert f"stopped at step {stop_at}" in str(error)
+    dist.destroy_process_group()
 
-    def full(*_):
-        raise RuntimeError("No space left on device")
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(train.TrainError, match="c.pt cannot be written: No space left"):
-        train.save_checkpoint(tmp_path / "c.pt", step=2)
-    assert torch.load(tmp_path / "c.pt") == {"step": 1}
+
+def test_two_and_four_processes_are_one(run):
+    """Catches means over a process's own tokens, gradients averaged where they should be summed, processes that wait for
+    each other for ever when a row is missing, checkpoints bound to a number of processes: 4 processes train to step 4,
+    2 go on from their checkpoint, and 1 has trained alone."""
+    run = replace(run, batch=3, recompute=True)
+    alone = replace(run, out=f"{run.out}-alone", recompute=False)
+    terms, whole, norm = gradient(alone, 0, 1)
+    train.train(alone)
+    for world in (4, 2):
+        torch.multiprocessing.spawn(work, (world, replace(run, micro=1), 4 if world == 4 else None), nprocs=world)
+        found, gradients, its_norm = torch.load(f"{run.out}-{world}.pt")
+        assert torch.allclose(found[1:], terms[1:], rtol=1e-6) and its_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+        assert whole.keys() == gradients.keys()
+        for name, expected in whole.items():
+            assert (gradients[name] - expected).abs().max() <= 1e-5 * expected.abs().max(), (world, name)
+    one, several = log_of(alone.out, "step", "loss", "norm"), log_of(run.out, "step", "loss", "norm")
+    assert len(one) == len(several) > 6
+    assert np.allclose(one, several, rtol=1e-5), (one, several)
+    a, b = flm.load(alone.out).state_dict(), flm.load(run.out).state_dict()
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
 
 
-def test_errors_are_one_sentence(grids):
+# --- checkpoints ---
+
+def test_kill_9_and_resume_is_bitwise_the_same_run(run):
+    """Catches a checkpoint without moments, schedule or place in the data, one that later steps write into, and one that a
+    kill leaves half made: the process is killed at no particular moment, and all losses after it must be equal to the bit."""
+    run = replace(run, epochs=70, save_every=10, hold_out=0.1, valid_every=50)
+    train.train(replace(run, out=f"{run.out}-whole"))
+    assert log_of(f"{run.out}-whole", "step")[-1][0] >= 200
+    flags = [x for name in ("init", "out", "stage", "epochs", "batch", "length", "save_every", "depth_share", "hold_out", "valid_every")
+             for x in (f"--{name.replace('_', '-')}", str(getattr(run, name)))] + ["--lr", *map(str, run.lr)]
+    child = subprocess.Popen([sys.executable, train.__file__, "run", *run.grids, *flags], stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if line.startswith("step 90/"):
+            break
+    time.sleep(0.05 * (time.time() % 1))
+    child.kill()
+    child.wait()
+    (Path(run.out) / "checkpoints" / "step-00000999.part").mkdir()  # what a kill while writing leaves
+    train.train(run)
+    names = ("step", "loss", "semantic", "acoustic", "monologue", "wait", "norm", "lr")
+    assert log_of(run.out, *names) == log_of(f"{run.out}-whole", *names)
+    assert len(train.checkpoints(Path(run.out) / "checkpoints")) == run.keep and not list(Path(run.out).glob("checkpoints/*.part"))
+    assert any("valid" in line for line in cost.read_log(run.out))
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(run, monkeypatch):
+    """Catches a checkpoint that is destroyed by the attempt to write the next one: from step 5 on no file can grow past
+    20 kB, so writing the checkpoint of step 6 fails as on a full disk, in the middle."""
+    limit, rate = resource.getrlimit(resource.RLIMIT_FSIZE), train.learning_rate
+
+    def fill(step, *rest):
+        if step == 4:
+            while not train.checkpoints(Path(run.out) / "checkpoints"):
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        return rate(step, *rest)
+    monkeypatch.setattr(train, "learning_rate", fill)
+    try:
+        with pytest.raises(train.TrainError, match="step-00000006 cannot be written, with .* GB free") as error:
+            train.train(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "\n" not in str(error.value)
+    assert [found.name for found in train.checkpoints(Path(run.out) / "checkpoints")] == ["step-00000003"]
+    monkeypatch.setattr(train, "learning_rate", rate)
+    train.train(run)
+    assert [x for x, in log_of(run.out, "step")] == list(range(1, 1 + len(log_of(run.out, "step"))))
+
+
+def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
+    """Catches an update that does not learn, an export that is not the model trained, and a resumed run that would quietly
+    be another run."""
+    run = replace(run, epochs=8, hold_out=0.1, valid_every=10)
+    train.train(run)
+    losses = [loss for loss, in log_of(run.out, "loss")]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert {name for line in cost.read_log(run.out) for name in line.get("valid", ())} == {"asr", "response-tts"}
+    newest = train.checkpoints(Path(run.out) / "checkpoints")[-1]
+    train.main(["export", str(newest), str(tmp_path / "exported"), "--dtype", "bfloat16"])
+    a, b = flm.load(run.out).state_dict(), flm.load(tmp_path / "exported").state_dict()
+    assert all(torch.equal(a[name].bfloat16().float(), b[name]) for name in a) and (tmp_path / "exported" / "tokenizer.json").exists()
+    with pytest.raises(train.TrainError, match="made with another lr, batch: choose"):
+        train.train(replace(run, batch=3, lr=(1e-3, 1e-4)))
+    (newest / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(train.TrainError, match="step-.* is damaged"):
+        train.train(run)
+
+
+# --- what a user sees ---
+
+def test_errors_are_one_sentence(run, tmp_path):
+    """Catches tracebacks where a path, a tokenizer, a model or a setting is wrong, and a run that goes on after NaN."""
+    other = flm.FLM(replace(SMALL, vocab_size=16, wait_token=5))
+    flm.save(flm.init_weights(other), tmp_path / "other")
+    broken = model()
+    broken.model.norm.weight.data[0] = math.nan
+    flm.save(broken, tmp_path / "broken")
+    out, grids, start = ["--out", str(tmp_path / "o")], list(run.grids), ["--init", run.init, "--length", "64"]
     for arguments, sentence in [
-        ([str(grids / "none"), "--init", "tiny", "--out", str(grids / "o")], "holds no grids"),
-        ([str(grids / "grids"), "--init", str(grids / "none"), "--out", str(grids / "o")], "none does not exist"),
+        (["run", str(tmp_path / "none"), *start, *out], "holds no grids"),
+        (["run", *grids, "--init", str(tmp_path / "none"), *out], "none does not exist"),
+        (["run", *grids, "--init", str(tmp_path / "other"), *out], "another tokenizer or codec"),
+        (["run", *grids, "--init", str(tmp_path / "broken"), "--length", "64", *out], "step 1 has loss nan"),
+        (["run", *grids, *start], "--out must be given"),
+        (["run", *grids, *start, *out, "--depth-share", "2"], "--depth-share must be from 0 to 1, not 2.0"),
+        (["run", *grids, *start, *out, "--qwen", "q"], "--qwen starts a preset"),
+        (["run", *grids, *start, *out, "--length", "9"], "raise --length"),
+        (["run", *grids, "--init", run.init, *out, "--paper", "--length", "9999"], "more than the model's 8192 positions"),
+        (["run", *start, *out], "no samples"),
+        (["export", str(tmp_path), str(tmp_path / "m")], "is no checkpoint"),
+        (["plot", str(tmp_path)], "no log.jsonl"),
     ]:
         with pytest.raises(SystemExit) as end:
             train.main(arguments)
         assert sentence in end.value.code and "\n" not in end.value.code
+
+
+def test_plan_counts_without_starting(capsys):
+    """Catches a plan of another size than the model, and a unit mistaken: 3.3 passes over a million hours at 12.5 frames of
+    17 tokens a second, and what a 7B model needs for weights, gradients and moments on 8 GPUs."""
+    train.main(["run", "--init", "7b", "--paper", "--plan", "--hours", "1e6", "--gpus", "8", "--recompute"])
+    said, size = capsys.readouterr().out, sum(flm.count_parameters(flm.FLM(flm.PRESETS["7b"])).values())
+    assert f"{size / 1e9:.3f} G parameters" in said and f"{3.3e6 * 3600 * 12.5 * 17 / 1e6:,.1f} M tokens" in said
+    assert f"{16 * size / 8 / 1e9:.1f}  weights" in said and "days at 45% MFU" in said
+
+
+def test_plot(run, monkeypatch):
+    """Catches a picture that fails on real logs, and a traceback where matplotlib is missing."""
+    train.train(replace(run, epochs=1, hold_out=0.1))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit, match="pip install matplotlib"):
+        train.main(["plot", run.out])
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    train.main(["plot", run.out])
+    assert (Path(run.out) / "curves.png").stat().st_size > 10_000

@@ -13,6 +13,7 @@ said has to survive the codec, and noise would otherwise spend codes.
 """
 import json
 import math
+import os
 import random
 import time
 
@@ -24,7 +25,6 @@ from torch import nn
 from tqdm import tqdm
 
 import mimi
-from train import save_checkpoint
 
 FRAMES = 44                             # of a clip: 3.52 s
 MODEL_CLIPS, USER_CLIPS = 4, 8          # in a batch; all are encoded,
@@ -180,5 +180,6 @@ def train(work, out, steps, polishing_steps, device="cpu", seed=0):
                   f"{20 * seconds / spent:.0f} x real time  left {spent / 20 * (total - step) / 60:.0f} min", flush=True)
             started = time.time()
         if step % 200 == 0 or step == total:
-            save_checkpoint(checkpoint, codec=codec.state_dict(), ctc=ctc_head.state_dict(), optimizer=optimizer.state_dict(), step=step)
+            torch.save(dict(codec=codec.state_dict(), ctc=ctc_head.state_dict(), optimizer=optimizer.state_dict(), step=step), f"{checkpoint}.part")
+            os.replace(f"{checkpoint}.part", checkpoint)
     mimi.save(codec.half().cpu(), out)  # half the size; data is encoded with these rounded weights

@@ -55,10 +55,10 @@ GRIDS = {
     "response-tts": ("train.jsonl", "response-tts", 1, 3, 2, dict(speeds=(0.88, 1.13))),
     "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13))),
 }
-# The four stages: grids, epochs, learning rate at the start and at the end, other settings of train.train. The rates of
+# The four stages: grids, epochs, learning rate at the start and at the end, other fields of train.Settings. The rates of
 # Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more. In the last stage speech
 # is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
-ALL_STAGES = dict(batch=4, length=640, repeats=0.2, bfloat16=True, compiled=True)
+ALL_STAGES = dict(batch=4, length=640, repeats=0.2, bfloat16=True, compile=True)
 STAGES = {
     "post-training-1": (["tts", "asr"], 2, 1e-3, 4e-4, {}),
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
@@ -172,8 +172,8 @@ def stage(name, work, device):
     if name != names[0]:
         init = work / names[names.index(name) - 1]
     folders, epochs, lr, lr_end, settings = STAGES[name]
-    train.train([work / "grids" / folder for folder in folders], init, work / name, train.Stage(epochs, lr, lr_end), device=device,
-                **{**ALL_STAGES, **settings})
+    train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name, stage=name,
+                               epochs=epochs, lr=(lr, lr_end), device=device, **{**ALL_STAGES, **settings}))
 
 
 def model(work, _):
@@ -181,7 +181,7 @@ def model(work, _):
     last, out = work / list(STAGES)[-1], work / "model"
     flm.save(flm.load(last, dtype=torch.float16), out)
     for name in ("tokenizer.json", "mimi.json", "mimi.safetensors"):
-        shutil.copy(last / name, out / name)
+        shutil.copy(work / "start" / name, out / name)
     shutil.copy(HERE / "model" / "sampling.json", out / "sampling.json")
 
 
