@@ -29,39 +29,71 @@ def test_session_is_the_release_s(name, golden, sampling):
     assert torch.equal(found, tensors[golden].long()), f"first difference in frame {(found != tensors[golden]).any(1).nonzero()[0].item()}"
 
 
-def test_a_full_cache_goes_on():
-    """Catches a session that ends, or forgets its last frames, when the cache is full: after the restart the same rows
-    are in the cache, at other positions, which RoPE does not notice."""
+@pytest.mark.parametrize("kind", [Sampling.greedy(), Sampling(temperature_text=1.0, temperature_audio=1.0)])
+def test_a_ring_that_has_not_turned_changes_nothing(kind):
+    """Catches a ring, or a masked cache as on a GPU, that differs from one with room for all; and one that ends, grows,
+    forgets nothing, or leaves the positions that the model has (64 here) when it has turned."""
     model = flm.load(REFERENCE / "flm_small")
     listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"]
-    small = Duplex(model, Sampling.greedy(), context=12)
-    session(small, listen[:40])
-    assert small.cache.filled <= 12
-    carried = list(small.rows)[-small.cache.filled:]
-    again = Duplex(model, Sampling.greedy())
-    again._read(carried[:-1])
-    assert torch.allclose(again._read(carried[-1:])[0, 0], Duplex(model, Sampling.greedy())._read(carried)[0, -1], atol=1e-5)
+    listen = torch.cat([listen] * 10)[:200]
+
+    def tokens(context, fixed=False):
+        duplex = Duplex(model, kind, context)
+        duplex.cache.fixed = fixed
+        duplex.reset(seed=3)
+        return session(duplex, listen)
+    roomy, small = tokens(64), tokens(24)
+    assert torch.equal(small[:24], roomy[:24]) and not torch.equal(small, roomy)
+    assert torch.equal(tokens(24, fixed=True), small)
+
+
+def test_conversations_of_a_batch_are_as_alone():
+    """Catches sampling, penalties or codes that mix conversations, one that is disturbed when another starts again, and one
+    that moves without a frame."""
+    model = flm.load(REFERENCE / "flm_small")
+    kind, rng = Sampling(temperature_text=1.0, temperature_audio=1.0), torch.Generator().manual_seed(0)
+    listen = torch.randint(0, model.config.empty_token, (3, 30, 8), generator=rng)
+
+    def alone(i, frames):
+        duplex = Duplex(model, kind, 24)
+        duplex.reset(seed=i)
+        return [duplex.steps({0: codes})[0] for codes in listen[i, :frames]]
+    together, found, at = Duplex(model, kind, 24, batch=3), [[], [], []], [0, 0, 0]
+    for i in range(3):
+        together.reset(i, seed=i)
+    for t in range(40):
+        if t == 15:  # the second conversation is left; another one takes its seat
+            together.reset(1, seed=1)
+            first, found[1], at[1] = found[1], [], 0
+        turn = [i for i in range(3) if (t + i) % 3 and at[i] < 30]
+        for i, answer in together.steps({i: listen[i, at[i]] for i in turn}).items():
+            found[i].append(answer)
+            at[i] += 1
+    assert [alone(i, at[i]) for i in range(3)] == found and first == alone(1, len(first)) and min(at) > 10
 
 
 def test_penalty_by_hand():
-    """Catches a penalty of the wrong sign: 2 / 1.5 < 1.9, and -1 x 1.5 < -1.2."""
-    assert sample(torch.tensor([2.0, 1.9]), [], 1.5, 0, 0, 0) == 0
-    assert sample(torch.tensor([2.0, 1.9]), [0, 0], 1.5, 0, 0, 0) == 1
-    assert sample(torch.tensor([-1.0, -1.2]), [0], 1.5, 0, 0, 0) == 1
+    """Catches a penalty of the wrong sign: 2 / 1.5 < 1.9, and -1 x 1.5 < -1.2; and one applied twice: 3 / 1.5 > 1.5."""
+    def greedy(logits, seen):
+        return sample(torch.tensor([logits]), torch.zeros(1), torch.tensor([seen]), 1.5, 0, 0, 0).item()
+    assert sample(torch.tensor([[2.0, 1.9]]), torch.zeros(1), None, 1.5, 0, 0, 0).item() == 0
+    assert greedy([2.0, 1.9], [0, 0]) == 1
+    assert greedy([-1.0, -1.2], [0]) == 1
+    assert greedy([3.0, 1.5], [0, 0]) == 0
 
 
 def test_top_p_and_top_k_by_hand():
-    """Catches cutting one token too early or too late. Probabilities 0.5, 0.3, 0.2: preceding sums 0, 0.5, 0.8."""
-    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    """Catches cutting one token too early or too late, and draws that are not the distribution's. Probabilities 0.3, 0.5,
+    0.2, so preceding sums 0.5, 0, 0.8."""
+    logits, chance = torch.tensor([[0.3, 0.5, 0.2]]).log().expand(200, -1), torch.arange(200) / 200
 
     def drawn(top_p, top_k):
-        torch.manual_seed(0)
-        return {sample(logits, [], 1.0, 1.0, top_p, top_k) for _ in range(200)}
-    assert drawn(0.4, 0) == {0}
-    assert drawn(0.55, 0) == {0, 1}
-    assert drawn(0.9, 1) == {0, 1, 2}  # top_p goes before top_k
-    assert drawn(0, 2) == {0, 1}
-    assert drawn(0, 0) == {0, 1, 2}
+        return torch.bincount(sample(logits, chance, None, 1.0, 1.0, top_p, top_k), minlength=3).tolist()
+    assert drawn(0.4, 0) == [0, 200, 0]
+    assert drawn(0.55, 0) == pytest.approx([75, 125, 0], abs=1)
+    assert drawn(0.9, 1) == pytest.approx([60, 100, 40], abs=1)  # top_p goes before top_k
+    assert drawn(0, 2) == pytest.approx([75, 125, 0], abs=1)
+    assert drawn(0, 0) == pytest.approx([60, 100, 40], abs=1)
 
 
 def test_sampled_session_repeats_with_its_seed():
@@ -77,6 +109,10 @@ def test_sampled_session_repeats_with_its_seed():
 def test_sampling_refuses_nonsense():
     with pytest.raises(ValueError, match="top_p_audio must be 0 .. 1, not 1.5"):
         Sampling(top_p_audio=1.5)
+    for nonsense in ({"temperature_text": float("nan")}, {"top_k_text": 1.5}, {"window_audio": True}, {"penalty_text": 0},
+                     {"temperature_audio": "hot"}):
+        with pytest.raises((ValueError, TypeError), match="must be"):
+            Sampling(**nonsense)
 
 
 def test_monologue_prints_words_as_they_come(capsys):
@@ -120,7 +156,9 @@ def test_errors_are_one_sentence(tmp_path, question):
         (("--in", question, "--out", tmp_path / "a.xyz"), "no sound format"),
         (("--in", question, "--out", tmp_path / "no" / "a.wav"), "is no folder to write"),
         (("--in", question, "--out", tmp_path / "a.wav", "--model", tmp_path), "config.json is missing"),
-        (("--in", question, "--out", tmp_path / "a.wav", "--tail", -1), "--tail is a time"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--tail", -1), "--tail must be 0 or more"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--device", "cuda:7"), "--device cuda:7 cannot be used here"),
+        (("--replay", tmp_path / "noise.wav"), "is no conversation that --record kept"),
     ]:
         said = run(*arguments)
         assert isinstance(said, str) and sentence in said and "\n" not in said, said
