@@ -20,6 +20,7 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -154,7 +155,8 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
             if isinstance(visitor.wire, Pcm) and time.monotonic() > told + 1:
                 told = time.monotonic()
                 behind = len(visitor.waiting) / 4 / codec.sample_rate
-                await visitor.send(METADATA, json.dumps({"ms": round(1000 * took, 1), "late": late, "behind": round(behind, 2)}).encode())
+                times = {"ms": round(1000 * took, 1), "late": late, "behind": round(behind, 2)}
+                await visitor.send(METADATA, json.dumps(times).encode())
 
     async def meet(request, wire):
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=MESSAGE, compress=False)
@@ -193,12 +195,12 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
     async def settings(request):
         """POST sampling, with our names or FLM-Audio's. They hold from the next conversation on."""
         try:
-            given, now = await request.json(), partner.duplex.sampling
+            given = dict(await request.json())
             if given.pop("use_sampling", True) is not True:
                 given |= {"temperature_text": 0.0, "temperature_audio": 0.0}
             for theirs, ours in RENAMED:
                 given = {name.replace(theirs, ours) if name.startswith(theirs) else name: value for name, value in given.items()}
-            sampling = replace(now, **given)
+            sampling = replace(partner.duplex.sampling, **given)
         except (ValueError, TypeError, AttributeError) as error:
             return web.json_response({"error": str(error)}, status=400)
         if len(free) < seats:
@@ -210,6 +212,9 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
         finally:
             free.extend(held)
         return web.json_response({"status": "success"})
+
+    async def page(_):
+        return web.FileResponse(PAGE)
 
     @web.middleware
     async def guard(request, handler):
@@ -223,11 +228,8 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
         return await handler(request)
 
     app = web.Application(middlewares=[guard], client_max_size=2**16)
-    app.add_routes([web.get("/", lambda _: page()), web.get("/api/pcm", lambda request: meet(request, Pcm)),
-                    web.get("/api/chat", lambda request: meet(request, Opus)), web.post("/api/settings", settings)])
-
-    async def page():
-        return web.FileResponse(PAGE)
+    app.add_routes([web.get("/", page), web.post("/api/settings", settings),
+                    web.get("/api/pcm", partial(meet, wire=Pcm)), web.get("/api/chat", partial(meet, wire=Opus))])
     return app
 
 
@@ -246,6 +248,8 @@ def serve(partner, args):
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"--ssl {args.ssl[0]} {args.ssl[1]} is no certificate and its key: {error}") from None
     link = f"http{'s' * bool(secure)}://{args.host}:{args.serve}/{f'?token={args.token}' if args.token else ''}"
-    print(f"Open {link} and talk; Ctrl-C ends it." + " Browsers give no microphone to http from elsewhere: --ssl." * (not local and not secure))
+    print(f"Open {link} and talk; Ctrl-C ends it.")
+    if not local and not secure:
+        print("Browsers of other machines give no microphone to http: add --ssl.")
     app = make_app(partner, args.sessions, args.seed, args.token, args.origin, local)
     web.run_app(app, host=args.host, port=args.serve, ssl_context=secure, print=None)

@@ -203,11 +203,11 @@ def bench(args, model, codec, duplex):
         print(f"{name:<28}{value:>10.2f} ms")
     for name, value in result["ms_per_frame"].items():
         print(f"{'frame, ' + name:<28}{value:>10.2f} ms")
-    print(f"{'straightforward loop':<28}{result['straightforward_ms']:>10.2f} ms, backbone and depth: {result['speedup']:.2f} x slower than these\n"
-          f"{'weights read':<28}{read / 1e6:>10.1f} MB a frame: {read / step / 1e6:.1f} GB/s, {result['bandwidth_share']:.0%} of the "
-          f"{measured / 1e9:.1f} GB/s measured")
+    print(f"{'straightforward loop':<28}{result['straightforward_ms']:>10.2f} ms, {result['speedup']:.2f} times backbone and depth")
+    print(f"{'weights read':<28}{read / 1e6:>10.1f} MB a frame, {read / step / 1e6:.1f} GB/s: {result['bandwidth_share']:.0%} of the "
+          f"{measured / 1e9:.1f} GB/s that this machine reads")
     if args.bits < 16:
-        print(f"{'KL to whole weights':<28}{result['kl_nats']['text']:>10.4f} nats a text token, {result['kl_nats']['codes']:.4f} a code")
+        print(f"{'KL to whole weights':<28}{result['kl_nats']['text']:>10.4f} nats a word, {result['kl_nats']['codes']:.4f} a code")
     print(json.dumps(result))
 
 
@@ -215,6 +215,6 @@ def hardware(device):
     """The name of the processor or GPU."""
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] if (
-        sys.platform == "linux") else []
+    known = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.partition(": ")[2] for line in known if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
