@@ -455,7 +455,7 @@ class SoundCard:
 
 def talk_to_microphone(partner, args):
     """No --in: sound devices, until Ctrl-C. Raises ValueError, one sentence, where there are none, or when they go away."""
-    sounddevice, config, late = sound_system(), partner.codec.config, 0
+    sounddevice, config, late, clear = sound_system(), partner.codec.config, 0, "\r\033[K" if sys.stdout.isatty() else ""
     monologue, budget = partner.monologue(lambda *_, **__: None), 1000 / config.frame_rate
     try:
         card = SoundCard(sounddevice, config.sample_rate, config.frame_size, (args.input_device, args.output_device))
@@ -465,11 +465,11 @@ def talk_to_microphone(partner, args):
                 card.said.put(said.numpy())
                 late += 1000 * seconds > budget
                 while len(monologue.lines) > bool(monologue.ids):  # a line that is whole stays above the status
-                    print("\r\033[K{:7.2f} s  {}".format(*monologue.lines.pop(0)))
+                    print(clear + "{:7.2f} s  {}".format(*monologue.lines.pop(0)))
                 behind = card.heard.qsize() * budget / 1000
-                print(f"\r\033[Kyou {level(heard)} model {level(said)} {1000 * seconds:3.0f} of {budget:.0f} ms, {late} late"
+                print(f"{clear}you {level(heard)} model {level(said)} {1000 * seconds:3.0f} of {budget:.0f} ms, {late} late"
                       f"{f', {behind:.1f} s behind' * (behind > 0.2)}{f', {card.lost} lost' * (card.lost > 0)}"
-                      f"  {monologue.shown[-40:]}", end="", flush=True)
+                      f"  {monologue.shown[-40:]}", end="", flush=True) if clear else None
     except sounddevice.PortAudioError as error:
         raise ValueError(f"no microphone and loudspeaker to use ({error}): connect them, or give --in and --out") from None
 
@@ -520,10 +520,9 @@ def main(arguments=None):
         parser.error("--in and --out go together")
     try:
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"chat.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nchat.py: stopped")
+    except (OSError, ValueError, KeyboardInterrupt) as error:
+        print(end="\n" * sys.stdout.isatty())  # below the status line
+        sys.exit(f"chat.py: {str(error) or 'stopped'}")
 
 
 def run(args):

@@ -1,5 +1,8 @@
 """Tests import the rooms of the house by name, from wherever pytest is started."""
 import sys
+import threading
+import time
+import types
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,41 @@ def shipped():
     if not (chat.SHIPPED / "model.safetensors").exists():
         pytest.skip("tiny/model has no weights")
     return chat.SHIPPED
+
+
+@pytest.fixture
+def sound_card(monkeypatch):
+    """sound_card(frames): a made-up sounddevice whose card gives these frames, as fast as they are taken, and is then
+    unplugged. Returns the list of what it plays. native: a rate that it insists on."""
+    def plug(frames, native=24_000):
+        played = []
+
+        class Stream:
+            def __init__(self, samplerate, blocksize, channels, dtype, device, callback):
+                assert (samplerate, blocksize, channels, dtype) == (native, native * 2 // 25, 1, "float32")
+                self.callback, self.card = callback, callback.__self__
+
+            def run(self):
+                for frame in frames:
+                    out = frame[:, None] * 0
+                    self.callback(frame[:, None], out, len(frame), None, None)
+                    played.append(out)
+                    while self.card.heard.qsize() > 1:
+                        time.sleep(0.001)
+
+            def __enter__(self):
+                self.thread = threading.Thread(target=self.run)
+                self.thread.start()
+
+            def __exit__(self, *_):
+                self.thread.join()
+
+        def check(device, channels, dtype, samplerate):
+            if samplerate != native:
+                raise OSError("invalid sample rate")
+        monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(
+            Stream=Stream, PortAudioError=OSError, check_input_settings=check, check_output_settings=check,
+            query_devices=lambda *_: {"default_samplerate": float(native)}))
+        monkeypatch.setattr(chat, "PATIENCE", 0.5)
+        return played
+    return plug

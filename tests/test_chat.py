@@ -1,4 +1,6 @@
 """The duplex loop against the release's own sessions, the sampler against hand-worked answers, the command's errors."""
+import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 
 import chat
 import flm
+import speed
 from chat import Duplex, Monologue, Sampling, sample
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -163,3 +166,102 @@ def test_errors_are_one_sentence(tmp_path, question):
         said = run(*arguments)
         assert isinstance(said, str) and sentence in said and "\n" not in said, said
     assert (tmp_path / "kept.wav").read_bytes() == b"mine" and not (tmp_path / "a.wav").exists()
+
+
+def test_a_recorded_conversation_can_be_held_again(tmp_path, untrained, question, capsys):
+    """Catches an answer that follows from anything but sound, seed and settings; and a record that is not what was heard."""
+    both = tmp_path / "both.wav"
+    assert run("--in", question, "--out", tmp_path / "a.wav", "--tail", 1, "--model", untrained, "--record", both, "--seed", 5) is None
+    assert run("--replay", both, "--model", untrained) is None
+    assert "the answer is the same, sample for sample" in capsys.readouterr().out
+    sound, rate = soundfile.read(both)
+    assert rate == 24_000 and np.abs(sound[:, 0]).max() > 0.1 and np.abs(sound[:, 1]).max() > 0
+    sound[30_000:40_000, 1] += 0.01
+    with soundfile.SoundFile(both) as file:
+        comment = file.comment
+    with soundfile.SoundFile(both, "w", rate, 2, "FLOAT") as file:
+        file.comment = comment
+        file.write(sound)
+    run("--replay", both, "--model", untrained)
+    assert "the answer differs from 1.25 s on" in capsys.readouterr().out
+    assert "exists" in run("--in", question, "--out", tmp_path / "b.wav", "--model", untrained, "--record", both)
+
+
+@pytest.mark.parametrize("native", [24_000, 48_000])
+def test_a_microphone_is_heard_recorded_and_unplugged(tmp_path, untrained, sound_card, native):
+    """Catches a loop that does not run, loses sound, does not resample, or hangs when the card is gone."""
+    seconds = 2
+    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(seconds * native) / native)).astype(np.float32)
+    played = sound_card(tone.reshape(-1, native * 2 // 25), native)
+    assert "the sound device gave nothing for 0.5 s" in run("--model", untrained, "--record", tmp_path / "both.wav")
+    sound, rate = soundfile.read(tmp_path / "both.wav")
+    heard = sound[12_000:36_000, 0]  # past the filters' start
+    assert rate == 24_000 and len(sound) >= (seconds - 0.2) * rate
+    assert np.abs(np.fft.rfft(heard)).argmax() == 440 and heard.std() == pytest.approx(0.3 / 2 ** 0.5, rel=0.02)
+    assert all(samples.shape == (native * 2 // 25, 1) for samples in played) and np.abs(np.stack(played)).max() > 0
+
+
+def test_late_frames_lose_nothing_that_was_heard(untrained):
+    """Catches sound dropped while the model is slow, an answer that stays behind for good, and a queue without bound."""
+    class Sounds:
+        PortAudioError = OSError
+        check_input_settings = check_output_settings = staticmethod(lambda *_, **__: None)
+        Stream = staticmethod(lambda **_: None)
+    card, out = chat.SoundCard(Sounds, 24_000, 1920, (None, None)), np.zeros((1920, 1), np.float32)
+    for i in range(chat.PILE + 7):  # nothing is taken for 30 seconds
+        card.turn(np.full((1920, 1), i, np.float32), out)
+    assert [int(next(iter(card))[0]) for _ in range(5)] == [0, 1, 2, 3, 4] and card.lost == 7
+    for i in range(10):
+        card.said.put(np.full(1920, i, np.float32))
+    card.turn(out, out)
+    assert out[0, 0] == 8
+
+
+@pytest.mark.parametrize("bits, text, codes", [(8, 1e-4, 1e-4), (4, 0.02, 0.02)])
+def test_packed_weights(untrained, bits, text, codes):
+    """Catches a wrong scale, offset, padding or order of packed weights; and layers that are left whole."""
+    model = flm.load(untrained, dtype=torch.bfloat16, convert=speed.packing(bits)).eval()
+    packed = [m for m in model.modules() if isinstance(m, speed.Packed)]
+    assert len(packed) == 6 * 7 + 1 + 3 * (2 + 8 * 3) + 8
+    linear = torch.nn.Linear(300, 70).bfloat16()
+    x = torch.randn(2, 3, 300, dtype=torch.bfloat16)
+    error = (speed.Packed(linear, bits)(x) - linear(x)).float().std() / linear(x).float().std()
+    assert error < (0.02 if bits == 8 else 0.15), error
+    kl = speed.divergence(model, types.SimpleNamespace(model=untrained, device="cpu", random_weights=None))
+    assert 0 <= kl[0] < text and 0 <= kl[1] < codes, kl
+
+
+def test_bench(capsys):
+    """Catches a report that does not run, or whose last line does not say what it promises."""
+    assert run("--bench", "--random-weights", "tiny", "--frames", 3, "--bits", 8) is None
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["ms_per_frame"]["median"] <= report["ms_per_frame"]["p99"] <= report["ms_per_frame"]["worst"]
+    assert set(report["split_ms"]) == {"encode", "backbone", "depth", "decode"} and report["model"] == "tiny" and report["dtype"] == "bfloat16"
+    assert report["weight_bytes_per_frame"] > 8e6 and 0 < report["bandwidth_share"] and report["bandwidth_bytes_per_s"] > 1e8
+    assert report["device"] and report["kl_nats"]["codes"] >= 0
+
+
+def test_the_straightforward_loop_says_the_same():
+    """Catches a comparison with a loop that does something else."""
+    model, s = flm.load(REFERENCE / "flm_small"), Sampling.greedy()
+    listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"].tolist()
+    loop, duplex, heard = speed.StraightforwardLoop(model), Duplex(model, s), [model.config.pad_token] * 8
+    row = (model.config.wait_token, [model.config.pad_token] * 8)
+    for codes in listen:
+        duplex.step(codes)
+        row, heard = loop.step(*row, [codes[0], *heard[1:]]), codes
+        assert [row[0], *row[1]] == duplex.written[0].tolist()
+
+
+def test_a_compiled_step_says_the_same(pytestconfig):
+    """Catches a step that cannot be compiled whole, or that is compiled anew for each frame. Takes a C++ compiler, and minutes."""
+    if not pytestconfig.getoption("long"):
+        pytest.skip("--long compiles the step")
+    model = flm.load(REFERENCE / "flm_small")
+    listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"]
+    for sampling in (Sampling.greedy(1.03, 1.2), Sampling(temperature_text=1.0)):
+        eager, fast = Duplex(model, sampling, 24), Duplex(model, sampling, 24, fast=True)
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        eager.reset(seed=1), fast.reset(seed=1)
+        assert torch.equal(session(eager, listen), session(fast, listen))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
