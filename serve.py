@@ -252,4 +252,4 @@ def serve(partner, args):
     if not local and not secure:
         print("Browsers of other machines give no microphone to http: add --ssl.")
     app = make_app(partner, args.sessions, args.seed, args.token, args.origin, local)
-    web.run_app(app, host=args.host, port=args.serve, ssl_context=secure, print=None)
+    web.run_app(app, host=args.host, port=args.serve, ssl_context=secure, print=None, shutdown_timeout=2)

@@ -145,17 +145,17 @@ def subject(args, dtype):
 
 
 @torch.inference_mode()
-def divergence(model, args, frames=64):
-    """KL in nats, (text, codes), from the whole weights' predictions to these, over one fixed session of the whole ones."""
-    whole = flm.load(args.model, args.device, model.model.norm.weight.dtype).eval() if not args.random_weights else subject(
-        type(args)(**{**vars(args), "bits": 16}), model.model.norm.weight.dtype)[0]
+def divergence(model, folder, device, frames=24):
+    """KL in nats, (text, codes), from the predictions of a folder's whole weights to these, over one fixed session of theirs:
+    random codes are heard."""
+    whole = flm.load(folder, device, model.model.norm.weight.dtype).eval()
     config, loop = whole.config, StraightforwardLoop(whole)
     listen = torch.randint(config.empty_token, (frames, K), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [(config.wait_token, [config.pad_token] * K)]
     for codes in listen:
         rows.append(loop.step(*rows[-1], codes))
-    text, speak = (torch.tensor([list(column)], device=args.device) for column in zip(*rows))
-    heard, predictions = torch.tensor([listen], device=args.device), []
+    text, speak = (torch.tensor([list(column)], device=device) for column in zip(*rows))
+    heard, predictions = torch.tensor([listen], device=device), []
     for one in (whole, model):
         h = one.hidden(text[:, :-1], speak[:, :-1], heard)
         logits = one.text_logits(h)[0], one.depth_logits(h[0], speak[0, 1:, :-1])
@@ -195,8 +195,8 @@ def bench(args, model, codec, duplex):
               "weight_bytes_per_frame": read, "bandwidth_bytes_per_s": measured, "bandwidth_share": read / (step / 1000) / measured,
               "model": args.random_weights or str(args.model), "bits": args.bits, "device": hardware(device),
               "dtype": str(model.model.norm.weight.dtype).removeprefix("torch.")}
-    if args.bits < 16:
-        result["kl_nats"] = dict(zip(("text", "codes"), divergence(model, args)))
+    if args.bits < 16 and not args.random_weights:
+        result["kl_nats"] = dict(zip(("text", "codes"), divergence(model, args.model, device)))
     print(f"{result['model']}, {args.bits if args.bits < 16 else result['dtype']}{' bits' * (args.bits < 16)}, {result['device']}, "
           f"{args.frames} frames with {FILLED} in the cache, {torch.get_num_threads()} threads")
     for name, value in medians.items():
@@ -206,7 +206,7 @@ def bench(args, model, codec, duplex):
     print(f"{'straightforward loop':<28}{result['straightforward_ms']:>10.2f} ms, {result['speedup']:.2f} times backbone and depth")
     print(f"{'weights read':<28}{read / 1e6:>10.1f} MB a frame, {read / step / 1e6:.1f} GB/s: {result['bandwidth_share']:.0%} of the "
           f"{measured / 1e9:.1f} GB/s that this machine reads")
-    if args.bits < 16:
+    if "kl_nats" in result:
         print(f"{'KL to whole weights':<28}{result['kl_nats']['text']:>10.4f} nats a word, {result['kl_nats']['codes']:.4f} a code")
     print(json.dumps(result))
 
