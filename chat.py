@@ -213,15 +213,15 @@ class Duplex:
 class Monologue:
     """Text ids, one a frame -> printed lines, each with the time of its first word, as they are thought."""
 
-    def __init__(self, tokenizer, wait_token, print=print):
-        self.tokenizer, self.wait_token, self.print = tokenizer, wait_token, print
+    def __init__(self, tokenizer, wait_token, print=print, stamps=True):
+        self.tokenizer, self.wait_token, self.print, self.stamps = tokenizer, wait_token, print, stamps
         self.ids, self.shown, self.lines = [], "", []  # lines: (seconds, text)
 
     def add(self, seconds, text_id):
         if text_id == self.wait_token:
             return self.close()
         if not self.ids:
-            self.print(f"{seconds:7.2f} s  ", end="", flush=True)
+            self.print(f"{seconds:7.2f} s  " * self.stamps, end="", flush=True)
             self.lines.append((seconds, ""))
         self.ids.append(text_id)
         text = self.tokenizer.decode(self.ids[-99:], skip_special_tokens=False).rstrip("\ufffd")  # a character may take two ids
@@ -266,8 +266,8 @@ class Partner:
         with self.codecs[seat].streaming(1):
             yield
 
-    def monologue(self, print=print):
-        return Monologue(self.tokenizer, self.model.config.wait_token, print)
+    def monologue(self, print=print, stamps=True):
+        return Monologue(self.tokenizer, self.model.config.wait_token, print, stamps)
 
     def frame(self, heard):
         """heard [frame_size] float32 -> (said [frame_size], text id or None)"""

@@ -6,9 +6,9 @@ What this is: what `chat.py --serve` runs. It knows of a partner only what it ho
     python chat.py --serve
     python chat.py --serve --host 0.0.0.0 --ssl cert.pem key.pem --token secret --sessions 4
 
-Messages are binary and begin with their type (spec section 5). /api/chat carries Ogg-Opus, /api/pcm (the page) the same
-with float32 samples, and about once a second a type 4 with times. An audio message is of any length; a frame comes back
-for each frame heard, and the monologue as it grows.
+Messages are binary and begin with their type (spec section 5). /api/chat carries Ogg-Opus; /api/pcm (the page) float32
+samples, captions that begin with a time, and about once a second a type 4 with milliseconds. An audio message is of any
+length; a frame comes back for each frame heard, and the monologue as it grows.
 
 Unusual here:
 - Who comes first with a frame takes along all conversations that wait with one, so N of them share a step when it is busy.
@@ -28,10 +28,9 @@ import numpy as np
 import torch
 
 HANDSHAKE, AUDIO, TEXT, METADATA, ERROR = (bytes([kind]) for kind in (0, 1, 2, 4, 5))
-PATIENCE = 5.0           # seconds without audio, or without taking ours, after which a visitor has gone
+PATIENCE = 5.0           # seconds without audio, or without taking ours, after which a visitor has gone: clients send silence too
 HEARTBEAT = 3.0          # seconds between pings; aiohttp waits half as long for the answer
 BACKLOG = 60.0           # seconds of sound that may wait to be heard
-MESSAGE = 2**18          # bytes of one message
 BURST, RATE = 3000, 600  # messages at once, and a second: an AudioWorklet that sends each block makes 188
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PAGE = Path(__file__).resolve().parent / "web" / "index.html"
@@ -42,6 +41,7 @@ RENAMED = (("temp_", "temperature_"), ("repetition_penalty_window_", "window_"),
 
 class Pcm:
     """float32 samples, as the page sends and plays them."""
+    longest = 2**18  # bytes of a message: 2.7 seconds
 
     def __init__(self, rate):
         pass
@@ -55,6 +55,7 @@ class Pcm:
 
 class Opus:
     """A stream of Ogg-Opus pages in each direction, through sphn."""
+    longest = 2**14  # bytes: seconds of speech, but no more than 15 minutes of the shortest packets there are
 
     def __init__(self, rate):
         import sphn
@@ -139,7 +140,8 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
 
     async def talk(visitor, seat):
         thought, frames, late, told = [], 0, 0, time.monotonic()
-        monologue = partner.monologue(lambda text="", end="\n", flush=True: thought.append(text + end))
+        page = isinstance(visitor.wire, Pcm)
+        monologue = partner.monologue(lambda text="", end="\n", flush=True: thought.append(text + end), stamps=page)
         await visitor.socket.send_bytes(HANDSHAKE)
         while (heard := await visitor.frame()) is not None:
             started = time.monotonic()
@@ -152,14 +154,14 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
             await visitor.send(TEXT, "".join(thought).encode())
             thought.clear()
             frames += 1
-            if isinstance(visitor.wire, Pcm) and time.monotonic() > told + 1:
+            if page and time.monotonic() > told + 1:
                 told = time.monotonic()
                 behind = len(visitor.waiting) / 4 / codec.sample_rate
                 times = {"ms": round(1000 * took, 1), "late": late, "behind": round(behind, 2)}
                 await visitor.send(METADATA, json.dumps(times).encode())
 
     async def meet(request, wire):
-        socket = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=MESSAGE, compress=False)
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=wire.longest, compress=False)
         await socket.prepare(request)
         visitor, seat = Visitor(socket, None, codec.frame_size, codec.sample_rate), free.pop() if free else None
         try:
@@ -193,7 +195,7 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
         return socket
 
     async def settings(request):
-        """POST sampling, with our names or FLM-Audio's. They hold from the next conversation on."""
+        """POST sampling, with our names or FLM-Audio's. Decision: as in the release, for all, and between conversations only."""
         try:
             given = dict(await request.json())
             if given.pop("use_sampling", True) is not True:
@@ -248,8 +250,8 @@ def serve(partner, args):
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"--ssl {args.ssl[0]} {args.ssl[1]} is no certificate and its key: {error}") from None
     link = f"http{'s' * bool(secure)}://{args.host}:{args.serve}/{f'?token={args.token}' if args.token else ''}"
-    print(f"Open {link} and talk; Ctrl-C ends it.")
-    if not local and not secure:
-        print("Browsers of other machines give no microphone to http: add --ssl.")
+    ready = f"Open {link} and talk; Ctrl-C ends it." + "\nBrowsers of other machines give no microphone to http: add --ssl." * (
+        not local and not secure)
     app = make_app(partner, args.sessions, args.seed, args.token, args.origin, local)
-    web.run_app(app, host=args.host, port=args.serve, ssl_context=secure, print=None, shutdown_timeout=2)
+    web.run_app(app, host=args.host, port=args.serve, ssl_context=secure, shutdown_timeout=2,
+                print=lambda _: print(ready, flush=True))

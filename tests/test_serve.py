@@ -114,7 +114,7 @@ def test_a_moshi_client(partner):
                     text += message[1:]
         return np.concatenate(heard), text.decode()
     sound, text = visit(partner, scenario)
-    assert np.abs(sound).max() > 0 and "w" in text
+    assert np.abs(sound).max() > 0 and text.startswith("w") and " s  " not in text, "words without our times"
 
 
 def test_settings_are_checked_and_hold(partner):
@@ -124,8 +124,9 @@ def test_settings_are_checked_and_hold(partner):
             async with client.post("/api/settings", data=body) as answer:
                 return answer.status, await answer.json()
         before = await converse(client)
-        for body, sentence in [("{", "Expecting"), ("[3]", "cannot convert"), ('{"temp_audio": "hot"}', "temperature_audio must be 0 .. 100"),
-                               ('{"temp_audio": NaN}', "must be"), ('{"__class__": 1}', "unexpected keyword"),
+        for body, sentence in [("{", "Expecting"), ("[3]", "cannot convert"), ('{"__class__": 1}', "unexpected keyword"),
+                               ('{"temp_audio": "hot"}', "temperature_audio must be 0 .. 100"),
+                               ('{"temp_audio": NaN}', "must be"),
                                ('{"repetition_penalty_window_text": 1000000000}', "window_text must be 0 .. 10000")]:
             status, answer = await post(body)
             assert status == 400 and sentence in answer["error"] and "\n" not in answer["error"], answer
