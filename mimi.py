@@ -320,7 +320,8 @@ class Attention(Streaming):
         return [None, None, 0]
 
     def rotate(self, x, position):  # [B, heads, S, head_dim], steps position .. position + S
-        angle = torch.arange(position, position + x.shape[2], device=x.device)[:, None] * self.frequencies
+        exact = torch.float32 if x.device.type == "mps" else torch.float64  # float32 blurs the angle after an hour of steps
+        angle = torch.arange(position, position + x.shape[2], device=x.device, dtype=exact)[:, None] * self.frequencies
         a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)

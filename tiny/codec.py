@@ -6,6 +6,8 @@ alone, serves the same end. What this is not: the codec; that is mimi.py, whose 
 
     python tiny/make.py --only codec
 
+Decision: only the model's voice is ever decoded in a conversation, so the last steps hold encoder and codebooks still, and
+with them every code, and teach the decoder that voice alone.
 Decision: users are encoded with noise and at any level, and decoded clean and at the level they came in: only what is
 said has to survive the codec, and noise would otherwise spend codes.
 """
@@ -28,7 +30,7 @@ FRAMES = 44                             # of a clip: 3.52 s
 MODEL_CLIPS, USER_CLIPS = 4, 8          # in a batch; all are encoded,
 DECODED = 6                             # only the first ones decoded: users matter for what they say
 BATCH = MODEL_CLIPS + USER_CLIPS
-LEARNING_RATE, WARMUP = 1.5e-3, 100
+LEARNING_RATE, POLISHING_RATE, WARMUP = 1.5e-3, 8e-4, 100
 QUANTIZE_FROM = 0.15                    # share of the steps before the quantizer begins
 DECAY, COMMIT, CTC_WEIGHT = 0.98, 0.1, 0.3
 SCALES = (2048, 1024, 512, 256)         # windows of the spectral losses, in samples
@@ -50,12 +52,13 @@ class Clips:
                     self.audio.append(soundfile.read(work / file, dtype="int16")[0])
                     self.letters.append([LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS])
 
-    def batch(self, rng):
-        """input, target [B, 1, N]; letters: a list of B lists, empty where the clip is cut."""
+    def batch(self, rng, model_clips=MODEL_CLIPS):
+        """input, target [B, 1, N]; letters: a list of B lists, empty where the clip is cut. The first `model_clips` are the
+        model's."""
         n = FRAMES * 1920
         dirty, clean, letters = np.zeros((BATCH, n), np.float32), np.zeros((BATCH, n), np.float32), []
         for b in range(BATCH):
-            user = b >= MODEL_CLIPS
+            user = b >= model_clips
             i = rng.choice(self.user_clips if user else self.model_clips)
             clip = self.audio[i].astype(np.float32) / 32768
             start = rng.integers(0, max(1, n - len(clip)))
@@ -124,8 +127,22 @@ def forward(codec, ctc_head, dirty, clean, letters, quantized):
     return spectral, ctc, commit
 
 
-def train(work, out, steps, device="cpu", seed=0):
-    """Train for `steps`, resuming from work/codec.pt, and write the codec to the folder `out`."""
+def polish(codec, clean):
+    """The spectral loss of the decoder on the codes of clips [B, 1, N] of the model's voice."""
+    decoded, lag = codec.from_latent(codec.quantizer.decode(codec.encode(clean)))[:, 0], codec.config.lag
+    return spectral_loss(decoded[:, lag:], clean[:, 0, :-lag])
+
+
+def learning_rate(step, steps, polishing_steps):
+    """A cosine for each part, the first with a warm-up."""
+    if step < steps:
+        return LEARNING_RATE * min((step + 1) / WARMUP, 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+    return POLISHING_RATE * (0.02 + 0.49 * (1 + math.cos(math.pi * (step - steps) / polishing_steps)))
+
+
+def train(work, out, steps, polishing_steps, device="cpu", seed=0):
+    """Train everything for `steps` and the decoder for `polishing_steps`, resuming from work/codec.pt, and write the codec
+    to the folder `out`."""
     torch.manual_seed(seed)
     checkpoint, clips = work / "codec.pt", Clips(work)
     codec = mimi.Mimi(mimi.PRESETS["tiny"]).to(device)
@@ -138,14 +155,18 @@ def train(work, out, steps, device="cpu", seed=0):
         codec.load_state_dict(saved["codec"]), ctc_head.load_state_dict(saved["ctc"]), optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
         print(f"codec: resumed at step {step}")
-    started, seconds, average = time.time(), FRAMES * BATCH / 12.5, None
-    while step < steps:
+    started, seconds, average, total = time.time(), FRAMES * BATCH / 12.5, None, steps + polishing_steps
+    while step < total:
         rng = np.random.default_rng((seed, step))
         random.seed(f"{seed} {step}"), torch.manual_seed(step)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min((step + 1) / WARMUP, 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-        dirty, clean, letters = clips.batch(rng)
-        losses = forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)
+            group["lr"] = learning_rate(step, steps, polishing_steps)
+        if step < steps:
+            dirty, clean, letters = clips.batch(rng)
+            losses = forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)
+        else:
+            spectral = polish(codec, clips.batch(rng, BATCH)[1].to(device))
+            losses = spectral, torch.zeros(()), torch.zeros(())
         optimizer.zero_grad()
         (losses[0] + CTC_WEIGHT * losses[1] + COMMIT * losses[2]).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -155,9 +176,9 @@ def train(work, out, steps, device="cpu", seed=0):
         average = now if average is None else 0.95 * average + 0.05 * now
         if step % 20 == 0:
             spent = time.time() - started
-            print(f"codec step {step}/{steps}  spectral {average[0]:.3f}  ctc {average[1]:.3f}  commit {average[2]:.3f}  "
-                  f"{20 * seconds / spent:.0f} x real time  left {spent / 20 * (steps - step) / 60:.0f} min", flush=True)
+            print(f"codec step {step}/{total}  spectral {average[0]:.3f}  ctc {average[1]:.3f}  commit {average[2]:.3f}  "
+                  f"{20 * seconds / spent:.0f} x real time  left {spent / 20 * (total - step) / 60:.0f} min", flush=True)
             started = time.time()
-        if step % 200 == 0 or step == steps:
+        if step % 200 == 0 or step == total:
             save_checkpoint(checkpoint, codec=codec.state_dict(), ctc=ctc_head.state_dict(), optimizer=optimizer.state_dict(), step=step)
     mimi.save(codec.half().cpu(), out)  # half the size; data is encoded with these rounded weights

@@ -22,6 +22,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 from tqdm import tqdm
@@ -38,25 +39,31 @@ import world  # noqa: E402
 # How many questions are recorded by each engine, and at how many pitches each recording is kept.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
 HELD_OUT_PER_VOICE = 15
+# What examples/ holds: questions of two voices that are never trained on, the second's with pauses for the answers.
+QUESTION = ("kokoro:jm_kumo", "What is the capital of France?")
+CONVERSATION = ("kokoro:jf_alpha", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
+                                    "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
+PAUSE = 3.6             # seconds
+BACKCHANNELS, BACKCHANNEL_CLIPS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."], 90
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
-CODEC_STEPS = 4500
-# Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, seed, speeds of what is heard.
+CODEC_STEPS, POLISHING_STEPS = 4500, 1200
+# Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode.
 GRIDS = {
-    "tts": ("joe.jsonl", "tts", (1, 4), 1, 0, (1, 1)),
-    "asr": ("users.jsonl", "asr", (1, 4), 1, 0, (1, 1)),
-    "asr-response-tts": ("train.jsonl", "asr-response-tts", (1, 3), 2, 0, (1, 1)),
-    "response-tts": ("train.jsonl", "response-tts", (1, 3), 2, 0, (1, 1)),
-    "response-tts-varied": ("train.jsonl", "response-tts", (1, 3), 2, 1, (0.88, 1.13)),
+    "tts": ("joe.jsonl", "tts", 1, 4, 1, {}),
+    "asr": ("users.jsonl", "asr", 1, 4, 1, dict(speeds=(0.9, 1.1))),
+    "asr-response-tts": ("train.jsonl", "asr-response-tts", 1, 3, 1, dict(speeds=(0.9, 1.1))),
+    "response-tts": ("train.jsonl", "response-tts", 1, 3, 2, dict(speeds=(0.88, 1.13))),
+    "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13))),
 }
 # The four stages: grids, epochs, learning rate at the start and at the end, other settings of train.train. The rates of
 # Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more. In the last stage speech
 # is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
-ALL_STAGES = dict(batch=4, length=512)
+ALL_STAGES = dict(batch=4, length=640, repeats=0.2, bfloat16=True, compiled=True)
 STAGES = {
-    "post-training-1": (["tts", "asr"], 3, 1e-3, 4e-4, dict(repeats=0.2)),
-    "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, dict(repeats=0.2)),
-    "fine-tuning-1": (["asr-response-tts"], 1.5, 6e-4, 2e-4, dict(repeats=0.2)),
-    "fine-tuning-2": (["response-tts", "response-tts-varied"], 2, 6e-4, 2e-5, dict(length=640, depth_share=0.3, repeats=0.2, wait_weight=1.0)),
+    "post-training-1": (["tts", "asr"], 2, 1e-3, 4e-4, {}),
+    "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
+    "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
+    "fine-tuning-2": (["response-tts", "response-tts-free"], 2.5, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
 }
 
 
@@ -96,7 +103,8 @@ def _write_lines(file, rows):
 
 def speech(work, _):
     """Text to speech: every question by its user's voice, every answer by Joe. Manifests: dialogs in train.jsonl and
-    test.jsonl, pairs of the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl."""
+    test.jsonl, pairs of the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl; and
+    users' "uh huh" in the folder backchannels."""
     folder = work / "speech"
     folder.mkdir(parents=True, exist_ok=True)
     lines, jobs, users, joe = {"train": [], "test": []}, {}, [], {}
@@ -115,6 +123,11 @@ def speech(work, _):
         spoken = folder / _name(asked.answer, voices.MODEL_VOICE)
         jobs[spoken] = (str(spoken), asked.answer, voices.MODEL_VOICE, 1.0, 1.0)
         joe[asked.answer] = f"speech/{spoken.name}"
+    rng, murmurs = random.Random(5000), work / "backchannels"
+    murmurs.mkdir(exist_ok=True)
+    for i in range(BACKCHANNEL_CLIPS):
+        text, (voice, speed, pitch) = BACKCHANNELS[i % len(BACKCHANNELS)], voices.draw_user(rng, rng.choice(list(RECORDINGS)))
+        jobs[i] = (str(murmurs / _name(text, voice, speed, pitch)), text, voice, speed, pitch)
     voices.prepare()
     with multiprocessing.Pool(os.cpu_count()) as pool:
         list(tqdm(pool.imap(_record, jobs.values(), chunksize=6), total=len(jobs), desc="speech", unit="clip", smoothing=0.02))
@@ -127,7 +140,7 @@ def speech(work, _):
 def codec(work, device):
     """The codec, on all recordings: work/start/mimi.json and mimi.safetensors."""
     import codec as trainer
-    trainer.train(work, work / "start", CODEC_STEPS, device)
+    trainer.train(work, work / "start", CODEC_STEPS, POLISHING_STEPS, device)
 
 
 def tokenizer(work, _):
@@ -147,8 +160,10 @@ def tokenizer(work, _):
 
 def grids(work, device):
     """Encoded grids of every manifest in the formats that the stages need."""
-    for name, (manifest, format, join, draws, seed, speeds) in GRIDS.items():
-        data.encode(work / manifest, work / "grids" / name, format, work / "start", *join, draws, seed, device, speeds)
+    for name, (manifest, format, fewest, most, draws, more) in GRIDS.items():
+        murmurs = [work / "backchannels"] if format == "response-tts-free" else ()
+        data.encode(work / manifest, work / "grids" / name, format, work / "start", fewest, most, draws, device=device,
+                    backchannels=murmurs, workers=os.cpu_count(), **more)
 
 
 def stage(name, work, device):
@@ -175,8 +190,18 @@ def evaluation(work, _):
     evaluate.main([str(work / "test.jsonl"), "--model", str(work / "model"), "--out", str(work / "evaluation")])
 
 
+def examples(work, _):
+    """The sounds of examples/, in work/examples: a question, and a user's side of a conversation."""
+    out, pause = work / "examples", np.zeros(round(PAUSE * voices.SAMPLE_RATE), np.float32)
+    out.mkdir(parents=True, exist_ok=True)
+    (voice, question), (other, questions) = QUESTION, CONVERSATION
+    start, said = pause[:voices.SAMPLE_RATE // 2], [part for text in questions for part in (voices.say(text, other), pause)]
+    soundfile.write(out / "question.wav", voices.say(question, voice), voices.SAMPLE_RATE)
+    soundfile.write(out / "questions.flac", np.concatenate([start, *said]), voices.SAMPLE_RATE)
+
+
 STEPS = {"speech": speech, "codec": codec, "tokenizer": tokenizer, "grids": grids,
-         **{name: functools.partial(stage, name) for name in STAGES}, "model": model, "evaluation": evaluation}
+         **{name: functools.partial(stage, name) for name in STAGES}, "model": model, "examples": examples, "evaluation": evaluation}
 
 
 def main():
