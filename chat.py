@@ -1,9 +1,9 @@
 """Listening and speaking at once: the sampler, the duplex loop, and the ways into a conversation.
 
 What this is: the streaming loop of the release, token by token (spec section 3), behind a microphone, a page for the
-browser, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself, and writes its
-next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1). What this is not:
-the model (flm.py), the codec (mimi.py), or a score (eval.py).
+browser, Moshi's clients, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself,
+and writes its next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1).
+What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
 
     microphone frame --encode--> 8 codes --+                     +--> 8 codes --decode--> loudspeaker frame
                                            +--> row --> model ---+
@@ -11,33 +11,46 @@ the model (flm.py), the codec (mimi.py), or a score (eval.py).
                                                  +-------- next row -----------+
 
     python chat.py                                                          # microphone and headphones
-    python chat.py --serve                                                  # the same in a browser
+    python chat.py --serve                                                  # the same in a browser, or any Moshi client
     python chat.py --in examples/question.wav --out answer.wav --tail 4     # a sound file
+    python chat.py --bench --random-weights 0.5b                            # how fast, and how near to what memory allows
 
 Unusual here:
 - Semantic codes stand one row before the acoustic codes of their frame, in both directions (stream.py). So a frame is
   complete, and can be decoded, one step after its semantic code was sampled, and the first step returns nothing.
 - Frame s of the answer is written beside frame s of the question, as in the grid. Live it is heard 80 ms later, when
   the question's frame has been listened to.
+- A step draws nothing: numbers 0 .. 1 come in with the frame and pick the tokens. So it can be replayed as a CUDA graph,
+  and each conversation of a batch has a seed of its own.
 """
 import argparse
 import json
 import os
+import queue
 import sys
 import time
-from collections import deque
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 import flm
 import mimi
+import serve
+import speed
 from flm import K
 
-CARRIED = 375        # frames (30 s) that a full cache keeps when it starts again
+CONTEXT = 4096       # frames (5.5 min) that a conversation remembers, where the model has as many positions
 PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none (spec section 3)
+LIKELIEST = 4096     # Decision: top-p looks at no more tokens than this: sorting 152,064 costs 9 ms on a CPU, these 1 ms
+PATIENCE = 5.0       # seconds without sound after which a sound card has gone
+PILE = 375           # frames (30 s) that may wait to be heard
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
+RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalty": (0.01, 100), "window": (0, 10_000)}
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,10 @@ class Sampling:
     window_audio: int = 50
 
     def __post_init__(self):
-        for name in ("temperature", "top_p", "top_k", "window"):
-            for channel in ("text", "audio"):
-                value = getattr(self, f"{name}_{channel}")
-                if value < 0 or (name == "top_p" and value > 1):
-                    raise ValueError(f"{name}_{channel} must be {'0 .. 1' if name == 'top_p' else '0 or more'}, not {value}")
-        if min(self.penalty_text, self.penalty_audio) <= 0:
-            raise ValueError(f"a repetition penalty must be above 0, not {min(self.penalty_text, self.penalty_audio)}")
+        for field in fields(self):
+            value, (low, high) = getattr(self, field.name), RANGES[field.name.rpartition("_")[0]]
+            if type(value) not in (int, field.type) or not low <= value <= high:
+                raise ValueError(f"{field.name} must be {low} .. {high}{' and whole' * (field.type is int)}, not {value}")
 
     @classmethod
     def of(cls, folder, **changed):
@@ -81,90 +91,140 @@ class Sampling:
         """Always the likeliest token."""
         return cls(temperature_text=0, temperature_audio=0, penalty_text=penalty_text, penalty_audio=penalty_audio)
 
+    def channel(self, c):
+        """What channel c (0: text, 1 ..: codes) is drawn with: window, penalty, temperature, top_p, top_k."""
+        kind = "audio" if c else "text"
+        window, *drawn = (getattr(self, f"{name}_{kind}") for name in ("window", "penalty", "temperature", "top_p", "top_k"))
+        return (window if c <= PENALISED and drawn[0] != 1 else 0), *drawn
 
-def sample(logits, history, penalty, temperature, top_p, top_k):
-    """One token from logits [V], an int. history: ids that the penalty makes less likely, each once."""
+
+def sample(logits, chance, seen, penalty, temperature, top_p, top_k):
+    """logits [B, V], chance [B] in 0 .. 1 -> tokens [B]. seen [B, W] or None: ids that the penalty, a number or [B, 1],
+    makes less likely. Nothing here waits for the device."""
     logits = logits.float()
-    if penalty != 1 and history:
-        seen = torch.tensor(sorted(set(history)), device=logits.device)
-        values = logits[seen]
-        logits = logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities = (logits / temperature).softmax(-1)
+    if seen is not None:
+        values = logits.gather(1, seen)  # an id that was seen twice is written twice, with the same value
+        logits = logits.scatter(1, seen, torch.where(values > 0, values / penalty, values * penalty))
+    if temperature < 1e-3:
+        return logits.argmax(-1)
+    ordered, ids = (logits / temperature).softmax(-1), None
+    if top_p > 0 or top_k > 0:
+        ordered, ids = ordered.topk(min(LIKELIEST if top_p > 0 else top_k, ordered.shape[-1]))
     if top_p > 0:
-        ordered, ids = probabilities.sort(descending=True)
-        kept = ordered * (ordered.cumsum(-1) - ordered <= top_p)  # the first always stays
-        return int(ids[torch.multinomial(kept, 1)])
-    if top_k > 0:
-        ordered, ids = probabilities.topk(min(top_k, len(probabilities)))
-        return int(ids[torch.multinomial(ordered, 1)])
-    return int(torch.multinomial(probabilities, 1))
+        ordered = ordered * (ordered.cumsum(-1) - ordered <= top_p)  # the first always stays
+    summed = ordered.cumsum(-1)
+    place = torch.searchsorted(summed, chance[:, None].clamp(max=1 - 1e-6) * summed[:, -1:], right=True)
+    return (place if ids is None else ids.gather(1, place))[:, 0]
 
 
 class Duplex:
-    """One session of a model: `step` takes the codes heard in a frame and returns what is said in it.
+    """`batch` conversations with a model: `step`, or `steps`, takes the codes heard in a frame and returns what is said in it.
 
-    Memory does not grow: when `context` frames are cached, the last CARRIED ones are read again into an empty cache."""
+    Memory does not grow: the cache is a ring of `context` frames. fast: compile the step, on CUDA as a graph."""
 
-    def __init__(self, model, sampling=Sampling(), context=4096):
-        config = model.config
-        self.model, self.sampling = model, sampling
-        self.device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-        self.cache = flm.KVCache(config, 1, min(context, config.max_position_embeddings), self.device, dtype)
-        self.depth_cache = flm.DepthCache(config, 1, self.device, dtype)
-        self.text, self.speak = config.wait_token, [config.pad_token] * K      # of the row to be read next
-        self.heard = [config.pad_token] * K                                    # codes of the frame before
-        self.first = True
-        self.rows = deque(maxlen=min(CARRIED, self.cache.length // 2))         # (text, speak, listen), as read
-        self.said_text = deque(maxlen=sampling.window_text)
-        self.said_codes = [deque(maxlen=sampling.window_audio) for _ in range(PENALISED)] + [()] * (K - PENALISED)
+    def __init__(self, model, sampling=Sampling(), context=CONTEXT, batch=1, fast=False):
+        config, norm = model.config, model.model.norm.weight
+        self.model, self.sampling, self.batch = model, sampling, batch
+        self.cache = flm.KVCache(config, batch, min(context, config.max_position_embeddings), norm.device, norm.dtype)
+        self.depth_cache = flm.DepthCache(config, batch, norm.device, norm.dtype)
+        self.opening = torch.tensor([config.wait_token] + [config.pad_token] * K, device=norm.device)
+        self.written, self.told = (self.opening.repeat(batch, 1) for _ in range(2))     # [B, 9] text, speak: read next; returned
+        self.listen, self.heard = (self.opening[1:].repeat(batch, 1) for _ in range(2)) # [B, 8] of this frame; of the last one
+        self.frames = torch.zeros(batch, 1, device=norm.device, dtype=torch.long)
+        self.chance = torch.zeros(batch, 1 + K, device=norm.device)
+        self.h, self.text = norm.new_zeros(batch, config.hidden_size), self.frames[:, 0].clone()  # between the two halves
+        self.seen = {c: self.frames.repeat(1, window) for c in range(1 + K) if (window := sampling.channel(c)[0])}
+        self.parts, self.generators, self.started = [self._backbone, self._depth], [None] * batch, [False] * batch
+        if fast:
+            self._compile()
 
     @torch.inference_mode()
+    def _compile(self):
+        self.cache.fixed, cuda = True, self.h.device.type == "cuda"
+        compiled = [torch.compile(part, fullgraph=True, dynamic=False) for part in self.parts]
+        with torch.cuda.stream(torch.cuda.Stream()) if cuda else ExitStack():
+            for part in compiled * 3:
+                part()
+        if cuda:
+            torch.cuda.synchronize()
+            graphs = [torch.cuda.CUDAGraph() for _ in compiled]
+            for graph, part in zip(graphs, compiled):
+                with torch.cuda.graph(graph):
+                    part()
+        self.parts = [graph.replay for graph in graphs] if cuda else compiled
+        for i in range(self.batch):
+            self.reset(i)
+
+    @torch.inference_mode()
+    def reset(self, i=0, seed=None):
+        """Conversation i starts afresh. Its draws follow from `seed`; without one, from torch's generator."""
+        self.written[i], self.heard[i] = self.opening, self.opening[1:]
+        self.frames[i] = self.cache.position[i] = 0
+        self.cache.filled *= self.batch > 1
+        self.started[i], self.generators[i] = False, seed if seed is None else torch.Generator().manual_seed(seed)
+
     def step(self, listen):
         """listen [8], the user's codes of this frame -> None in the first frame, then (text id, codes [8]) of this frame."""
-        listen = [int(code) for code in listen]
-        row = (self.text, self.speak, [listen[0], *self.heard[1:]])            # acoustics a row late
-        if self.cache.filled == self.cache.length:
-            self.cache.reset()
-            self._read(self.rows)
-        self.rows.append(row)
-        h = self._read([row])[:, -1:]                                          # [1, 1, D]
-        s = self.sampling
-        text = sample(self.model.text_logits(h)[0, 0], self.said_text, s.penalty_text, s.temperature_text, s.top_p_text, s.top_k_text)
-        codes = []
-        for c in range(K):
-            before = torch.tensor(codes[-1:], device=self.device) if codes else None
-            logits = self.model.depth_step(h[:, 0], before, c, self.depth_cache)[0]
-            codes.append(sample(logits, self.said_codes[c], s.penalty_audio, s.temperature_audio, s.top_p_audio, s.top_k_audio))
-        self.said_text.append(text)
-        for history, code in zip(self.said_codes[:PENALISED], codes):
-            history.append(code)
-        frame = None if self.first else (self.text, torch.tensor([self.speak[0], *codes[1:]]))
-        self.text, self.speak, self.heard, self.first = text, codes, listen, False
-        return frame
+        answer = self.steps({0: listen})[0]
+        return answer and (answer[0], torch.tensor(answer[1]))
 
-    def _read(self, rows):
-        """Rows -> hidden states [1, T, D]"""
-        text, speak, listen = (torch.tensor([list(column)], device=self.device) for column in zip(*rows))
-        return self.model.hidden(text, speak, listen, self.cache)
+    @torch.inference_mode()
+    def steps(self, listen):
+        """{conversation: codes [8]} -> {conversation: what `step` returns, as lists}. The others stand still."""
+        chance = torch.zeros(self.batch, 1 + K)
+        for i, codes in listen.items():
+            self.listen[i] = torch.as_tensor(codes)
+            chance[i] = torch.rand(1 + K, generator=self.generators[i])
+        self.chance.copy_(chance)
+        if self.batch > 1:
+            self.cache.active.copy_(torch.tensor([int(i in listen) for i in range(self.batch)]))
+        for part in self.parts:
+            part()
+        told = self.told.tolist()  # the frame's one wait for the device
+        answers = {i: (told[i][0], told[i][1:]) if self.started[i] else None for i in listen}
+        self.started = [before or i in listen for i, before in enumerate(self.started)]
+        return answers
+
+    def _draw(self, c, logits):
+        _, penalty, *rest = self.sampling.channel(c)  # no penalty while nothing was said
+        return sample(logits, self.chance[:, c], self.seen.get(c), torch.where(self.frames == 0, 1.0, penalty), *rest)
+
+    def _backbone(self):
+        """Read the row: h and the next text id."""
+        listen = torch.cat([self.listen[:, :1], self.heard[:, 1:]], 1)  # acoustics a row late
+        h = self.model.hidden(self.written[:, :1], self.written[:, None, 1:], listen[:, None], self.cache)  # [B, 1, D]
+        self.h.copy_(h[:, 0])
+        self.text.copy_(self._draw(0, self.model.text_logits(h)[:, 0]))
+
+    def _depth(self):
+        """The next 8 codes, one after the other; then the state that the next frame finds."""
+        new = [self.text]
+        for c in range(K):
+            new.append(self._draw(1 + c, self.model.depth_step(self.h, new[c] if c else None, c, self.depth_cache)))
+        tokens, active = torch.stack(new, 1), self.cache.active.bool()[:, None]
+        self.told.copy_(torch.cat([self.written[:, :2], tokens[:, 2:]], 1))
+        for c, seen in self.seen.items():  # the first token fills the window, which says the same as itself alone
+            later = torch.where(self.frames == 0, new[c][:, None], torch.cat([seen[:, 1:], new[c][:, None]], 1))
+            seen.copy_(torch.where(active, later, seen))
+        for state, value in ((self.written, tokens), (self.heard, self.listen), (self.frames, self.frames + 1)):
+            state.copy_(torch.where(active, value, state))
 
 
 class Monologue:
     """Text ids, one a frame -> printed lines, each with the time of its first word, as they are thought."""
 
-    def __init__(self, tokenizer, wait_token, print=print):
-        self.tokenizer, self.wait_token, self.print = tokenizer, wait_token, print
+    def __init__(self, tokenizer, wait_token, print=print, stamps=True):
+        self.tokenizer, self.wait_token, self.print, self.stamps = tokenizer, wait_token, print, stamps
         self.ids, self.shown, self.lines = [], "", []  # lines: (seconds, text)
 
     def add(self, seconds, text_id):
         if text_id == self.wait_token:
             return self.close()
         if not self.ids:
-            self.print(f"{seconds:7.2f} s  ", end="", flush=True)
+            self.print(f"{seconds:7.2f} s  " * self.stamps, end="", flush=True)
             self.lines.append((seconds, ""))
         self.ids.append(text_id)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=False).rstrip("\ufffd")  # a character may take two ids
+        text = self.tokenizer.decode(self.ids[-99:], skip_special_tokens=False).rstrip("\ufffd")  # a character may take two ids
         self.print(text[len(self.shown):], end="", flush=True)
         self.shown = text
         self.lines[-1] = (self.lines[-1][0], text)
@@ -176,13 +236,13 @@ class Monologue:
 
 
 class Partner:
-    """A model folder ready to talk: codec, language model, tokenizer. One frame of samples in, one out."""
+    """A model folder ready to talk: tokenizer, language model, and a codec for each conversation that it holds at once."""
 
-    def __init__(self, folder, sampling, device="cpu", dtype=torch.float32):
+    def __init__(self, folder, sampling, device="cpu", dtype=torch.float32, bits=16, **shape):
         from tokenizers import Tokenizer
         folder = flm.resolve(folder)
-        self.model = flm.load(folder, device, dtype).eval()
-        self.codec, self.device = mimi.load(folder, device), device
+        self.model = flm.load(folder, device, dtype, speed.packing(bits)).eval()
+        self.codec, self.device, self.shape = mimi.load(folder, device), device, shape
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises no narrower class
@@ -190,40 +250,73 @@ class Partner:
         if self.model.config.aud_vocab_size <= self.codec.config.codebook_size:
             raise flm.LoadError(f"{folder}: the model has {self.model.config.aud_vocab_size} audio ids, too few for a codec of "
                                 f"{self.codec.config.codebook_size}")
-        self.duplex = Duplex(self.model, sampling)
+        shared = {id(t): t for t in (*self.codec.parameters(), *self.codec.buffers())}
+        self.codecs = [self.codec] + [deepcopy(self.codec, dict(shared)) for _ in range(shape.get("batch", 1) - 1)]
+        self.sample_with(sampling)
+
+    def sample_with(self, sampling):
+        """A Duplex with this sampling, warm: the first frame of a conversation is as fast as the others."""
+        self.duplex = Duplex(self.model, sampling, **self.shape)
+        list(hold(self, torch.zeros(3, self.codec.config.frame_size), self.monologue(lambda *_, **__: None)))
+
+    @contextmanager
+    def conversation(self, seat=0, seed=None):
+        """Within, `frame` and `frames` talk with someone who has not talked before."""
+        self.duplex.reset(seat, seed)
+        with self.codecs[seat].streaming(1):
+            yield
+
+    def monologue(self, print=print, stamps=True):
+        return Monologue(self.tokenizer, self.model.config.wait_token, print, stamps)
+
+    def frame(self, heard):
+        """heard [frame_size] float32 -> (said [frame_size], text id or None)"""
+        return self.frames({0: heard})[0]
 
     @torch.inference_mode()
-    def frame(self, heard):
-        """heard [frame_size] float32, inside `with partner.codec.streaming(1)` -> (said [frame_size], text id or None)"""
-        codes = self.codec.encode(heard[None, None].to(self.device))[0, :, 0]
-        answer = self.duplex.step(codes.tolist())
-        if answer is None:
-            return torch.zeros_like(heard), None
-        text, speak = answer
-        if int(speak.max()) >= self.codec.config.codebook_size:  # the empty id: nothing is said
-            return torch.zeros_like(heard), text
-        return self.codec.decode(speak[None, :, None].to(self.device))[0, 0].cpu(), text
+    def frames(self, heard):
+        """{seat: heard [frame_size]} -> {seat: (said [frame_size], text id or None)}: one step for several conversations."""
+        codes = {i: self.codecs[i].encode(samples[None, None].to(self.device))[0, :, 0] for i, samples in heard.items()}
+        said = {}
+        for i, answer in self.duplex.steps(codes).items():
+            text, speak = answer or (None, None)
+            if answer is None or max(speak) >= self.codec.config.codebook_size:  # the empty id: nothing is said
+                said[i] = torch.zeros_like(heard[i]), text
+            else:  # not `decode`, which looks at the codes again, and on a GPU waits for them
+                latent = self.codecs[i].quantizer.decode(torch.tensor(speak, device=self.device)[None, :, None])
+                said[i] = self.codecs[i].from_latent(latent)[0, 0].float().cpu(), text
+        return said
 
 
-def converse(partner, audio, monologue, bar=None):
+def hold(partner, frames, monologue, seed=None, keep=None):
+    """One conversation, frame by frame -> (heard, said, seconds it took) for each. keep: a SoundFile for both voices."""
+    size, rate = partner.codec.config.frame_size, partner.codec.config.sample_rate
+    with partner.conversation(seed=seed):
+        for i, heard in enumerate(frames):
+            started = time.perf_counter()
+            said, text = partner.frame(heard)
+            took = time.perf_counter() - started
+            if text is not None:
+                monologue.add(i * size / rate, text)
+            if keep:
+                keep.write(torch.stack([heard, said], 1).numpy())
+            yield heard, said, took
+    monologue.close()
+
+
+def converse(partner, audio, monologue, seed=None, keep=None):
     """Talk with a recording: audio float32 [N] -> (said [N], seconds that each frame took). A Ctrl-C ends the talk early.
 
     The recording is heard frame by frame, as from a microphone: nothing is known of what comes later."""
-    size = partner.codec.config.frame_size
-    frames, said, took = torch.nn.functional.pad(audio, (0, -len(audio) % size)).split(size), [], []
-    with partner.codec.streaming(1):
-        try:
-            for i, heard in enumerate(frames):
-                started = time.perf_counter()
-                answer, text = partner.frame(heard)
-                took.append(time.perf_counter() - started)
-                said.append(answer)
-                if text is not None:
-                    monologue.add(i * size / partner.codec.config.sample_rate, text)
-        except KeyboardInterrupt:
-            print("\nchat.py: stopped; the answer so far is kept", file=sys.stderr)
-    monologue.close()
-    return torch.cat([*said, torch.zeros(0)])[:len(audio)], took
+    size, said, took = partner.codec.config.frame_size, [torch.zeros(0)], []
+    try:
+        for _, answer, seconds in hold(partner, F.pad(audio, (0, -len(audio) % size)).split(size), monologue, seed, keep):
+            said.append(answer)
+            took.append(seconds)
+    except KeyboardInterrupt:
+        monologue.close()
+        print("\nchat.py: stopped; the answer so far is kept", file=sys.stderr)
+    return torch.cat(said)[:len(audio)], took
 
 
 def check_target(target, source, overwrite):
@@ -233,7 +326,7 @@ def check_target(target, source, overwrite):
         raise ValueError(f"{target}: no sound format is known by that ending; .wav and .flac are")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is no folder to write {target.name} to")
-    if target.exists() and target.samefile(source):
+    if source and target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the question itself and is not overwritten")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists: choose another name, or add --overwrite")
@@ -251,13 +344,29 @@ def write_audio(target, audio, sample_rate):
         raise OSError(f"{target} cannot be written: {error}") from None
 
 
+@contextmanager
+def kept(args, rate):
+    """--record: a stereo file of exact samples, the user left, the model right, that says how to hold the talk again."""
+    if not args.record:
+        yield None
+        return
+    import soundfile
+    try:
+        with soundfile.SoundFile(args.record, "w", rate, 2, "FLOAT", format="WAV") as file:
+            file.comment = json.dumps({"seed": args.seed, "sampling": asdict(args.sampling)})
+            yield file
+    except soundfile.SoundFileError as error:
+        raise OSError(f"{args.record} cannot be written: {error}") from None
+
+
 # --- ways in ---
 
 def talk_to_file(partner, args):
     """--in and --out: hear a file, write the answer beside it."""
     rate = partner.codec.config.sample_rate
-    heard = torch.nn.functional.pad(args.question, (0, round(args.tail * rate)))
-    said, took = converse(partner, heard, Monologue(partner.tokenizer, partner.model.config.wait_token))
+    heard = F.pad(args.question, (0, round(args.tail * rate)))
+    with kept(args, rate) as keep:
+        said, took = converse(partner, heard, partner.monologue(), args.seed, keep)
     write_audio(args.target, (torch.stack([heard[:len(said)], said], 1) if args.stereo else said).numpy(), rate)
     if took:
         print(f"{len(said) / rate:.1f} s of conversation in {sum(took):.1f} s ({len(said) / rate / sum(took):.1f} x real time, "
@@ -266,94 +375,108 @@ def talk_to_file(partner, args):
         print("the file ended while the model was speaking: --tail 5 lets it finish")
 
 
-def talk_to_microphone(partner, args):
-    """No --in: the default sound devices, until Ctrl-C. Raises ValueError, one sentence, where there are none."""
+def read_kept(path):
+    """A file of --record -> (heard [N], answer [N], Sampling, seed). Raises ValueError, one sentence."""
+    import soundfile
+    try:
+        with soundfile.SoundFile(path) as file:
+            both, made = torch.from_numpy(file.read(dtype="float32", always_2d=True)), json.loads(file.comment)
+        return both[:, 0], both[:, 1], Sampling(**made["sampling"]), made["seed"]
+    except (soundfile.SoundFileError, ValueError, KeyError, TypeError, IndexError):
+        raise ValueError(f"{path} is no conversation that --record kept") from None
+
+
+def talk_again(partner, args):
+    """--replay: what --record kept is heard again, and the answer compared with the one kept."""
+    heard, answer, _, seed = args.again
+    said, _ = converse(partner, heard, partner.monologue(), seed)
+    differ = (said != answer[:len(said)]).nonzero()
+    print(f"{args.replay}: the answer " + (f"differs from {differ[0].item() / partner.codec.config.sample_rate:.2f} s on"
+                                          if len(differ) else "is the same, sample for sample"))
+
+
+def level(samples):
+    """A frame's meter, eight signs for 60 dB."""
+    full = round(8 + torch.log10(samples.square().mean() + 1e-9).item() * 10 / 7.5)
+    return f"{'#' * max(0, min(8, full)):.<8}"
+
+
+def sound_system():
     try:
         import sounddevice
+        return sounddevice
     except ModuleNotFoundError:
         raise ValueError("a microphone needs the sounddevice package: pip install sounddevice, or give --in and --out") from None
     except OSError as error:  # PortAudio itself is missing
         raise ValueError(f"no sound system here ({error}): install PortAudio, or give --in and --out") from None
-    config, monologue, frames = partner.codec.config, Monologue(partner.tokenizer, partner.model.config.wait_token), 0
+
+
+class SoundCard:
+    """Microphone and loudspeaker at the card's own rate. The card's thread fills and empties two queues, so that a late frame
+    loses no sound that was heard. Iterating gives frames heard; it ends with ValueError when the card gives none."""
+
+    def __init__(self, sounddevice, rate, size, devices):
+        import soxr
+        self.heard, self.said, self.size, self.lost = queue.Queue(PILE), queue.Queue(), size, 0
+        try:
+            sounddevice.check_input_settings(devices[0], 1, "float32", samplerate=rate)
+            sounddevice.check_output_settings(devices[1], 1, "float32", samplerate=rate)
+            native = rate
+        except sounddevice.PortAudioError:  # not at 24 kHz
+            native = round(sounddevice.query_devices(devices[0], "input")["default_samplerate"])
+        self.down, self.up = (soxr.ResampleStream(*rates, 1, dtype="float32") if native != rate else None
+                              for rates in ((native, rate), (rate, native)))
+        self.ears = self.mouth = np.zeros(0, np.float32)
+        self.stream = sounddevice.Stream(samplerate=native, blocksize=round(native * size / rate), channels=1, dtype="float32",
+                                         device=devices, callback=self.turn)
+
+    def turn(self, indata, outdata, *_):
+        heard = indata[:, 0].copy()
+        self.ears = np.concatenate([self.ears, self.down.resample_chunk(heard) if self.down else heard])
+        while len(self.ears) >= self.size:
+            frame, self.ears = self.ears[:self.size], self.ears[self.size:]
+            self.lost += self.heard.full()
+            if not self.heard.full():
+                self.heard.put_nowait(torch.from_numpy(frame))
+        while self.said.qsize() > 2:  # after late frames the answer skips what would make it lag from now on
+            self.said.get_nowait()
+        while len(self.mouth) < len(outdata):
+            said = np.zeros(self.size, np.float32) if self.said.empty() else self.said.get_nowait()
+            self.mouth = np.concatenate([self.mouth, self.up.resample_chunk(said) if self.up else said])
+        outdata[:, 0], self.mouth = self.mouth[:len(outdata)], self.mouth[len(outdata):]
+
+    def __iter__(self):
+        while True:
+            try:
+                yield self.heard.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise ValueError(f"the sound device gave nothing for {PATIENCE:g} s: connect it and start again") from None
+
+
+def talk_to_microphone(partner, args):
+    """No --in: sound devices, until Ctrl-C. Raises ValueError, one sentence, where there are none, or when they go away."""
+    sounddevice, config, late, clear = sound_system(), partner.codec.config, 0, "\r\033[K" if sys.stdout.isatty() else ""
+    monologue, budget = partner.monologue(lambda *_, **__: None), 1000 / config.frame_rate
     try:
-        stream = sounddevice.Stream(samplerate=config.sample_rate, blocksize=config.frame_size, channels=1, dtype="float32")
+        card = SoundCard(sounddevice, config.sample_rate, config.frame_size, (args.input_device, args.output_device))
+        with card.stream, kept(args, config.sample_rate) as keep:
+            print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.")
+            for heard, said, seconds in hold(partner, card, monologue, args.seed, keep):
+                card.said.put(said.numpy())
+                late += 1000 * seconds > budget
+                while len(monologue.lines) > bool(monologue.ids):  # a line that is whole stays above the status
+                    print(clear + "{:7.2f} s  {}".format(*monologue.lines.pop(0)))
+                behind = card.heard.qsize() * budget / 1000
+                print(f"{clear}you {level(heard)} model {level(said)} {1000 * seconds:3.0f} of {budget:.0f} ms, {late} late"
+                      f"{f', {behind:.1f} s behind' * (behind > 0.2)}{f', {card.lost} lost' * (card.lost > 0)}"
+                      f"  {monologue.shown[-40:]}", end="", flush=True) if clear else None
     except sounddevice.PortAudioError as error:
         raise ValueError(f"no microphone and loudspeaker to use ({error}): connect them, or give --in and --out") from None
-    print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.")
-    with stream, partner.codec.streaming(1):
-        while True:
-            heard, _ = stream.read(config.frame_size)
-            said, text = partner.frame(torch.from_numpy(heard[:, 0].copy()))
-            stream.write(said[:, None].numpy())
-            if text is not None:
-                monologue.add(frames * config.frame_size / config.sample_rate, text)
-            frames += 1
-
-
-HANDSHAKE, AUDIO, TEXT, ERROR = b"\0", b"\1", b"\2", b"\5"  # first byte of a message, as in spec section 5
-
-
-def make_app(partner, sampling):
-    """--serve: the page in web/, and /api/pcm: audio messages are float32 samples at the codec's rate, in any number; a
-    frame comes back for each frame heard, and the monologue as it grows. One conversation at a time; more are refused."""
-    import asyncio
-    import numpy as np
-    from aiohttp import WSMsgType, web
-    page, busy, size = Path(__file__).resolve().parent / "web" / "index.html", asyncio.Lock(), partner.codec.config.frame_size
-
-    async def converse_over(socket):
-        partner.duplex, waiting, thought = Duplex(partner.model, sampling), b"", []
-        monologue = Monologue(partner.tokenizer, partner.model.config.wait_token,
-                              print=lambda text="", end="\n", flush=True: thought.append(text + end))
-        with partner.codec.streaming(1):
-            await socket.send_bytes(HANDSHAKE)
-            frames = 0
-            async for message in socket:
-                if message.type != WSMsgType.BINARY or message.data[:1] != AUDIO or len(message.data) % 4 != 1:
-                    continue
-                waiting += message.data[1:]
-                while len(waiting) >= 4 * size:
-                    heard = np.nan_to_num(np.frombuffer(waiting[:4 * size], np.float32)).clip(-1, 1)
-                    waiting = waiting[4 * size:]
-                    said, text = await asyncio.to_thread(partner.frame, torch.from_numpy(heard))
-                    await socket.send_bytes(AUDIO + said.numpy().astype(np.float32).tobytes())
-                    if text is not None:
-                        monologue.add(frames * size / partner.codec.config.sample_rate, text)
-                    if thought:
-                        await socket.send_bytes(TEXT + "".join(thought).encode())
-                        thought.clear()
-                    frames += 1
-
-    async def pcm(request):
-        socket = web.WebSocketResponse(max_msg_size=2 ** 20)
-        await socket.prepare(request)
-        if busy.locked():
-            await socket.send_bytes(ERROR + b"The model is talking with someone else. Try again later.")
-        else:
-            async with busy:
-                await converse_over(socket)
-        await socket.close()
-        return socket
-
-    async def index(_):
-        return web.FileResponse(page)
-    app = web.Application()
-    app.add_routes([web.get("/", index), web.get("/api/pcm", pcm)])
-    return app
-
-
-def serve(partner, args):
-    try:
-        from aiohttp import web
-    except ModuleNotFoundError:
-        raise ValueError("--serve needs the aiohttp package: pip install aiohttp") from None
-    print(f"Open http://localhost:{args.serve} and talk; Ctrl-C ends it.")
-    web.run_app(make_app(partner, args.sampling), host="localhost", port=args.serve, print=None)
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description="Talk with the model: by microphone, in a browser (--serve), or by a sound file (--in, --out).")
+    parser = argparse.ArgumentParser(description="Talk with the model: by microphone, in a browser or a Moshi client (--serve), "
+                                                 "or by a sound file (--in, --out).")
     files = parser.add_argument_group("conversation with a file")
     files.add_argument("--in", dest="source", type=Path, metavar="FILE",
                        help="what is said to the model: any format and rate that soundfile reads")
@@ -361,38 +484,75 @@ def main(arguments=None):
     files.add_argument("--tail", type=float, default=0.0, metavar="SECONDS",
                        help="silence heard after the file ends (default: %(default)s)")
     files.add_argument("--stereo", action="store_true", help="write both voices: the question left, the answer right")
-    files.add_argument("--overwrite", action="store_true", help="replace an answer that exists")
-    parser.add_argument("--serve", type=int, nargs="?", const=8990, metavar="PORT",
-                        help="a page for the browser on this machine (port %(const)s)")
+    files.add_argument("--overwrite", action="store_true", help="replace an answer or a record that exists")
+    files.add_argument("--record", type=Path, metavar="FILE.wav", help="keep both voices, exactly; with a microphone too")
+    files.add_argument("--replay", type=Path, metavar="FILE.wav", help="hold a recorded conversation again, and compare the answer")
+    sound = parser.add_argument_group("microphone (what happens when no other way in is asked for)")
+    sound.add_argument("--list-devices", action="store_true", help="number the sound devices")
+    for way in ("input", "output"):
+        sound.add_argument(f"--{way}-device", type=int, metavar="N", help="a number of --list-devices (default: the system's)")
+    served = parser.add_argument_group("browser and Moshi clients")
+    served.add_argument("--serve", type=int, nargs="?", const=8990, metavar="PORT", help="a page, and /api/chat (port %(const)s)")
+    served.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is every one (default: %(default)s)")
+    served.add_argument("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"), help="https; browsers give others no microphone")
+    served.add_argument("--token", help="a secret that visitors must have in their link")
+    served.add_argument("--origin", action="append", default=[], help="let pages of https://HOST connect; may be repeated")
+    served.add_argument("--sessions", type=int, default=1, metavar="N", help="conversations at once (default: %(default)s)")
     model = parser.add_argument_group("model")
     model.add_argument("--model", default=SHIPPED,
                        help="folder or Hub id, such as CofeAI/FLM-Audio (default: the small model shipped here)")
     model.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
     model.add_argument("--bfloat16", action="store_true", help="weights in 16 bits: half the memory, for GPUs")
+    model.add_argument("--bits", type=int, choices=(4, 8, 16), default=16, help="bits of a weight; 4 and 8 compute in bfloat16")
+    model.add_argument("--context", type=int, default=CONTEXT, metavar="FRAMES", help="what is remembered (default: %(default)s)")
+    model.add_argument("--eager", action="store_true", help="neither compile nor capture the step on a GPU")
+    timed = parser.add_argument_group("speed")
+    timed.add_argument("--bench", action="store_true", help="time a frame, beside memory bandwidth and the straightforward loop")
+    timed.add_argument("--random-weights", choices=flm.PRESETS, metavar="PRESET", help=f"a shape alone: {', '.join(flm.PRESETS)}")
+    timed.add_argument("--frames", type=int, default=50, metavar="N", help="frames timed (default: %(default)s)")
     drawn = parser.add_argument_group("sampling")
-    for name, field in Sampling.__dataclass_fields__.items():
-        drawn.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), metavar="X",
+    for field in fields(Sampling):
+        drawn.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, metavar="X",
                            help=f"(default: the model's sampling.json, else {field.default})")
     drawn.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default: %(default)s)")
     args = parser.parse_args(arguments)
     if (args.source is None) != (args.target is None):
         parser.error("--in and --out go together")
-    way = talk_to_file if args.source else serve if args.serve is not None else talk_to_microphone
     try:
-        if not args.tail >= 0:
-            raise ValueError(f"--tail is a time in seconds, and {args.tail} is none")
-        if args.source:
-            args.question = mimi.read_audio(args.source)
-            check_target(args.target, args.source, args.overwrite)
-        given = {name: getattr(args, name) for name in Sampling.__dataclass_fields__ if getattr(args, name) is not None}
-        args.sampling = Sampling.of(args.model, **given)
-        partner = Partner(args.model, args.sampling, args.device, torch.bfloat16 if args.bfloat16 else torch.float32)
-        torch.manual_seed(args.seed)
-        way(partner, args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"chat.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nchat.py: stopped")
+        run(args)
+    except (OSError, ValueError, KeyboardInterrupt) as error:
+        print(end="\n" * sys.stdout.isatty())  # below the status line
+        sys.exit(f"chat.py: {str(error) or 'stopped'}")
+
+
+def run(args):
+    """The way in that was asked for. Raises OSError or ValueError, one sentence."""
+    if args.list_devices:
+        return print(sound_system().query_devices())
+    for name, low in (("tail", 0), ("sessions", 1), ("context", 2), ("frames", 1)):
+        if not getattr(args, name) >= low:
+            raise ValueError(f"--{name} must be {low} or more, and {getattr(args, name)} is not")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from None
+    if args.source:
+        args.question = mimi.read_audio(args.source)
+        check_target(args.target, args.source, args.overwrite)
+    if args.record:
+        check_target(args.record, args.source, args.overwrite)
+    given = {field.name: value for field in fields(Sampling) if (value := getattr(args, field.name)) is not None}
+    dtype = torch.bfloat16 if args.bfloat16 or args.bits < 16 else torch.float32
+    shape = dict(context=args.context, batch=args.sessions if args.serve is not None else 1,
+                 fast=args.device.startswith("cuda") and not args.eager)
+    if args.bench:
+        model, codec = speed.subject(args, dtype)
+        return speed.bench(args, model, codec, Duplex(model, Sampling(**given), **shape))
+    args.again = read_kept(args.replay) if args.replay else None
+    args.sampling = args.again[2] if args.again else Sampling.of(args.model, **given)
+    partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
+    way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else serve.serve
+    way(partner, args)
 
 
 if __name__ == "__main__":

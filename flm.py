@@ -13,7 +13,6 @@ Unusual here:
 - A position is the sum of 17 embeddings, and the depth transformer sees h_t alone, never the other frames.
 - With `depth_cmlp` the depth transformer's position c has an MLP, an embedding and a head of its own; attention is shared.
 - Parameter names are the release's, so its files load without renaming, tensor by tensor, never held twice.
-- FLM(config) is born without values; init_weights, load or from_qwen give them.
 
     python flm.py 0.5b          # parameters by part, of a preset, a folder or a Hub id
 
@@ -173,16 +172,19 @@ PRESETS = {
 
 # --- primitives ---
 
-def rope_tables(config):
-    """cos and sin, each float32 [max_position_embeddings, d]; the first half of sin is negated, as `rotate` wants it."""
-    d = config.head_dim
-    speed = config.rope_theta ** (-torch.arange(0, d, 2) / d)  # [d / 2], radians per frame
-    angle = torch.outer(torch.arange(config.max_position_embeddings), speed)
-    return torch.cat([angle.cos(), angle.cos()], -1), torch.cat([-angle.sin(), angle.sin()], -1)
+def rope(config, position):
+    """position [...] -> cos and sin, float32 [..., d]; the first half of sin is negated, as `rotate` wants it.
+
+    Angles are float64, exact after days of conversation (MPS has float32 alone)."""
+    d, exact = config.head_dim, torch.float32 if position.device.type == "mps" else torch.float64
+    speed = config.rope_theta ** (-torch.arange(0, d, 2, device=position.device) / d)  # [d / 2], radians per frame
+    angle = position[..., None].to(exact) * speed.to(exact)
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x, cos, sin):
-    """RoPE, half-split: dimension i and i + d / 2 turn together.  x [B, H, T, d], cos and sin [T, d]"""
+    """RoPE, half-split: dimension i and i + d / 2 turn together.  x [B, H, T, d], cos and sin [T, d] or [B, 1, T, d]"""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)  # rolling by half swaps the halves
 
 
@@ -200,48 +202,46 @@ class SwiGLU(nn.Module):
 # --- the cache of the backbone ---
 
 class KVCache:
-    """Keys and values of up to `length` frames, allocated once. For inference: use it under torch.no_grad().
+    """Keys and values of the last `length` frames of B conversations: a ring. For inference: use it under torch.no_grad().
 
-    `position` (a tensor, on the device) and `filled` (a number, on the host) both count the frames held. The host's is
-    for the bounds check and, on a CPU, for reading the filled part only. On an accelerator a step masks the whole cache
-    instead: its shapes never change, so it can be captured as a graph. A replay runs no Python: call `reserve` before it."""
+        length 4, frame 6 comes:   rows [4|5|6|3]    RoPE knows differences alone, so their order is free
+
+    `position` [B], on the device, counts each conversation's frames; one whose `active` is 0 stands still, and its row is
+    written again. `filled`, on the host, lets a CPU read written rows only; `fixed`: all are read, so that shapes stay."""
 
     def __init__(self, config, batch, length, device="cpu", dtype=torch.float32):
         if not 0 < length <= config.max_position_embeddings:
             raise ValueError(f"a cache of {length} frames does not fit the model's {config.max_position_embeddings} positions")
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.position = torch.zeros(1, device=device, dtype=torch.long)
-        self.length, self.filled = length, 0
+        self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in "kv")
+        self.position = torch.zeros(batch, device=device, dtype=torch.long)
+        self.active = torch.ones_like(self.position)
+        self.length, self.filled, self.fixed = length, 0, self.position.device.type != "cpu"
 
     def reset(self):
-        """Forget every frame."""
         self.position.zero_()
         self.filled = 0
 
-    def reserve(self, T):
-        """Count T more frames on the host. Raises ValueError when they do not fit."""
-        if self.filled + T > self.length:
-            raise ValueError(f"the cache is full: it holds {self.filled} of {self.length} frames ({self.length / FRAME_RATE:g} s) "
-                             f"and cannot take {T} more; reset it or make a longer one")
-        self.filled += T
-
     def advance(self, T):
-        """Take the next T rows: sets `rows` [T], `span` (rows that attention reads), `mask` (None or [T, span]); returns rows."""
-        self.reserve(T)
-        device = self.position.device
-        self.rows = self.position + torch.arange(T, device=device)
-        self.position += T
-        self.span = self.filled if device.type == "cpu" else self.length
-        alone = T == 1 and self.span == self.filled  # one query that may see every row needs no mask
-        self.mask = None if alone else torch.arange(self.span, device=device) <= self.rows[:, None]
-        return self.rows
+        """Take the next T rows: sets `rows` [B, T], `span` (rows that attention reads), `mask` (None or [B, 1, T, span]);
+        returns positions [B, 1, T]. Raises ValueError when several frames do not fit before the ring turns."""
+        if not torch.compiler.is_compiling():  # compiled code sees no count on the host, and takes single frames
+            if T > 1 and self.filled + T > self.length:
+                raise ValueError(f"the cache is full: it holds {self.filled} of {self.length} frames, and {T} more go in one by one")
+            self.filled = min(self.filled + T, self.length)
+        positions = self.position[:, None] + torch.arange(T, device=self.position.device)
+        self.rows = positions % self.length
+        self.position += T * self.active
+        self.span = self.length if self.fixed else self.filled
+        alone = T == len(positions) == 1 and not self.fixed  # one query that may see every row needs no mask
+        self.mask = None if alone else torch.arange(self.span, device=positions.device) <= positions[:, None, :, None]
+        return positions[:, None]
 
     def append(self, layer, k, v):
         """Write k, v [B, H_kv, T, d] to the rows taken; return all that the layer's attention reads, [B, H_kv, span, d] each."""
-        self.k[layer].index_copy_(2, self.rows, k)
-        self.v[layer].index_copy_(2, self.rows, v)
+        batch = torch.arange(len(k), device=k.device)[:, None]
+        self.k[layer][batch, :, self.rows] = k.transpose(1, 2)
+        self.v[layer][batch, :, self.rows] = v.transpose(1, 2)
         return self.k[layer, :, :, :self.span], self.v[layer, :, :, :self.span]
 
 
@@ -267,8 +267,10 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # [B, H_kv, span, d]
-        y = F.scaled_dot_product_attention(q, k, v, cache and cache.mask, is_causal=cache is None, enable_gqa=True)  # [B, H, T, d]
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, T, H d] -> [B, T, D]
+            if T == 1:  # a group's heads as queries of the one head they share: its keys and values are not copied
+                q = q.reshape(B, self.kv_heads, -1, self.d)
+        y = F.scaled_dot_product_attention(q, k, v, cache and cache.mask, is_causal=cache is None, enable_gqa=True)
+        return self.o_proj(y.reshape(B, self.heads, T, -1).transpose(1, 2).reshape(B, T, -1))  # [B, T, H d] -> [B, T, D]
 
 
 class Block(nn.Module):
@@ -325,8 +327,7 @@ class DepthCache:
 
     def __init__(self, config, N, device="cpu", dtype=torch.float32):
         shape = (config.depth_layers, N, config.depth_heads, K, config.depth_dim // config.depth_heads)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in "kv")
 
     def append(self, layer, c, k, v):
         """Write k, v [N, H, 1, d] of position c; return those of positions 0 .. c, [N, H, c + 1, d] each."""
@@ -352,8 +353,7 @@ class DepthAttention(nn.Module):
 
 
 def _depth_norm(config):
-    n = config.depth_dim
-    return nn.RMSNorm(n, 1e-6) if config.depth_rmsnorm else nn.LayerNorm(n, 1e-5, bias=config.depth_bias)
+    return nn.RMSNorm(config.depth_dim, 1e-6) if config.depth_rmsnorm else nn.LayerNorm(config.depth_dim, 1e-5, bias=config.depth_bias)
 
 
 def _depth_mlp(config):
@@ -425,21 +425,20 @@ class FLM(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             self.aud_output_layers = Depth(config)
         self.text_mult = config.output_mult / config.mup_scale_factor if config.use_mup else 1.0
-        cos, sin = rope_tables(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        for name, table in zip(("cos", "sin"), rope(config, torch.arange(config.max_position_embeddings))):
+            self.register_buffer(name, table, persistent=False)
 
     def hidden(self, text, speak, listen, cache=None):
         """text [B, T], speak [B, T, K], listen [B, T, K] -> h [B, T, D], equation (1): what all heads read.
 
-        With a KVCache the T frames continue the frames it holds, and equal the same frames of one full pass.
+        With a KVCache the T frames continue the frames it holds, and equal the same frames of one full pass until it turns.
         Raises ValueError when they do not fit the cache or the model's positions."""
         B, T = text.shape
         assert speak.shape == listen.shape == (B, T, K), f"text {[B, T]}, speak {list(speak.shape)}, listen {list(listen.shape)}"
         if T > self.config.max_position_embeddings:
             raise ValueError(f"{T} frames are more than the model's {self.config.max_position_embeddings} positions")
-        rows = slice(T) if cache is None else cache.advance(T)
-        return self.model(text, speak, listen, self.cos[rows], self.sin[rows], cache)
+        cos, sin = (self.cos[:T], self.sin[:T]) if cache is None else rope(self.config, cache.advance(T))
+        return self.model(text, speak, listen, cos, sin, cache)
 
     def text_logits(self, h):
         """h [B, T, D] -> logits [B, T, V] of the next frame's text token."""
@@ -520,9 +519,9 @@ def _read_json(file):
         raise LoadError(f"{file} is not JSON: {error}") from None
 
 
-def _fill(model, folder, device, dtype, rename=lambda name: name, optional=()):
-    """Assign the folder's tensors to the model, file by file. Each is mapped from disk and converted alone, so the
-    weights are never held twice. `rename` gives our name of a tensor, or None to leave it; `optional` names may be absent."""
+def _fill(model, folder, device, dtype, rename=lambda name: name, optional=(), convert=None):
+    """Assign the folder's tensors to the model. Each is mapped from disk and cast alone, so the weights are never held twice.
+    `rename` gives our name of a tensor, or None to leave it; `optional` names may be absent; `convert` as in `load`."""
     from safetensors import SafetensorError, safe_open
     index = folder / "model.safetensors.index.json"
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -531,7 +530,6 @@ def _fill(model, folder, device, dtype, rename=lambda name: name, optional=()):
     for file in [folder / name for name in sorted(names)]:
         if not file.exists():
             raise LoadError(f"{file} is missing" + (f", and {index.name} lists it" if sharded else ""))
-        tensors = {}
         try:
             with safe_open(file, "pt") as opened:
                 for theirs in opened.keys():
@@ -544,18 +542,20 @@ def _fill(model, folder, device, dtype, rename=lambda name: name, optional=()):
                         raise LoadError(f"{file}: tensor {theirs} is {list(tensor.shape)} and should be {list(shapes[name])}")
                     if not tensor.is_floating_point():
                         raise LoadError(f"{file}: tensor {theirs} is {tensor.dtype}, and weights are floating point")
-                    tensors[name] = tensor.to(device=device, dtype=dtype)
+                    owner = model.get_submodule(path := name.rpartition(".")[0])
+                    setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor.to(device=device, dtype=dtype)))
+                    lacking.discard(name)
+                    if convert and isinstance(owner, nn.Linear) and not any(p.is_meta for p in owner.parameters()):
+                        model.set_submodule(path, convert(path, owner))
         except (OSError, SafetensorError) as error:
             raise LoadError(f"{file} cannot be read as safetensors, it is damaged or cut short: {error}") from None
-        model.load_state_dict(tensors, strict=False, assign=True)
-        lacking -= tensors.keys()
     if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise LoadError(f"{index if sharded else folder / 'model.safetensors'} lacks the tensor {min(lacking)}{more}")
+        raise LoadError(f"{index if sharded else file} lacks the tensor {min(lacking)}" + f" and {len(lacking) - 1} more" * (len(lacking) > 1))
 
 
-def load(path, device="cpu", dtype=torch.float32):
-    """The FLM of a folder or Hub id, ready to use; dtype None keeps the file's. Files are spec section 1.
+def load(path, device="cpu", dtype=torch.float32, convert=None):
+    """The FLM of a folder or Hub id, ready to use; dtype None keeps the file's. Files are spec section 1. `convert` (name,
+    Linear -> module) replaces each Linear as it arrives: memory peaks at what that makes and one layer.
 
     Raises LoadError, one sentence, where config or weights are missing, unknown, misshapen or damaged."""
     folder = resolve(path)
@@ -564,7 +564,7 @@ def load(path, device="cpu", dtype=torch.float32):
         model = FLM(Config.from_json(values))
     except (ValueError, TypeError, AttributeError) as error:  # the last two: a value of the wrong kind
         raise LoadError(f"{folder / 'config.json'}: {error}") from None
-    _fill(model, folder, device, dtype)
+    _fill(model, folder, device, dtype, convert=convert)
     return model.to(device)
 
 

@@ -87,23 +87,47 @@ def test_cached_frames_equal_the_full_pass(model):
         parts = [model.hidden(*(x[:, cache.filled:cache.filled + T] for x in inputs), cache) for T in sizes]
         close(torch.cat(parts, 1), full, 2e-5)
     with pytest.raises(ValueError, match="the cache is full: it holds 17 of 17 frames"):
-        model.hidden(*(x[:, :1] for x in inputs), cache)
+        model.hidden(*(x[:, :2] for x in inputs), cache)
 
 
 @torch.no_grad()
 def test_a_step_over_the_whole_masked_cache_is_the_same(model):
     """Catches a wrong mask on accelerators, where a step reads all rows so that its shapes stay; here on the CPU."""
-    class Masked(flm.KVCache):
-        def advance(self, T):
-            rows = super().advance(T)
-            self.span = self.length
-            self.mask = torch.arange(self.span) <= rows[:, None]
-            return rows
-
-    inputs, cache = frames(model.config, 2, 9), Masked(model.config, 2, 20)
+    inputs, cache = frames(model.config, 2, 9), flm.KVCache(model.config, 2, 20)
+    cache.fixed = True
     cache.k.fill_(3.0), cache.v.fill_(3.0)
     parts = [model.hidden(*(x[:, t:t + 1] for x in inputs), cache) for t in range(9)]
     close(torch.cat(parts, 1), model.hidden(*inputs), 2e-5)
+
+
+@torch.no_grad()
+def test_a_ring_reads_the_last_frames(model):
+    """Catches a ring that forgets too early or late, mixes up rows, or runs off the RoPE table: once it has turned, a layer's
+    keys and values are those of the last frames, and attention gives what a window's mask gives."""
+    config = replace(model.config, num_hidden_layers=1, max_position_embeddings=32)
+    shallow = flm.FLM(config)
+    shallow.load_state_dict(model.state_dict(), strict=False, assign=True)
+    inputs, cache = frames(config, 2, 90), flm.KVCache(config, 2, 13)
+    for t in range(90):
+        h = shallow.hidden(*(x[:, t:t + 1] for x in inputs), cache)
+        if t in (5, 12, 13, 40, 89):  # in one layer h depends on the window's frames alone, and on no absolute position
+            window = [x[:, max(0, t - 12):t + 1] for x in inputs]
+            close(h, shallow.hidden(*window)[:, -1:], 5e-5)
+
+
+@torch.no_grad()
+def test_conversations_of_a_batch_may_wait(model):
+    """Catches a conversation that moves, or loses a frame, while another one's frame is computed."""
+    inputs, cache = frames(model.config, 2, 12), flm.KVCache(model.config, 2, 20)
+    full, found, at = model.hidden(*inputs), [[], []], [0, 0]
+    for active in [(1, 1), (1, 0), (1, 0), (0, 1), (1, 1), (0, 1), (0, 1), (1, 1)]:
+        cache.active.copy_(torch.tensor(active))
+        h = model.hidden(*(torch.stack([x[b, at[b]:at[b] + 1] for b in (0, 1)]) for x in inputs), cache)
+        for b in (0, 1):
+            found[b] += [h[b]] * active[b]
+            at[b] += active[b]
+    for b in (0, 1):
+        close(torch.cat(found[b]), full[b, :at[b]], 2e-5)
 
 
 @pytest.mark.parametrize("change", [{}, {"depth_cmlp": False, "depth_bias": True}, {"depth_swiglu": False, "depth_rmsnorm": False}])

@@ -2,7 +2,6 @@
 import asyncio
 import random
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import soundfile
 
 import chat
 import flm
+import serve
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tiny"))
@@ -71,60 +71,57 @@ def example_frames(tail=4):
 
 
 def test_the_page_s_protocol(partner):
-    """Catches a server that loses samples between messages, answers late, or talks with two visitors at once."""
+    """Catches a server that loses samples between messages or answers late."""
     pytest.importorskip("aiohttp")
     from aiohttp.test_utils import TestClient, TestServer
 
     async def visit():
         frames, text, sound = example_frames(), "", []
-        async with TestClient(TestServer(chat.make_app(partner, chat.Sampling.of(chat.SHIPPED)))) as client:
+        async with TestClient(TestServer(serve.make_app(partner))) as client:
             assert "Start talking" in await (await client.get("/")).text()
             async with client.ws_connect("/api/pcm") as socket:
-                assert await socket.receive_bytes() == chat.HANDSHAKE
-                async with client.ws_connect("/api/pcm") as second:
-                    assert (await second.receive_bytes())[:1] == chat.ERROR
-                await socket.send_str("no audio")
-                await socket.send_bytes(b"")
+                assert await socket.receive_bytes() == serve.HANDSHAKE
                 for part in np.array_split(frames.ravel(), 999):  # messages are not frames
-                    await socket.send_bytes(chat.AUDIO + part.tobytes())
+                    await socket.send_bytes(serve.AUDIO + part.tobytes())
                 while len(sound) < len(frames):
                     message = await socket.receive_bytes()
-                    if message[:1] == chat.AUDIO:
+                    if message[:1] == serve.AUDIO:
                         sound.append(np.frombuffer(message[1:], np.float32))
-                    else:
+                    elif message[:1] == serve.TEXT:
                         text += message[1:].decode()
-            async with client.ws_connect("/api/pcm") as socket:  # the next visitor is welcome
-                assert await socket.receive_bytes() == chat.HANDSHAKE
         return text, np.stack(sound)
     text, sound = asyncio.run(visit())
     assert "The capital of France is Paris." in text
     assert sound.shape == example_frames().shape and np.abs(sound).max() > 0.05
 
 
-def test_microphone(monkeypatch, capsys, partner):
+def test_a_moshi_client_is_answered(partner):
+    """Catches Opus that changes what is heard: sphn's stream over aiohttp, as Moshi's own client does it."""
+    sphn = pytest.importorskip("sphn")
+    pytest.importorskip("aiohttp")
+    from aiohttp.test_utils import TestClient, TestServer
+
+    async def visit():
+        writer, reader, text, sound = sphn.OpusStreamWriter(24_000), sphn.OpusStreamReader(24_000), "", []
+        async with TestClient(TestServer(serve.make_app(partner))) as client, client.ws_connect("/api/chat") as socket:
+            assert await socket.receive_bytes() == b"\0"
+            for frame in example_frames():
+                await socket.send_bytes(b"\1" + writer.append_pcm(frame))
+            while sum(map(len, sound)) < (len(example_frames()) - 5) * 1920:
+                message = await socket.receive_bytes()
+                if message[:1] == b"\1":
+                    sound.append(reader.append_bytes(message[1:]))
+                else:
+                    text += message[1:].decode()
+        return text, np.concatenate(sound)
+    text, sound = asyncio.run(visit())
+    assert "The capital of France is Paris." in text and np.abs(sound).max() > 0.05
+
+
+def test_microphone(monkeypatch, capsys, sound_card):
     """Catches a microphone loop that does not run. The sound card is a made-up module: what a real one does is not tested."""
-    frames, played = iter(example_frames()), []
-
-    class Stream:
-        def __init__(self, samplerate, blocksize, channels, dtype):
-            assert (samplerate, blocksize, channels, dtype) == (24_000, 1920, 1, "float32")
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def read(self, n):
-            try:
-                return next(frames)[:, None], False
-            except StopIteration:
-                raise KeyboardInterrupt from None
-
-        def write(self, samples):
-            played.append(samples)
-    monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(Stream=Stream, PortAudioError=OSError))
-    with pytest.raises(SystemExit, match="stopped"):
+    played = sound_card(example_frames())
+    with pytest.raises(SystemExit, match="gave nothing"):
         chat.main([])
     assert "The capital of France is Paris." in capsys.readouterr().out
     assert all(samples.shape == (1920, 1) for samples in played) and np.abs(np.stack(played)).max() > 0.05
