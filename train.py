@@ -242,7 +242,8 @@ def build(settings, rank, device):
     for part in [*equation.blocks, equation]:
         fully_shard(part, mesh=mesh, mp_policy=precision)
     equation.to_empty(device=device)
-    equation.flm.cos, equation.flm.sin = (table.to(device) for table in flm.rope_tables(config[0]))
+    equation.flm.cos, equation.flm.sin = (
+        table.to(device) for table in flm.rope(config[0], torch.arange(config[0].max_position_embeddings)))
     set_model_state_dict(equation.flm, source.state_dict() if source else {},
                          options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     return equation
