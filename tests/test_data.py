@@ -14,6 +14,7 @@ import torch
 
 import data
 import flm
+import manifest
 import mimi
 import stream
 from stream import Ids
@@ -319,7 +320,7 @@ def test_check_finds_each_kind_of_offender(tmp_path):
     assert counts == {"none": 2, "silent": 1, "too long": 1, "clipped": 1, "unreadable": 1, "duplicate": 1, "text": 1}
     offenders = [json.loads(line) for line in (tmp_path / "m.offenders.jsonl").read_text().splitlines()]
     assert [(o["line"], o["problem"]) for o in offenders] == [(3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text")]
-    assert [row["audio"] for _, row in data.read_lines(tmp_path / "m.clean.jsonl")] == ["good.wav", "other.wav"]
+    assert [row["audio"] for _, row in manifest.read_lines(tmp_path / "m.clean.jsonl")] == ["good.wav", "other.wav"]
 
 
 def _die(_):

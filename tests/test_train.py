@@ -1,10 +1,8 @@
 """Equation 3 by hand, packing, processes against one process, kills, full disks, and what else can go wrong in a run."""
 import json
 import math
-import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys

@@ -63,7 +63,7 @@ STAGES = {
     "post-training-1": (["tts", "asr"], 2, 1e-3, 4e-4, {}),
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
-    "fine-tuning-2": (["response-tts", "response-tts-free"], 2.5, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
+    "fine-tuning-2": (["response-tts", "response-tts-free"], 2, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
 }
 
 
