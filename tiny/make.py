@@ -4,7 +4,7 @@ What this is: the order of things and their sizes. Text comes from world.py, spe
 codec.py, everything else from the rooms of the house, called as a user would call them. What this is not: needed in
 order to chat.
 
-    pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite
+    pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite g++
     python tiny/make.py                      # every step that is not done yet; work files go to tiny/work/
     python tiny/make.py --only fine-tuning-2 # one step; if it was stopped, it goes on from its checkpoint
 
@@ -63,7 +63,7 @@ STAGES = {
     "post-training-1": (["tts", "asr"], 2, 1e-3, 4e-4, {}),
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
-    "fine-tuning-2": (["response-tts", "response-tts-free"], 2, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
+    "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
 }
 
 
