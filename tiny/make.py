@@ -39,9 +39,9 @@ import world  # noqa: E402
 # How many questions are recorded by each engine, and at how many pitches each recording is kept.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
 HELD_OUT_PER_VOICE = 15
-# What examples/ holds: questions of two voices that are never trained on, the second's with pauses for the answers.
-QUESTION = ("kokoro:jm_kumo", "What is the capital of France?")
-CONVERSATION = ("kokoro:jf_alpha", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
+# What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
+QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
+CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
 BACKCHANNELS, BACKCHANNEL_CLIPS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."], 90
