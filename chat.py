@@ -341,7 +341,7 @@ def write_audio(target, audio, sample_rate):
         os.replace(part, target)
     except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
         part.unlink(missing_ok=True)
-        raise OSError(f"{target} cannot be written: {error}") from None
+        raise OSError(f"{target} cannot be written, is the disk full? {error}") from None
 
 
 @contextmanager
@@ -530,8 +530,8 @@ def run(args):
     if args.list_devices:
         return print(sound_system().query_devices())
     for name, low in (("tail", 0), ("sessions", 1), ("context", 2), ("frames", 1)):
-        if not getattr(args, name) >= low:
-            raise ValueError(f"--{name} must be {low} or more, and {getattr(args, name)} is not")
+        if not low <= getattr(args, name) < 1e9:
+            raise ValueError(f"--{name} must be {low} or more, and a number, not {getattr(args, name)}")
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:

@@ -620,8 +620,8 @@ def read_audio(path, sample_rate=24_000):
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise ValueError(f"{path} cannot be read as audio: {error}") from None
-    if not len(audio):
-        raise ValueError(f"{path} holds no audio")
+    if not len(audio) or not abs(audio).max() < math.inf:
+        raise ValueError(f"{path} holds no audio, or samples that are no numbers")
     audio = audio.mean(1)
     if rate != sample_rate:
         import soxr

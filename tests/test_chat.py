@@ -149,6 +149,7 @@ def question(tmp_path):
 def test_errors_are_one_sentence(tmp_path, question):
     """Catches tracebacks, and files of the user's that would be lost."""
     (tmp_path / "noise.wav").write_bytes(b"this is no sound")
+    soundfile.write(tmp_path / "nan.wav", np.full(9, np.nan), 24_000, subtype="FLOAT")
     (tmp_path / "kept.wav").write_bytes(b"mine")
     for arguments, sentence in [
         (("--in", tmp_path / "none.wav", "--out", tmp_path / "a.wav"), "none.wav cannot be read as audio"),
@@ -159,6 +160,8 @@ def test_errors_are_one_sentence(tmp_path, question):
         (("--in", question, "--out", tmp_path / "no" / "a.wav"), "is no folder to write"),
         (("--in", question, "--out", tmp_path / "a.wav", "--model", tmp_path), "config.json is missing"),
         (("--in", question, "--out", tmp_path / "a.wav", "--tail", -1), "--tail must be 0 or more"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--tail", "inf"), "--tail must be 0 or more"),
+        (("--in", tmp_path / "nan.wav", "--out", tmp_path / "a.wav"), "nan.wav holds no audio, or samples that are no numbers"),
         (("--in", question, "--out", tmp_path / "a.wav", "--device", "cuda:7"), "--device cuda:7 cannot be used here"),
         (("--replay", tmp_path / "noise.wav"), "is no conversation that --record kept"),
     ]:
