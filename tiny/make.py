@@ -9,7 +9,7 @@ order to chat.
     python tiny/make.py --only fine-tuning-2 # one step; if it was stopped, it goes on from its checkpoint
 
 At the end tiny/work/model is a model folder: `python chat.py --model tiny/work/model --in ...`. To ship it, copy it to
-tiny/model.
+tiny/model, and tiny/work/examples to examples.
 """
 import argparse
 import functools
