@@ -66,6 +66,14 @@ def thin(speak, loss, depth_share, repeats, seed):
     loss[:, 1:][drawn >= depth_share * torch.where(repeated, repeats, 1.0)] = Loss.NONE
 
 
+def hide(listen, share, empty, seed):
+    """Blank a random share of what is heard, code by code, in place: listen [L, K].
+
+    Decision: the paper's recordings are seen once; a small set is seen often, and what is hidden differs each time."""
+    drawn = torch.rand(listen.shape, generator=torch.Generator().manual_seed(random.Random(seed).getrandbits(63)))
+    listen[drawn < share] = empty
+
+
 class Batches:
     """The training set as packed rows: what each step of a run reads, a function of the step alone."""
 
@@ -108,6 +116,9 @@ class Batches:
         for start in range(0, share, size):
             numbers = mine[start:start + size]
             made.append(collate([[self._read(grids, i) for i in rows[b]] for b in numbers] or [[]], s.length, self.ids))
+            if thinning and s.hide:
+                for number, listen in zip(numbers, made[-1][2]):
+                    hide(listen, s.hide, self.ids.empty, f"hide {thinning} {number}")
             if thinning and s.depth_share * s.repeats < 1:
                 for number, speak, loss in zip(numbers, made[-1][1], made[-1][3]):
                     thin(speak, loss, s.depth_share, s.repeats, f"{thinning} {number}")

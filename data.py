@@ -37,6 +37,10 @@ FRAME = 1920                        # samples
 NOISE_LOUDNESS, NO_NOISE_PROBABILITY = (-70, -40), 0.3  # dB, section 3.2.1
 GAIN_PROBABILITY, GAIN, LOUDNESS_FLOOR = 0.6, (-24, 20), -40  # dB, and dB after the gain, section 3.2.1
 LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # amplitude, seconds, section 3.2.2
+# Decision: the paper's recordings bring their rooms and hesitations along. Where clean speech stands for them, some of what is
+# heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound) and a pause inside the sentence.
+ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT = 0.4, (0.1, 0.6), (0, 15)
+PAUSE_PROBABILITY, PAUSE = 0.2, (0.2, 1.0)  # seconds
 BACKCHANNEL_PROBABILITY = 0.3       # Decision: the paper does not say how many responses are given one
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
 # but present, since a model that never met ten quiet seconds starts to talk in them.
@@ -69,6 +73,23 @@ def random_gain(audio, rng):
         gain = max(rng.uniform(*GAIN), LOUDNESS_FLOOR - loudness(audio))
         audio = audio * min(10 ** (gain / 20), 1 / max(np.abs(audio).max(), 1e-6))
     return audio
+
+
+def room(audio, rng):
+    """audio [N] as a microphone across a room hears it, [N + echo]: an exponentially decaying noise is the room's response."""
+    n, direct = round(rng.uniform(*ROOM_DECAY) * SAMPLE_RATE), rng.uniform(*ROOM_DIRECT)
+    echo = np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32) * np.exp(-6.9 * np.arange(n, dtype=np.float32) / n)
+    size = 1 << (len(audio) + n).bit_length()
+    wet = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(echo / np.linalg.norm(echo), size), size)[:len(audio) + n]
+    return np.pad(audio, (0, n)) + (10 ** (-direct / 20) * wet).astype(np.float32)
+
+
+def hesitate(audio, rng):
+    """audio [N] with a pause at the quietest place of its middle."""
+    window = SAMPLE_RATE // 50
+    level = np.convolve(audio ** 2, np.ones(window, np.float32), "same")[len(audio) // 4:-len(audio) // 4]
+    at = len(audio) // 4 + int(np.argmin(level))
+    return np.concatenate([audio[:at], np.zeros(round(rng.uniform(*PAUSE) * SAMPLE_RATE), np.float32), audio[at:]])
 
 
 _recording = lru_cache(maxsize=64)(mimi.read_audio)
@@ -108,12 +129,13 @@ def silence(rng):
 
 class Encoder:
     """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
-    noises, backchannels: recordings to draw from; leakage: whether what is said may be heard."""
+    noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
+    get a room and pauses."""
 
-    def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False):
+    def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False):
         from tokenizers import Tokenizer
         self.ids, self.codec, self.device = stream.Ids.read(folder), mimi.load(folder, device), device
-        self.noises, self.backchannels, self.leakage = noises, backchannels, leakage
+        self.noises, self.backchannels, self.leakage, self.rooms = noises, backchannels, leakage, rooms
         try:
             self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         except Exception as error:  # the library raises no narrower class
@@ -148,16 +170,23 @@ class Encoder:
         clips, spoken, shapes = [], [], []
 
         def hear(file):
+            """(waveform, frames until it is said; a room's echo goes on in the silence after it)"""
             clip = mimi.read_audio(file).numpy()
             if tuple(speeds) != (1, 1):  # pitch and all: one recorded speaker becomes several
                 clip = soxr.resample(clip, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*speeds))
-            clip = random_gain(clip, rng)
-            return np.concatenate([np.zeros(rng.randrange(FRAME), np.float32), clip])  # people do not begin on a frame
+            if self.rooms and rng.random() < PAUSE_PROBABILITY:
+                clip = hesitate(clip, rng)
+            late = rng.randrange(FRAME)  # people do not begin on a frame
+            frames = -(-(late + len(clip)) // FRAME)
+            if self.rooms and rng.random() < ROOM_PROBABILITY:
+                clip = room(clip, rng)
+            return np.pad(random_gain(clip, rng), (late, 0)), frames
         for turn in turns:
             shapes.append(shape := Turn())
             if "heard" in turn:
-                clips.append(clip := hear(turn["heard"]))
-                shape.heard = -(-len(clip) // FRAME) + CLOSING_SILENCE
+                clip, frames = hear(turn["heard"])
+                clips.append(clip)
+                shape.heard = frames + CLOSING_SILENCE
                 shape.onset = int(np.argmax(np.abs(clip) > 0.1 * np.abs(clip).max())) // FRAME
             if "spoken" in turn:
                 spoken.append(self.said(turn["spoken"]))
@@ -166,9 +195,9 @@ class Encoder:
             shape.words = [(int(start * stream.FRAME_RATE), self.tokenizer.encode(" " * (i > 0) + word).ids)
                            for i, (word, start, _) in enumerate(turn.get("words", ()))]
         if format == "response-tts-free":
-            murmurs = [hear(rng.choice(self.backchannels)) if self.backchannels and rng.random() < BACKCHANNEL_PROBABILITY else ""
-                       for _ in turns]
-            stream.draw_interruptions(shapes, [-(-len(murmur) // FRAME) for murmur in murmurs], rng)
+            murmurs, lengths = zip(*(hear(rng.choice(self.backchannels)) if self.backchannels and rng.random() < BACKCHANNEL_PROBABILITY
+                                     else ("", 0) for _ in turns))
+            stream.draw_interruptions(shapes, lengths, rng)
             clips = [clip for shape, *both in zip(shapes, clips, murmurs) for clip in both[:2 if shape.murmur else 1]]
         script = stream.write(format, shapes, [silence(rng) for _ in range(len(turns) + 1)], self.ids)
         spoken = [codes[:stop - start] for codes, (start, stop) in zip(spoken, script.says)]  # an interruption cuts them
@@ -224,7 +253,7 @@ def recordings(folders):
 
 
 def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1), noises=(),
-           backchannels=(), leakage=False, workers=1, part="1/1"):
+           backchannels=(), leakage=False, rooms=False, workers=1, part="1/1"):
     """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
     recordings; part "i/n": every n-th shard from the i-th on. Returns how many samples there are, and how many were left
     out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
@@ -240,6 +269,8 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
     if any(heard):
         settings["heard"] = hashlib.sha1(repr(heard).encode()).hexdigest()
+    if rooms:
+        settings["rooms"] = True
     out.mkdir(parents=True, exist_ok=True)
     about = out / "grids.json"
     if about.exists() and json.loads(about.read_text()) != settings:
@@ -248,7 +279,7 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", i, samples[i:i + SAMPLES_PER_SHARD])
             for i in range(0, len(samples), SAMPLES_PER_SHARD)][first - 1::step]
     todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[2]) for job in jobs), 0, 0
-    work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=(str(model), device, *heard))
+    work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=(str(model), device, *heard, rooms))
     with tqdm(total=total, initial=total - sum(len(job[2]) for job in todo), desc=out.name, unit="sample") as bar:
         for done, length, problems in in_parallel(work, todo, workers):
             hours, left_out = hours + length, left_out + len(problems)
@@ -350,9 +381,10 @@ def main(arguments=None):
     add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
     add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free")
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
+    add("--rooms", action="store_true", help="some of what is heard gets a room's echo, or a pause inside the sentence")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device,
-                                                                      a.speeds, a.noise, a.backchannels, a.leakage, a.workers, a.part))
+                                                                      a.speeds, a.noise, a.backchannels, a.leakage, a.rooms, a.workers, a.part))
     args = parser.parse_args(arguments)
     try:
         print(args.run(args))

@@ -104,6 +104,7 @@ class Settings:
     wait_weight: float = option("method", "gamma of equation 3; more makes the model slower to speak", WEIGHTS[Loss.WAIT], type=float)
     depth_share: float = option("method", "share of the spoken frames that train the depth transformer", 1.0, type=float)
     repeats: float = option("method", "and of that share, for frames that repeat the codes before them", 1.0, type=float)
+    hide: float = option("method", "share of the heard codes that are hidden, so that each draw of few recordings looks new", 0.0, type=float)
     seed: int = option("method", "of every random choice", 0, type=int)
     valid: tuple = option("validation", "folders of grids for the validation loss", (), nargs="+")
     hold_out: float = option("validation", "or a share of the samples kept for it; a recording may be in others too", 0.0, type=float)
@@ -117,7 +118,7 @@ class Settings:
     keep: int = option("checkpoints", "the newest so many stay", 2, type=int)
 
     def __post_init__(self):
-        for wanted, right, names in (("given", bool, ("init", "out")), ("from 0 to 1", lambda x: 0 <= x <= 1, ("depth_share", "repeats", "hold_out")),
+        for wanted, right, names in (("given", bool, ("init", "out")), ("from 0 to 1", lambda x: 0 <= x <= 1, ("depth_share", "repeats", "hide", "hold_out")),
                                      ("above 0", lambda x: x is None or x > 0, ("batch", "length", "micro", "epochs", "save_every", "valid_every", "keep"))):
             for name in names:
                 if not right(getattr(self, name)):

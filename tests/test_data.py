@@ -218,6 +218,27 @@ def test_leakage_is_late_quiet_and_as_often_as_the_paper_says():
     assert 0 < min(gains) < 0.02 and 0.18 < max(gains) <= 0.2 and 0.1 <= min(delays) < 0.12 and 0.48 < max(delays) <= 0.5
 
 
+def test_a_room_echoes_behind_the_voice():
+    """Catches an echo that comes before the sound, is louder than it, or never ends."""
+    click = np.zeros(24_000, np.float32)
+    click[1000] = 1
+    wet = data.room(click, random.Random(0))
+    decay = len(wet) - len(click)
+    assert data.ROOM_DECAY[0] * 24_000 <= decay <= data.ROOM_DECAY[1] * 24_000 and np.abs(wet[:1000]).max() < 1e-5
+    echo = wet[1001:1000 + decay]
+    assert 10 ** (-data.ROOM_DIRECT[1] / 10) * 0.9 < (echo ** 2).sum() < 1.1 and (echo[-decay // 10:] ** 2).sum() < 1e-4 * (echo[:decay // 10] ** 2).sum()
+
+
+def test_a_pause_falls_between_words():
+    """Catches a pause inside a word: of two tones and a gap it must lengthen the gap."""
+    tone = np.sin(np.arange(12_000, dtype=np.float32))
+    audio = np.concatenate([tone, np.zeros(2400, np.float32), tone])
+    paused = data.hesitate(audio, random.Random(0))
+    longer = len(paused) - len(audio)
+    assert data.PAUSE[0] * 24_000 - 1 <= longer <= data.PAUSE[1] * 24_000 + 1
+    assert np.array_equal(paused[:12_000], tone) and np.array_equal(paused[-12_000:], tone)
+
+
 def test_recorded_noise_is_joined_scaled_and_sometimes_silent(tmp_path):
     """Catches noise recordings used at their own loudness, silence drawn for whole samples only, and a wave that ends early."""
     files = [str(tone(tmp_path / "n.wav", 0.25, 0.9))]

@@ -195,6 +195,16 @@ def test_thinning_takes_codes_and_leaves_text():
     assert kept[0::2].mean() == pytest.approx(0.5, abs=0.05) and kept[1::2].mean() == pytest.approx(0.1, abs=0.03)
 
 
+def test_hiding_blanks_what_is_heard_alone():
+    """Catches codes hidden alike in every step, or a share that is not the one asked for."""
+    listen = torch.ones(4000, K, dtype=torch.long)
+    again, other = listen.clone(), listen.clone()
+    for codes, seed in ((listen, "x"), (again, "x"), (other, "y")):
+        batch.hide(codes, 0.2, 7, seed)
+    assert torch.equal(listen, again) and not torch.equal(listen, other)
+    assert set(listen.unique().tolist()) == {1, 7} and (listen == 7).float().mean() == pytest.approx(0.2, abs=0.01)
+
+
 # --- processes ---
 
 def gradient(settings, rank, world):

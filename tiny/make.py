@@ -4,7 +4,7 @@ What this is: the order of things and their sizes. Text comes from world.py, spe
 codec.py, everything else from the rooms of the house, called as a user would call them. What this is not: needed in
 order to chat.
 
-    pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite g++
+    pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite g++ festival festvox-kdlpc16k festvox-us-slt-hts
     python tiny/make.py                      # every step that is not done yet; work files go to tiny/work/
     python tiny/make.py --only fine-tuning-2 # one step; if it was stopped, it goes on from its checkpoint
 
@@ -36,9 +36,11 @@ import train  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
 
-# How many questions are recorded by each engine, and at how many pitches each recording is kept.
+# How many questions are recorded by each engine, and at how many pitches each recording is kept: a first helping, on which
+# the codec and the stages up to the last learn, and a second for the last.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
-HELD_OUT_PER_VOICE = 15
+MORE_RECORDINGS = {"espeak": (30_000, 1), "flite": (2000, 1), "festival": (1500, 2), "joe": (1500, 2), "kokoro": (2500, 4)}
+HELD_OUT_PER_VOICE = 30
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
 QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
 CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
@@ -54,34 +56,44 @@ GRIDS = {
     "asr-response-tts": ("train.jsonl", "asr-response-tts", 1, 3, 1, dict(speeds=(0.9, 1.1))),
     "response-tts": ("train.jsonl", "response-tts", 1, 3, 2, dict(speeds=(0.88, 1.13))),
     "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13))),
+    "response-tts-more": ("more.jsonl", "response-tts", 1, 3, 1, dict(speeds=(0.88, 1.13), rooms=True)),
+    "response-tts-free-more": ("more.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13), rooms=True)),
 }
-# The four stages: grids, epochs, learning rate at the start and at the end, other fields of train.Settings. The rates of
-# Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more. In the last stage speech
-# is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
+# The four stages, the last in two parts: grids, epochs, learning rate at the start and at the end, other fields of
+# train.Settings. The rates of Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more.
+# In the last stage speech is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
 ALL_STAGES = dict(batch=4, length=640, repeats=0.2, bfloat16=True, compile=True)
 STAGES = {
     "post-training-1": (["tts", "asr"], 2, 1e-3, 4e-4, {}),
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
+    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more", "response-tts", "response-tts-free"], 2, 6e-4, 2e-5,
+                           dict(depth_share=0.15, wait_weight=1.0, hide=0.15)),
 }
 
 
-def _plan_speech(seed=0):
-    """The questions to record: dicts with text, answer, voice, speed, pitch, split. The same list in every run."""
+def _plan_speech(recordings, seed):
+    """The questions to record: dicts with text, answer, kind, voice, speed, pitch. The same list in every run."""
     rng, jobs = random.Random(seed), []
-    for engine, (count, pitches) in RECORDINGS.items():
+    for engine, (count, pitches) in recordings.items():
         for asked in world.sample(count, rng.random(), held_out=False):
             voice, speed, _ = voices.draw_user(rng, engine)
             for _ in range(pitches):
                 pitch = voices.draw_user(rng, engine)[2]
                 jobs.append(dict(text=asked.question, answer=asked.answer, kind=asked.kind, voice=voice,
-                                 speed=round(speed, 2), pitch=round(pitch, 3), split="train"))
+                                 speed=round(speed, 2), pitch=round(pitch, 3)))
+    return jobs
+
+
+def _plan_test():
+    """The same of the questions that are kept for evaluation."""
+    jobs = []
     for i, voice in enumerate(voices.HELD_OUT):
         unseen = world.sample(HELD_OUT_PER_VOICE // 2, 1000 + i, held_out=True)
         for asked in unseen + world.sample(HELD_OUT_PER_VOICE - len(unseen), 2000 + i, held_out=False):
             jobs.append(dict(text=asked.question, answer=asked.answer, kind=asked.kind, voice=voice, speed=1.0,
-                             pitch=1.0, split="test", unseen_words=asked.held_out))
+                             pitch=1.0, unseen_words=asked.held_out))
     return jobs
 
 
@@ -101,40 +113,51 @@ def _write_lines(file, rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def _record_all(jobs, what):
+    """jobs: tuples that `_record` takes, those of one text and voice beside each other."""
+    voices.prepare()
+    with multiprocessing.Pool(os.cpu_count()) as pool:
+        list(tqdm(pool.imap(_record, jobs, chunksize=6), total=len(jobs), desc=what, unit="clip", smoothing=0.02))
+
+
+def _record_dialogs(work, name, planned):
+    """Questions by their users, answers by Joe, and the manifest NAME.jsonl: the pairs of the users, and of Joe as a dict."""
+    jobs, lines, users, joe = {}, [], [], {}
+    (work / "speech").mkdir(parents=True, exist_ok=True)
+    for job in planned:
+        heard = f"speech/{_name(job['text'], job['voice'], job['speed'], job['pitch'])}"
+        spoken = f"speech/{_name(job['answer'], voices.MODEL_VOICE)}"
+        jobs[heard] = (str(work / heard), job["text"], job["voice"], job["speed"], job["pitch"])
+        jobs[spoken] = (str(work / spoken), job["answer"], voices.MODEL_VOICE, 1.0, 1.0)
+        lines.append({"turns": [{"heard": heard, "transcript": job["text"], "spoken": spoken, "response": job["answer"]}],
+                      **{k: v for k, v in job.items() if k in ("kind", "voice", "unseen_words")}})
+        users.append({"audio": heard, "text": job["text"]})
+        joe[job["answer"]] = spoken
+    _record_all(list(jobs.values()), name)
+    _write_lines(work / f"{name}.jsonl", lines)
+    return users, joe
+
+
 def speech(work, _):
     """Text to speech: every question by its user's voice, every answer by Joe. Manifests: dialogs in train.jsonl and
     test.jsonl, pairs of the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl; and
     users' "uh huh" in the folder backchannels."""
-    folder = work / "speech"
-    folder.mkdir(parents=True, exist_ok=True)
-    lines, jobs, users, joe = {"train": [], "test": []}, {}, [], {}
-    for job in _plan_speech():
-        heard = folder / _name(job["text"], job["voice"], job["speed"], job["pitch"])
-        spoken = folder / _name(job["answer"], voices.MODEL_VOICE)
-        jobs[heard] = (str(heard), job["text"], job["voice"], job["speed"], job["pitch"])
-        jobs[spoken] = (str(spoken), job["answer"], voices.MODEL_VOICE, 1.0, 1.0)
-        lines[job["split"]].append({"turns": [{"heard": f"speech/{heard.name}", "transcript": job["text"],
-                                               "spoken": f"speech/{spoken.name}", "response": job["answer"]}],
-                                    **{k: v for k, v in job.items() if k in ("kind", "voice", "unseen_words")}})
-        if job["split"] == "train":
-            users.append({"audio": f"speech/{heard.name}", "text": job["text"]})
-            joe[job["answer"]] = f"speech/{spoken.name}"
-    for asked in world.sample(MORE_ANSWERS, 3000, held_out=False):
-        spoken = folder / _name(asked.answer, voices.MODEL_VOICE)
-        jobs[spoken] = (str(spoken), asked.answer, voices.MODEL_VOICE, 1.0, 1.0)
-        joe[asked.answer] = f"speech/{spoken.name}"
-    rng, murmurs = random.Random(5000), work / "backchannels"
-    murmurs.mkdir(exist_ok=True)
+    _record_dialogs(work, "test", _plan_test())
+    users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0))
+    more = {asked.answer: f"speech/{_name(asked.answer, voices.MODEL_VOICE)}" for asked in world.sample(MORE_ANSWERS, 3000, held_out=False)}
+    rng, murmurs = random.Random(5000), []
+    (work / "backchannels").mkdir(exist_ok=True)
     for i in range(BACKCHANNEL_CLIPS):
         text, (voice, speed, pitch) = BACKCHANNELS[i % len(BACKCHANNELS)], voices.draw_user(rng, rng.choice(list(RECORDINGS)))
-        jobs[i] = (str(murmurs / _name(text, voice, speed, pitch)), text, voice, speed, pitch)
-    voices.prepare()
-    with multiprocessing.Pool(os.cpu_count()) as pool:
-        list(tqdm(pool.imap(_record, jobs.values(), chunksize=6), total=len(jobs), desc="speech", unit="clip", smoothing=0.02))
-    for split, rows in lines.items():
-        _write_lines(work / f"{split}.jsonl", rows)
+        murmurs.append((str(work / "backchannels" / _name(text, voice, speed, pitch)), text, voice, speed, pitch))
+    _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in more.items()] + murmurs, "more")
     _write_lines(work / "users.jsonl", users)
-    _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in joe.items()])
+    _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in (joe | more).items()])
+
+
+def more_speech(work, _):
+    """The second helping: dialogs in more.jsonl."""
+    _record_dialogs(work, "more", _plan_speech(MORE_RECORDINGS, 1))
 
 
 def codec(work, device):
@@ -172,7 +195,8 @@ def stage(name, work, device):
     if name != names[0]:
         init = work / names[names.index(name) - 1]
     folders, epochs, lr, lr_end, settings = STAGES[name]
-    train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name, stage=name,
+    train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name,
+                               stage=name.removesuffix("-more"),
                                epochs=epochs, lr=(lr, lr_end), device=device, **{**ALL_STAGES, **settings}))
 
 
@@ -200,7 +224,7 @@ def examples(work, _):
     soundfile.write(out / "questions.flac", np.concatenate([start, *said]), voices.SAMPLE_RATE)
 
 
-STEPS = {"speech": speech, "codec": codec, "tokenizer": tokenizer, "grids": grids,
+STEPS = {"speech": speech, "codec": codec, "tokenizer": tokenizer, "more-speech": more_speech, "grids": grids,
          **{name: functools.partial(stage, name) for name in STAGES}, "model": model, "examples": examples, "evaluation": evaluation}
 
 

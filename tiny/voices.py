@@ -1,14 +1,15 @@
-"""The voices that make the small model's data: four engines behind one function, `say`.
+"""The voices that make the small model's data: five engines behind one function, `say`.
 
-What this is: text in, 24 kHz waveform out, by espeak-ng, flite, piper's Joe, and Kokoro-82M fed with English phonemes.
+What this is: text in, 24 kHz waveform out, by espeak-ng, flite, festival, piper's Joe, and Kokoro-82M fed with English
+phonemes.
 The model speaks as Joe (`MODEL_VOICE`); users are drawn from all of them. Some voices are kept for evaluation alone
 (`HELD_OUT`), jf_alpha and jm_kumo among them: they are never trained on, nor is a mix of them.
 What this is not: anything that a user runs in order to chat.
 
     python tiny/voices.py --voice kokoro:jf_nezumi+jf_tebukuro:0.4 --text "What is three plus four?" --out q.wav
 
-A voice is named `engine:speaker`: espeak:en-us+f3, flite:slt, joe, kokoro:jf_nezumi, kokoro:jf_nezumi+jf_tebukuro:0.4
-(a mix of two styles, 0.4 of the first).
+A voice is named `engine:speaker`: espeak:en-us+f3, flite:slt, festival:ked_diphone, joe, kokoro:jf_nezumi,
+kokoro:jf_nezumi+jf_tebukuro:0.4 (a mix of two styles, 0.4 of the first; a share outside of 0 .. 1 goes beyond either).
 """
 import argparse
 import functools
@@ -26,8 +27,10 @@ ESPEAK_ACCENTS = ["en-us", "en-gb", "en-gb-x-rp", "en-029", "en-gb-x-gbclan", "e
 ESPEAK_VARIANTS = ("Alex Alicia Andy Annie Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike adam anika "
                    "antonio aunty belinda benjamin boris caleb david ed edward f1 f2 f3 f4 grandma grandpa gustave iven "
                    "john klatt klatt2 klatt3 linda m1 m2 m4 m5 m6 m7 m8 marcelo max michel miguel norbert pablo paul "
-                   "pedro quincy rob robert sandro shelby steph steph2 travis victor zac").split()
+                   "pedro quincy rob robert sandro shelby steph steph2 travis victor zac Gene2 Nguyen Reed Storm announcer edward2 "
+                   "ian iven2 iven3 iven4 klatt5 klatt6 mike2").split()
 FLITE = ["kal16", "awb", "slt"]
+FESTIVAL = ["ked_diphone", "cmu_us_slt_arctic_hts"]
 KOKORO = ["jf_gongitsune", "jf_nezumi", "jf_tebukuro"]
 HELD_OUT = ["kokoro:jf_alpha", "kokoro:jm_kumo", "flite:rms", "espeak:en-us+f5", "espeak:en-us+m3",
             "espeak:en-gb-scotland+Andrea", "espeak:en-gb-scotland+steph3", "espeak:en-us+klatt4"]
@@ -44,12 +47,14 @@ def draw_user(rng, engine):
         return f"espeak:{rng.choice(ESPEAK_ACCENTS)}+{rng.choice(ESPEAK_VARIANTS)}", rng.uniform(0.8, 1.2), rng.uniform(0.92, 1.1)
     if engine == "flite":
         return f"flite:{rng.choice(FLITE)}", rng.uniform(0.85, 1.2), rng.uniform(0.9, 1.12)
+    if engine == "festival":
+        return f"festival:{rng.choice(FESTIVAL)}", rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.12)
     if engine == "joe":
         return "joe", rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.3)
     if rng.random() < 0.4:
         return f"kokoro:{rng.choice(KOKORO)}", rng.uniform(0.85, 1.2), rng.uniform(0.68, 1.15)
     a, b = rng.sample(KOKORO, 2)
-    return f"kokoro:{a}+{b}:{rng.uniform(0.2, 0.8):.2f}", rng.uniform(0.85, 1.2), rng.uniform(0.68, 1.15)
+    return f"kokoro:{a}+{b}:{rng.uniform(-0.2, 1.2):.2f}", rng.uniform(0.85, 1.2), rng.uniform(0.68, 1.15)
 
 
 def say(text, voice, speed=1.0, pitch=1.0):
@@ -83,6 +88,13 @@ def espeak(text, speaker, speed):
 
 def flite(text, speaker, speed):
     return _command(["flite", "-voice", speaker, "--setf", f"duration_stretch={1 / speed:.3f}", "-t", text, "{out}"])
+
+
+def festival(text, speaker, speed):
+    setup = f"(begin (voice_{speaker}) (Parameter.set 'Duration_Stretch {1 / speed:.3f}))"
+    with tempfile.NamedTemporaryFile("w+", suffix=".txt") as file:
+        print(text, file=file, flush=True)
+        return _command(["text2wave", "-eval", setup, "-o", "{out}", file.name])
 
 
 @functools.cache
@@ -137,7 +149,7 @@ def kokoro(text, speaker, speed):
     return _kokoro_speech(text, speaker, speed), SAMPLE_RATE
 
 
-ENGINES = {"espeak": espeak, "flite": flite, "joe": joe, "kokoro": kokoro}
+ENGINES = {"espeak": espeak, "flite": flite, "festival": festival, "joe": joe, "kokoro": kokoro}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Say a sentence with one of the voices that make the data.")
