@@ -14,6 +14,7 @@ tiny/model, and tiny/work/examples to examples.
 import argparse
 import functools
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -105,7 +106,9 @@ def _record(job):
     path, text, voice, speed, pitch = job
     if not os.path.exists(path):
         audio = voices.say(text, voice, speed, pitch)
-        soundfile.write(path + ".part", audio, voices.SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        file = io.BytesIO()  # soundfile would wait for the disk after each of many thousand files
+        soundfile.write(file, audio, voices.SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        Path(path + ".part").write_bytes(file.getvalue())
         os.replace(path + ".part", path)
 
 
