@@ -47,7 +47,7 @@ BACKCHANNEL_PROBABILITY = 0.3       # Decision: the paper does not say how many 
 SILENCE_MEAN, LONG_SILENCE, LONG_SILENCE_PROBABILITY = 6, (25, 125), 0.15  # frames
 # Decision: only silence tells that an utterance is over, so each ends with this much of it before the model may write.
 # Without it equation 3, in which a <wait> weighs a hundredth of a word, rewards speaking into every pause.
-CLOSING_SILENCE = 3                 # frames
+CLOSING_SILENCE = 2                 # frames
 # Decision: a recording's last sound still rings in the codec after the last sample; this much of it is kept.
 RINGING = 1                         # frames
 SAMPLES_PER_SHARD, ENCODED_AT_ONCE = 64, 16
