@@ -16,10 +16,15 @@ from chat import Duplex, Monologue, Sampling, sample
 REFERENCE = Path(__file__).parent / "reference"
 
 
+def words(answer):
+    """Text id and codes."""
+    return answer and answer[:2]
+
+
 def session(duplex, listen):
     """Frames heard -> [T, 9] of text and codes, -1 where nothing was returned."""
     frames = [duplex.step(codes) for codes in listen]
-    return torch.tensor([[-1] * 9 if frame is None else [frame[0], *frame[1].tolist()] for frame in frames])
+    return torch.tensor([[-1] * 9 if frame is None else [frame[0], *frame[1]] for frame in frames])
 
 
 @pytest.mark.parametrize("name", ["flm_small", "flm_small_mup"])
@@ -59,7 +64,7 @@ def test_conversations_of_a_batch_are_as_alone():
     def alone(i, frames):
         duplex = Duplex(model, kind, 24)
         duplex.reset(seed=i)
-        return [duplex.steps({0: codes})[0] for codes in listen[i, :frames]]
+        return [words(duplex.step(codes)) for codes in listen[i, :frames]]
     together, found, at = Duplex(model, kind, 24, batch=3), [[], [], []], [0, 0, 0]
     for i in range(3):
         together.reset(i, seed=i)
@@ -69,7 +74,7 @@ def test_conversations_of_a_batch_are_as_alone():
             first, found[1], at[1] = found[1], [], 0
         turn = [i for i in range(3) if (t + i) % 3 and at[i] < 30]
         for i, answer in together.steps({i: listen[i, at[i]] for i in turn}).items():
-            found[i].append(answer)
+            found[i].append(words(answer))
             at[i] += 1
     assert [alone(i, at[i]) for i in range(3)] == found and first == alone(1, len(first)) and min(at) > 10
 

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import chat
 import serve
@@ -255,18 +256,26 @@ def test_a_conversation_goes_on_and_on(partner, pytestconfig):
     import resource
     frames = 3 * 3600 * 12 if pytestconfig.getoption("long") else 150
     duplex = partner.duplex
-    partner.duplex = chat.Duplex(partner.model, chat.Sampling(), context=64, batch=3)
-    with partner.conversation(seed=0):
-        if not pytestconfig.getoption("long"):
-            partner.duplex.cache.position[0] = partner.model.config.max_position_embeddings - 20  # as if hours had passed
-        peak = None
-        for i in range(frames):
-            said, text = partner.frame(chat.torch.from_numpy(SOUND[i % 25]))
-            assert said.isfinite().all() and (i == 0 or text is not None)
-            if i == frames // 2:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    partner.duplex = chat.Duplex(partner.model, chat.Sampling(), context=64, batch=3, codec=partner.codec)
+    partner.begin(seed=0)
+    if not pytestconfig.getoption("long"):
+        partner.duplex.cache.position[0] = partner.model.config.max_position_embeddings - 20  # as if hours had passed
+    peak, took, said = None, [], {}
+    for i in range(frames):
+        heard = torch.from_numpy(SOUND[i % 25])
+        started = time.thread_time()
+        said, text = partner.frame(heard)
+        took.append(time.thread_time() - started)
+        assert said.isfinite().all() and (i == 0 or text is not None)
+        if i == frames // 10:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if i % 1125 == 1124:
+            print(f"{(i + 1) / 750:.1f} min: {1000 * np.median(took[-1125:]):.2f} ms of processor a frame, "
+                  f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB at most", flush=True)
     partner.duplex = duplex
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 30_000, "kilobytes"
+    early, late = np.median(took[frames // 10:frames // 5]), np.median(took[-frames // 10:])
+    assert late < 1.5 * early, (early, late)
 
 
 def test_a_session_over_tcp_from_another_client(partner):
