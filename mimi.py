@@ -112,12 +112,9 @@ PRESETS = {
 # --- streaming primitives: each equals its offline self, chunk by chunk ---
 
 class Streaming(nn.Module):
-    """A module with a past. `state` is None offline; in a stream it is tensors [B, ...] that forward overwrites."""
+    """A module with a past. `state` is None offline; in a stream it is tensors [B, ...] that forward overwrites, at first
+    the zeros of `start` (batch_size, steps), for chunks of at most so many steps at 25 Hz."""
     state = active = None  # active [B]: the streams that a chunk belongs to; the others stand still
-
-    def start(self, batch_size, steps):
-        """The state before the first chunk, of at most `steps` steps at 25 Hz: all zeros."""
-        raise NotImplementedError
 
     def keep(self, *values):
         """The next state of the active streams."""
@@ -145,7 +142,7 @@ class Conv(Streaming):
     def __init__(self, c_in, c_out, kernel, stride=1, bias=True, replicate=False, nesting=1):
         super().__init__()
         self.conv = _nested("conv", nesting, nn.Conv1d(c_in, c_out, kernel, stride, bias=bias))
-        self.c_in, self.past, self.replicate, self.nesting = c_in, kernel - stride, replicate, nesting
+        self.c_in, self.past, self.replicate, self.path = c_in, kernel - stride, replicate, "conv" + ".conv" * nesting
 
     def start(self, batch_size, steps):  # the past, and whether there is one
         past = next(self.parameters()).new_zeros(batch_size, self.c_in, self.past)
@@ -157,10 +154,7 @@ class Conv(Streaming):
             past = torch.where(self.state[1], self.state[0], past)
         x = torch.cat([past, x], -1)
         self.keep(x[..., x.shape[-1] - self.past:], True)
-        conv = self.conv
-        for _ in range(self.nesting):
-            conv = conv.conv
-        return conv(x)
+        return self.get_submodule(self.path)(x)
 
 
 class ConvTranspose(Streaming):
@@ -169,17 +163,14 @@ class ConvTranspose(Streaming):
     def __init__(self, c_in, c_out, stride, bias=True, groups=1, nesting=1):
         super().__init__()
         self.convtr = _nested("convtr", nesting, nn.ConvTranspose1d(c_in, c_out, 2 * stride, stride, bias=bias, groups=groups))
-        self.c_out, self.stride, self.nesting = c_out, stride, nesting
+        self.c_out, self.stride, self.path = c_out, stride, "convtr" + ".convtr" * nesting
 
     def start(self, batch_size, steps):
         return [next(self.parameters()).new_zeros(batch_size, self.c_out, self.stride)]
 
     def forward(self, x):  # [B, c_in, S] -> [B, c_out, S * stride]
-        convtr = self.convtr
-        for _ in range(self.nesting):
-            convtr = convtr.convtr
-        y = convtr(x)
-        y, overhang = y[..., :-self.stride], y[..., -self.stride:]
+        convtr = self.get_submodule(self.path)
+        y, overhang = convtr(x).tensor_split([-self.stride], -1)
         if self.state:
             y[..., :self.stride] += self.state[0]
             self.keep(overhang if convtr.bias is None else overhang - convtr.bias[:, None])  # counted once
@@ -281,8 +272,7 @@ class STFTDecoder(Streaming):
         self.window_size, self.hop, bins = config.window, config.hop, config.window // 2 + 1
         window = torch.hann_window(config.window)
         # Squared windows, overlapped, add up to a constant: what overlap-add must be divided by.
-        gain = window.square().unflatten(0, (-1, config.hop)).sum(0)
-        self.register_buffer("window", window / gain[0], persistent=False)
+        self.register_buffer("window", window / window.square()[::config.hop].sum(), persistent=False)
         self.linear = nn.Linear(config.dimension, 4 * config.conv_width)
         self.convs = nn.ModuleList(Conv(config.conv_width, config.conv_width, 3) for _ in range(config.conv_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(config.conv_width) for _ in range(config.conv_layers))
@@ -340,27 +330,18 @@ class Attention(Streaming):
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
-class LayerScale(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((config.dimension,), config.layer_scale))
-
-    def forward(self, x):
-        return self.scale * x
-
-
 class Layer(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.self_attn = Attention(config)
-        self.norm1, self.norm2 = nn.LayerNorm(config.dimension), nn.LayerNorm(config.dimension)
-        self.linear1 = nn.Linear(config.dimension, config.dim_feedforward, bias=False)
-        self.linear2 = nn.Linear(config.dim_feedforward, config.dimension, bias=False)
-        self.layer_scale_1, self.layer_scale_2 = LayerScale(config), LayerScale(config)
+        dim, scale = config.dimension, config.layer_scale
+        self.self_attn, self.norm1, self.norm2 = Attention(config), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, config.dim_feedforward, bias=False)
+        self.linear2 = nn.Linear(config.dim_feedforward, dim, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = (nn.ParameterDict({"scale": torch.full((dim,), scale)}) for _ in "12")
 
     def forward(self, x, *where):
-        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), *where))
-        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
+        x = x + self.layer_scale_1["scale"] * self.self_attn(self.norm1(x), *where)
+        return x + self.layer_scale_2["scale"] * self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
 
 class Transformer(Streaming):
@@ -388,10 +369,11 @@ class Transformer(Streaming):
             self.keep(self.state[0] + S)
         exact = torch.float32 if x.device.type == "mps" else torch.float64  # float32 blurs the angle after an hour of steps
         angle = step[:, None, :, None].to(exact) * self.frequencies                  # [B, 1, S, head_dim / 2]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         age = (step[..., None] - torch.arange(length, device=x.device)) % length     # of what a row holds: [B, S, length]
         seen = (age < self.context) & (age <= step[..., None])
         for layer in self.transformer.layers:
-            x = layer(x, angle.cos().to(x.dtype), angle.sin().to(x.dtype), step % length, seen[:, None])
+            x = layer(x, cos, sin, step % length, seen[:, None])
         return x.transpose(1, 2)
 
 
@@ -513,11 +495,13 @@ class Mimi(nn.Module):
         return torch.cat([run(part) for part in x.split(frames * per_frame, -1)], -1)
 
     def start(self, batch_size, frames=1):
-        """From here on `batch_size` parallel streams are taken, in pieces of at most `frames`, and their past remembered."""
-        self.frames, self.active = frames, torch.ones(batch_size, dtype=torch.bool, device=self.upsample.convtr.convtr.convtr.weight.device)
+        """From here on `batch_size` parallel streams are taken, in pieces of at most `frames`, and their past remembered;
+        those that `active` [batch_size] leaves out stand still. No streams: offline again."""
+        self.frames, device = frames if batch_size else 0, self.quantizer.rvq_first.input_proj.weight.device
+        self.active = torch.ones(batch_size, dtype=torch.bool, device=device)
         for module in self.modules():
             if isinstance(module, Streaming):
-                module.state, module.active = module.start(batch_size, 2 * frames), self.active
+                module.state, module.active = module.start(batch_size, 2 * frames) if batch_size else None, self.active
 
     def reset(self, i):
         """Stream i begins anew."""
@@ -534,10 +518,7 @@ class Mimi(nn.Module):
         try:
             yield self
         finally:
-            self.frames = 0
-            for module in self.modules():
-                if isinstance(module, Streaming):
-                    module.state = None
+            self.start(0)
 
 
 # --- files ---
@@ -568,9 +549,7 @@ def _from_transformers(tensors, config):
             if int(part[1]) in range(2, 3 * len(config.ratios), 3):  # where the decoder's strides stand: 2, 5, 8, 11
                 name = f"decoder.model.{part[1]}.convtr.convtr.{part[2]}"
         renamed[name] = tensor
-    for name, qkv in fused.items():
-        renamed[name] = torch.cat([qkv[x] for x in "qkv"])
-    return renamed
+    return renamed | {name: torch.cat([qkv[x] for x in "qkv"]) for name, qkv in fused.items()}
 
 
 def _config_from_transformers(values):
@@ -663,8 +642,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Encode a sound file and decode it again: what the codec keeps of it.")
     parser.add_argument("source", help="any format and rate that soundfile reads")
     parser.add_argument("target", help="wav file to write")
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model",
-                        help="codec folder, file or Hub id (default: the shipped one)")
+    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model", help="folder, file or Hub id (default: the shipped codec)")
     args = parser.parse_args(arguments)
     import soundfile
     try:
