@@ -151,6 +151,7 @@ class Duplex:
     @torch.inference_mode()
     def _compile(self):
         self.cache.fixed, cuda = True, self.h.device.type == "cuda"
+        torch.compiler.reset()  # or after some changes of sampling the compiler gives up on the same code once more
         self.parts = {name: torch.compile(part, fullgraph=True, dynamic=False) for name, part in self.parts.items()}
         with torch.cuda.stream(torch.cuda.Stream()) if cuda else ExitStack():
             for part in [*self.parts.values()] * 3:

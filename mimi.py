@@ -84,8 +84,7 @@ class Config:
             raise ValueError(f"two steps of {step} samples do not make a frame of {self.frame_size}")
 
     @property
-    def frame_size(self):
-        """Samples in a frame."""
+    def frame_size(self):  # samples
         return round(self.sample_rate / self.frame_rate)
 
     @property
@@ -247,13 +246,11 @@ class STFTEncoder(Streaming):
         return [self.window.new_zeros(batch_size, 1, self.window_size - self.hop)]
 
     def forward(self, x):
-        past = self.state[0] if self.state else x.new_zeros(len(x), 1, self.window_size - self.hop)
-        x = torch.cat([past, x], -1)
-        self.keep(x[..., x.shape[-1] - past.shape[-1]:])
+        x = torch.cat([self.state[0] if self.state else x.new_zeros(len(x), 1, self.window_size - self.hop), x], -1)
+        self.keep(x[..., self.hop - self.window_size:])
         frames = x[:, 0].unfold(-1, self.window_size, self.hop) * self.window        # [B, 4 S, window]
         mel = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1).sqrt() @ self.bands.T  # [B, 4 S, n_mels]
-        # The floor is what white noise 86 dB below full scale gives; shifted and scaled to about -3 .. 2.
-        log_mel = (mel.clamp(min=1e-3).log() + 1) / 2
+        log_mel = (mel.clamp(min=1e-3).log() + 1) / 2  # floor: white noise 86 dB below full scale; about -3 .. 2
         return self.linear(log_mel.unflatten(1, (-1, 4)).flatten(2)).transpose(1, 2)
 
 
@@ -285,9 +282,8 @@ class STFTDecoder(Streaming):
         x = self.linear(x.transpose(1, 2)).unflatten(2, (4, -1)).flatten(1, 2)       # [B, 4 S, conv_width]
         for conv, norm in zip(self.convs, self.norms):
             x = x + F.gelu(conv(norm(x).transpose(1, 2)).transpose(1, 2))
-        magnitude, phase = self.head(x).chunk(2, -1)                                 # [B, 4 S, bins] each
-        magnitude = magnitude.clamp(max=6).exp()
-        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        log_magnitude, phase = self.head(x).chunk(2, -1)                             # [B, 4 S, bins] each
+        spectrum = torch.polar(log_magnitude.clamp(max=6).exp(), phase)
         frames = torch.fft.irfft(spectrum, self.window_size) * self.window           # [B, 4 S, window]
         n = frames.shape[1] * self.hop
         y = F.fold(frames.transpose(1, 2), (1, n + self.window_size - self.hop), (1, self.window_size), stride=(1, self.hop))[:, 0]
@@ -363,10 +359,8 @@ class Transformer(Streaming):
 
     def forward(self, x):
         x, S, length = x.transpose(1, 2), x.shape[-1], self.ring if self.state else x.shape[-1]
-        step = torch.arange(S, device=x.device)[None]                                # [B or 1, S]
-        if self.state:
-            step = self.state[0] + step
-            self.keep(self.state[0] + S)
+        step = torch.arange(S, device=x.device)[None] + (self.state[0] if self.state else 0)  # [B or 1, S]
+        self.keep(step[:, -1:] + 1)
         exact = torch.float32 if x.device.type == "mps" else torch.float64  # float32 blurs the angle after an hour of steps
         angle = step[:, None, :, None].to(exact) * self.frequencies                  # [B, 1, S, head_dim / 2]
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
@@ -596,8 +590,7 @@ def load(path, device="cpu"):
     if any(".q_proj." in name for name in tensors):
         tensors = _from_transformers(tensors, config)
     with torch.device("meta"):
-        codec = Mimi(config)
-    expected = {name: t.shape for name, t in codec.state_dict().items()}
+        expected = {name: t.shape for name, t in Mimi(config).state_dict().items()}
     for name in expected.keys() | tensors.keys():
         if name not in tensors:
             raise LoadError(f"{file} lacks the tensor {name}")
@@ -605,7 +598,7 @@ def load(path, device="cpu"):
             raise LoadError(f"{file} has a tensor {name} that this codec does not")
         if tensors[name].shape != expected[name]:
             raise LoadError(f"{file}: tensor {name} is {list(tensors[name].shape)} and should be {list(expected[name])}")
-    codec = Mimi(config)  # again with values: the buffers that no file holds (windows, bands, frequencies)
+    codec = Mimi(config)  # now with values: the buffers that no file holds (windows, bands, frequencies)
     codec.load_state_dict(tensors)
     return codec.eval().requires_grad_(False).to(device)
 
@@ -613,8 +606,7 @@ def load(path, device="cpu"):
 def save(codec, folder):
     """Write mimi.json and mimi.safetensors, beside and then renamed."""
     from safetensors.torch import save_file
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "mimi.safetensors.part")
     (folder / "mimi.json").write_text(json.dumps(asdict(codec.config), indent=1))
     os.replace(folder / "mimi.safetensors.part", folder / "mimi.safetensors")
@@ -642,7 +634,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Encode a sound file and decode it again: what the codec keeps of it.")
     parser.add_argument("source", help="any format and rate that soundfile reads")
     parser.add_argument("target", help="wav file to write")
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model", help="folder, file or Hub id (default: the shipped codec)")
+    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model", help="folder, file or Hub id (default: tiny/model)")
     args = parser.parse_args(arguments)
     import soundfile
     try:

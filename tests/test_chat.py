@@ -272,3 +272,24 @@ def test_a_compiled_step_says_the_same(pytestconfig):
         eager.reset(seed=1), fast.reset(seed=1)
         assert torch.equal(session(eager, listen), session(fast, listen))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+def test_a_whole_frame_can_be_compiled_and_captured(untrained, monkeypatch):
+    """Catches a look at a value within a frame, codec included (fullgraph refuses it), a part that is compiled anew, a
+    tensor that moves, and a server that can change its sampling so many times only."""
+    import functools
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    partner, rng = chat.Partner(untrained, Sampling(), batch=2), torch.Generator().manual_seed(0)
+    heard = 0.1 * torch.randn(12, 1920, generator=rng)
+    fast = Duplex(partner.model, Sampling(), context=8, batch=2, fast=True, codec=partner.codec)
+    eager = Duplex(partner.model, Sampling(), context=8, batch=2, codec=partner.codec)
+    graphs, place, found = torch._dynamo.utils.counters["stats"]["unique_graphs"], fast.answer.data_ptr(), []
+    for duplex in (eager, fast):
+        duplex.reset(0, seed=1), duplex.reset(1, seed=2)
+        found.append([duplex.steps({i: x for i in range(2) if i == 0 or t % 3}) for t, x in enumerate(heard)])
+    for one, other in zip(*found):
+        assert one.keys() == other.keys()
+        for i in one:
+            assert (one[i] is None) == (other[i] is None) and (one[i] is None or one[i][:2] == other[i][:2])
+            assert one[i] is None or torch.allclose(one[i][2], other[i][2], atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs and fast.answer.data_ptr() == place

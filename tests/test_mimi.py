@@ -108,6 +108,7 @@ def test_a_frame_can_be_compiled_whole(reference, ends):
     """Catches a look at a value, a count on the host, or a shape or address that changes: each would break a CUDA graph, or
     compile a frame anew. One of three streams stands still now and then, and one begins anew."""
     torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     codec = reference[0] if ends == "seanet" else random_codec(mimi.Config(**{**vars(TINY), "context": 20}))
     audio = 0.1 * torch.randn(3, 1, 30 * 1920, generator=torch.Generator().manual_seed(1))
 
@@ -132,7 +133,7 @@ def test_a_frame_can_be_compiled_whole(reference, ends):
         return [[torch.cat(part, -1) for part in zip(*stream)] for stream in heard]
     with torch.inference_mode():
         compiled = streamed(torch.compile(frame, fullgraph=True, dynamic=False, backend="aot_eager"))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
     for i, (found, eager) in enumerate(zip(compiled, streamed(frame))):
         assert torch.equal(found[0], eager[0])
         close(found[1], eager[1])
