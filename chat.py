@@ -118,40 +118,51 @@ def sample(logits, chance, seen, penalty, temperature, top_p, top_k):
 
 
 class Duplex:
-    """`batch` conversations with a model: `step`, or `steps`, takes the codes heard in a frame and returns what is said in it.
+    """`batch` conversations with a model: `step`, or `steps`, takes what is heard in a frame and returns what is said in it.
+    That is codes; with a codec it is sound.
 
-    Memory does not grow: the cache is a ring of `context` frames. fast: compile the step, on CUDA as a graph."""
+    Memory does not grow: the cache is a ring of `context` frames. fast: compile the frame, on CUDA as graphs. A frame's
+    parts write into tensors that stay where they are, and never look at a value, so the device is waited for once: what
+    a frame needs goes in as one tensor, `given`, and text id, codes and sound come back as one, `answer`."""
 
-    def __init__(self, model, sampling=Sampling(), context=CONTEXT, batch=1, fast=False):
+    def __init__(self, model, sampling=Sampling(), context=CONTEXT, batch=1, fast=False, codec=None):
         config, norm = model.config, model.model.norm.weight
-        self.model, self.sampling, self.batch = model, sampling, batch
-        self.cache = flm.KVCache(config, batch, min(context, config.max_position_embeddings), norm.device, norm.dtype)
-        self.depth_cache = flm.DepthCache(config, batch, norm.device, norm.dtype)
-        self.opening = torch.tensor([config.wait_token] + [config.pad_token] * K, device=norm.device)
+        self.model, self.sampling, self.batch, device = model, sampling, batch, norm.device
+        self.cache = flm.KVCache(config, batch, min(context, config.max_position_embeddings), device, norm.dtype)
+        self.depth_cache = flm.DepthCache(config, batch, device, norm.dtype)
+        self.opening = torch.tensor([config.wait_token] + [config.pad_token] * K, device=device)
         self.written, self.told = (self.opening.repeat(batch, 1) for _ in range(2))     # [B, 9] text, speak: read next; returned
         self.listen, self.heard = (self.opening[1:].repeat(batch, 1) for _ in range(2)) # [B, 8] of this frame; of the last one
-        self.frames = torch.zeros(batch, 1, device=norm.device, dtype=torch.long)
-        self.chance = torch.zeros(batch, 1 + K, device=norm.device)
-        self.h, self.text = norm.new_zeros(batch, config.hidden_size), self.frames[:, 0].clone()  # between the two halves
+        self.frames = torch.zeros(batch, 1, device=device, dtype=torch.long)
+        size = codec.config.frame_size if codec else 0
+        self.packet = torch.zeros(batch, 2 + K + (size or K), pin_memory=device.type == "cuda")  # is there, chances, heard
+        self.given = self.packet.to(device)
+        self.answer = torch.zeros(batch, 2 + K + size, device=device)  # frames so far, text, codes, said; ids up to 2^24 are exact
+        self.h, self.text = norm.new_zeros(batch, config.hidden_size), self.frames[:, 0].clone()  # between two parts
         self.seen = {c: self.frames.repeat(1, window) for c in range(1 + K) if (window := sampling.channel(c)[0])}
-        self.parts, self.generators, self.started = [self._backbone, self._depth], [None] * batch, [False] * batch
+        self.parts = {"encode": self._encode, "backbone": self._backbone, "depth": self._depth, "decode": self._decode}
+        self.generators = [None] * batch
+        self.codec = codec and deepcopy(codec, {id(t): t for t in (*codec.parameters(), *codec.buffers())})  # states of its own
+        if codec:
+            self.codec.start(batch)
         if fast:
             self._compile()
 
     @torch.inference_mode()
     def _compile(self):
         self.cache.fixed, cuda = True, self.h.device.type == "cuda"
-        compiled = [torch.compile(part, fullgraph=True, dynamic=False) for part in self.parts]
+        torch.compiler.reset()  # or after some changes of sampling the compiler gives up on the same code once more
+        self.parts = {name: torch.compile(part, fullgraph=True, dynamic=False) for name, part in self.parts.items()}
         with torch.cuda.stream(torch.cuda.Stream()) if cuda else ExitStack():
-            for part in compiled * 3:
+            for part in [*self.parts.values()] * 3:
                 part()
         if cuda:
             torch.cuda.synchronize()
-            graphs = [torch.cuda.CUDAGraph() for _ in compiled]
-            for graph, part in zip(graphs, compiled):
+            for name, part in self.parts.items():
+                graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
                     part()
-        self.parts = [graph.replay for graph in graphs] if cuda else compiled
+                self.parts[name] = graph.replay
         for i in range(self.batch):
             self.reset(i)
 
@@ -161,33 +172,42 @@ class Duplex:
         self.written[i], self.heard[i] = self.opening, self.opening[1:]
         self.frames[i] = self.cache.position[i] = 0
         self.cache.filled *= self.batch > 1
-        self.started[i], self.generators[i] = False, seed if seed is None else torch.Generator().manual_seed(seed)
+        self.generators[i] = seed if seed is None else torch.Generator().manual_seed(seed)
+        if self.codec:
+            self.codec.reset(i)
 
-    def step(self, listen):
-        """listen [8], the user's codes of this frame -> None in the first frame, then (text id, codes [8]) of this frame."""
-        answer = self.steps({0: listen})[0]
-        return answer and (answer[0], torch.tensor(answer[1]))
+    def step(self, heard):
+        """heard, the user's codes [8], or samples [frame_size] with a codec -> None in the first frame, then (text id, a list
+        of 8 codes, samples or none) of this frame."""
+        return self.steps({0: heard})[0]
 
     @torch.inference_mode()
-    def steps(self, listen):
-        """{conversation: codes [8]} -> {conversation: what `step` returns, as lists}. The others stand still."""
-        chance = torch.zeros(self.batch, 1 + K)
-        for i, codes in listen.items():
-            self.listen[i] = torch.as_tensor(codes)
-            chance[i] = torch.rand(1 + K, generator=self.generators[i])
-        self.chance.copy_(chance)
-        if self.batch > 1:
-            self.cache.active.copy_(torch.tensor([int(i in listen) for i in range(self.batch)]))
-        for part in self.parts:
+    def steps(self, heard):
+        """{conversation: heard} -> {conversation: what `step` returns}. The others stand still."""
+        self.packet.zero_()
+        for i, values in heard.items():
+            self.packet[i, 0] = 1
+            self.packet[i, 1:2 + K] = torch.rand(1 + K, generator=self.generators[i])
+            self.packet[i, 2 + K:] = torch.as_tensor(values)
+        self.given.copy_(self.packet, non_blocking=True)
+        for part in self.parts.values():
             part()
-        told = self.told.tolist()  # the frame's one wait for the device
-        answers = {i: (told[i][0], told[i][1:]) if self.started[i] else None for i in listen}
-        self.started = [before or i in listen for i, before in enumerate(self.started)]
-        return answers
+        answer = self.answer.to("cpu", copy=True)  # the frame's one wait for the device
+        ids = answer[:, :2 + K].long().tolist()
+        return {i: (ids[i][1], ids[i][2:], answer[i, 2 + K:]) if ids[i][0] > 1 else None for i in heard}
+
+    def _encode(self):
+        """What is heard, as codes."""
+        heard, active = self.given[:, 2 + K:], self.given[:, 0] > 0
+        self.cache.active.copy_(active)
+        if self.codec:
+            self.codec.active.copy_(active)
+            heard = self.codec.quantizer.encode(self.codec.to_latent(heard[:, None]))[..., 0]
+        self.listen.copy_(heard)
 
     def _draw(self, c, logits):
         _, penalty, *rest = self.sampling.channel(c)  # no penalty while nothing was said
-        return sample(logits, self.chance[:, c], self.seen.get(c), torch.where(self.frames == 0, 1.0, penalty), *rest)
+        return sample(logits, self.given[:, 1 + c], self.seen.get(c), torch.where(self.frames == 0, 1.0, penalty), *rest)
 
     def _backbone(self):
         """Read the row: h and the next text id."""
@@ -208,6 +228,17 @@ class Duplex:
             seen.copy_(torch.where(active, later, seen))
         for state, value in ((self.written, tokens), (self.heard, self.listen), (self.frames, self.frames + 1)):
             state.copy_(torch.where(active, value, state))
+
+    def _decode(self):
+        """What is said, as sound: silence in a first frame and where a code is the empty id."""
+        said = self.answer[:, :0]
+        if self.codec:
+            codes, size = self.told[:, 1:], self.codec.config.codebook_size
+            speaks = (self.cache.active > 0) & (self.frames[:, 0] > 1) & (codes < size).all(1)
+            self.codec.active.copy_(speaks)
+            said = self.codec.from_latent(self.codec.quantizer.decode(codes.clamp(max=size - 1)[..., None]))[:, 0]
+            said = torch.where(speaks[:, None], said, 0)
+        self.answer.copy_(torch.cat([self.frames, self.told, said], 1))
 
 
 class Monologue:
@@ -236,13 +267,13 @@ class Monologue:
 
 
 class Partner:
-    """A model folder ready to talk: tokenizer, language model, and a codec for each conversation that it holds at once."""
+    """A model folder ready to talk: tokenizer, language model, codec."""
 
     def __init__(self, folder, sampling, device="cpu", dtype=torch.float32, bits=16, **shape):
         from tokenizers import Tokenizer
         folder = flm.resolve(folder)
         self.model = flm.load(folder, device, dtype, speed.packing(bits)).eval()
-        self.codec, self.device, self.shape = mimi.load(folder, device), device, shape
+        self.codec, self.shape = mimi.load(folder, device), shape
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises no narrower class
@@ -250,21 +281,16 @@ class Partner:
         if self.model.config.aud_vocab_size <= self.codec.config.codebook_size:
             raise flm.LoadError(f"{folder}: the model has {self.model.config.aud_vocab_size} audio ids, too few for a codec of "
                                 f"{self.codec.config.codebook_size}")
-        shared = {id(t): t for t in (*self.codec.parameters(), *self.codec.buffers())}
-        self.codecs = [self.codec] + [deepcopy(self.codec, dict(shared)) for _ in range(shape.get("batch", 1) - 1)]
         self.sample_with(sampling)
 
     def sample_with(self, sampling):
         """A Duplex with this sampling, warm: the first frame of a conversation is as fast as the others."""
-        self.duplex = Duplex(self.model, sampling, **self.shape)
+        self.duplex = Duplex(self.model, sampling, codec=self.codec, **self.shape)
         list(hold(self, torch.zeros(3, self.codec.config.frame_size), self.monologue(lambda *_, **__: None)))
 
-    @contextmanager
-    def conversation(self, seat=0, seed=None):
-        """Within, `frame` and `frames` talk with someone who has not talked before."""
+    def begin(self, seat=0, seed=None):
+        """From here on `frame` and `frames` talk with someone who has not talked before."""
         self.duplex.reset(seat, seed)
-        with self.codecs[seat].streaming(1):
-            yield
 
     def monologue(self, print=print, stamps=True):
         return Monologue(self.tokenizer, self.model.config.wait_token, print, stamps)
@@ -273,34 +299,25 @@ class Partner:
         """heard [frame_size] float32 -> (said [frame_size], text id or None)"""
         return self.frames({0: heard})[0]
 
-    @torch.inference_mode()
     def frames(self, heard):
         """{seat: heard [frame_size]} -> {seat: (said [frame_size], text id or None)}: one step for several conversations."""
-        codes = {i: self.codecs[i].encode(samples[None, None].to(self.device))[0, :, 0] for i, samples in heard.items()}
-        said = {}
-        for i, answer in self.duplex.steps(codes).items():
-            text, speak = answer or (None, None)
-            if answer is None or max(speak) >= self.codec.config.codebook_size:  # the empty id: nothing is said
-                said[i] = torch.zeros_like(heard[i]), text
-            else:  # not `decode`, which looks at the codes again, and on a GPU waits for them
-                latent = self.codecs[i].quantizer.decode(torch.tensor(speak, device=self.device)[None, :, None])
-                said[i] = self.codecs[i].from_latent(latent)[0, 0].float().cpu(), text
-        return said
+        answers = self.duplex.steps(heard)
+        return {i: (answer[2], answer[0]) if answer else (torch.zeros_like(heard[i]), None) for i, answer in answers.items()}
 
 
 def hold(partner, frames, monologue, seed=None, keep=None):
     """One conversation, frame by frame -> (heard, said, seconds it took) for each. keep: a SoundFile for both voices."""
     size, rate = partner.codec.config.frame_size, partner.codec.config.sample_rate
-    with partner.conversation(seed=seed):
-        for i, heard in enumerate(frames):
-            started = time.perf_counter()
-            said, text = partner.frame(heard)
-            took = time.perf_counter() - started
-            if text is not None:
-                monologue.add(i * size / rate, text)
-            if keep:
-                keep.write(torch.stack([heard, said], 1).numpy())
-            yield heard, said, took
+    partner.begin(seed=seed)
+    for i, heard in enumerate(frames):
+        started = time.perf_counter()
+        said, text = partner.frame(heard)
+        took = time.perf_counter() - started
+        if text is not None:
+            monologue.add(i * size / rate, text)
+        if keep:
+            keep.write(torch.stack([heard, said], 1).numpy())
+        yield heard, said, took
     monologue.close()
 
 
@@ -547,7 +564,7 @@ def run(args):
                  fast=args.device.startswith("cuda") and not args.eager)
     if args.bench:
         model, codec = speed.subject(args, dtype)
-        return speed.bench(args, model, codec, Duplex(model, Sampling(**given), **shape))
+        return speed.bench(args, model, codec, Duplex(model, Sampling(**given), codec=codec, **shape))
     args.again = read_kept(args.replay) if args.replay else None
     args.sampling = args.again[2] if args.again else Sampling.of(args.model, **given)
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)

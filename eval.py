@@ -50,7 +50,7 @@ def talk(partner, line, audio, sampling, seed=0):
     """Ask one question -> what came of it, a dict: monologue lines, times in seconds, the answer's waveform."""
     rate = partner.codec.config.sample_rate
     torch.manual_seed(seed)
-    partner.duplex = chat.Duplex(partner.model, sampling)
+    partner.duplex = chat.Duplex(partner.model, sampling, codec=partner.codec)
     monologue = chat.Monologue(partner.tokenizer, partner.model.config.wait_token, print=lambda *_, **__: None)
     said, took = chat.converse(partner, torch.nn.functional.pad(audio, (0, round(TAIL * rate))), monologue)
     heard, sounds = len(audio) / rate, (said.abs() > AUDIBLE).nonzero()

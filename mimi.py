@@ -11,6 +11,7 @@ What this is not: a trainer; tiny/codec.py trains the miniature through the same
 Unusual here:
 - Everything is causal, so one piece of code serves the offline pass and the frame-by-frame stream. A module that needs
   its past keeps it in `state`; `with codec.streaming(batch_size):` enters and leaves all states at once.
+- A state has one shape and one address, and counts on the device: a frame can be compiled, and be a CUDA graph.
 - Parameter names are those of Moshi's checkpoint, so its file loads without renaming; transformers' naming is mapped.
 
     python mimi.py voice.wav again.wav            # what the shipped codec keeps of a voice
@@ -83,8 +84,7 @@ class Config:
             raise ValueError(f"two steps of {step} samples do not make a frame of {self.frame_size}")
 
     @property
-    def frame_size(self):
-        """Samples in a frame."""
+    def frame_size(self):  # samples
         return round(self.sample_rate / self.frame_rate)
 
     @property
@@ -111,12 +111,14 @@ PRESETS = {
 # --- streaming primitives: each equals its offline self, chunk by chunk ---
 
 class Streaming(nn.Module):
-    """A module with a past. `state` is None offline; in a stream it is whatever `start` made, carried by forward."""
-    state = None
+    """A module with a past. `state` is None offline; in a stream it is tensors [B, ...] that forward overwrites, at first
+    the zeros of `start` (batch_size, steps), for chunks of at most so many steps at 25 Hz."""
+    state = active = None  # active [B]: the streams that a chunk belongs to; the others stand still
 
-    def start(self, batch_size):
-        """The state before the first chunk."""
-        raise NotImplementedError
+    def keep(self, *values):
+        """The next state of the active streams."""
+        for state, value in zip(self.state or (), values):
+            state.copy_(torch.where(self.active.view(-1, *[1] * (state.ndim - 1)), value, state))
 
 
 def _nested(name, depth, module):
@@ -139,20 +141,19 @@ class Conv(Streaming):
     def __init__(self, c_in, c_out, kernel, stride=1, bias=True, replicate=False, nesting=1):
         super().__init__()
         self.conv = _nested("conv", nesting, nn.Conv1d(c_in, c_out, kernel, stride, bias=bias))
-        self.past, self.replicate, self.nesting = kernel - stride, replicate, nesting
+        self.c_in, self.past, self.replicate, self.path = c_in, kernel - stride, replicate, "conv" + ".conv" * nesting
 
-    def start(self, batch_size):
-        return []  # the past is made from the first chunk, whose device and type it shares
+    def start(self, batch_size, steps):  # the past, and whether there is one
+        past = next(self.parameters()).new_zeros(batch_size, self.c_in, self.past)
+        return [past, past.new_zeros(batch_size, 1, 1, dtype=torch.bool)]
 
     def forward(self, x):  # [B, c_in, S] -> [B, c_out, S / stride]
-        past = self.state[0] if self.state else x[..., :1].expand(-1, -1, self.past) * self.replicate
+        past = x[..., :1].expand(-1, -1, self.past) * self.replicate
+        if self.state:
+            past = torch.where(self.state[1], self.state[0], past)
         x = torch.cat([past, x], -1)
-        if self.state is not None:
-            self.state[:] = [x[..., x.shape[-1] - self.past:]]
-        conv = self.conv
-        for _ in range(self.nesting):
-            conv = conv.conv
-        return conv(x)
+        self.keep(x[..., x.shape[-1] - self.past:], True)
+        return self.get_submodule(self.path)(x)
 
 
 class ConvTranspose(Streaming):
@@ -161,21 +162,17 @@ class ConvTranspose(Streaming):
     def __init__(self, c_in, c_out, stride, bias=True, groups=1, nesting=1):
         super().__init__()
         self.convtr = _nested("convtr", nesting, nn.ConvTranspose1d(c_in, c_out, 2 * stride, stride, bias=bias, groups=groups))
-        self.stride, self.nesting = stride, nesting
+        self.c_out, self.stride, self.path = c_out, stride, "convtr" + ".convtr" * nesting
 
-    def start(self, batch_size):
-        return []
+    def start(self, batch_size, steps):
+        return [next(self.parameters()).new_zeros(batch_size, self.c_out, self.stride)]
 
     def forward(self, x):  # [B, c_in, S] -> [B, c_out, S * stride]
-        convtr = self.convtr
-        for _ in range(self.nesting):
-            convtr = convtr.convtr
-        y = convtr(x)
-        y, overhang = y[..., :-self.stride], y[..., -self.stride:]
-        if self.state is not None:
-            if self.state:
-                y = torch.cat([y[..., :self.stride] + self.state[0], y[..., self.stride:]], -1)
-            self.state[:] = [overhang if convtr.bias is None else overhang - convtr.bias[:, None]]  # counted once
+        convtr = self.get_submodule(self.path)
+        y, overhang = convtr(x).tensor_split([-self.stride], -1)
+        if self.state:
+            y[..., :self.stride] += self.state[0]
+            self.keep(overhang if convtr.bias is None else overhang - convtr.bias[:, None])  # counted once
         return y
 
 
@@ -245,18 +242,15 @@ class STFTEncoder(Streaming):
         self.register_buffer("bands", mel_bands(config.n_mels, config.window // 2 + 1, config.sample_rate), persistent=False)
         self.linear = nn.Linear(4 * config.n_mels, config.dimension)
 
-    def start(self, batch_size):
-        return []
+    def start(self, batch_size, steps):
+        return [self.window.new_zeros(batch_size, 1, self.window_size - self.hop)]
 
     def forward(self, x):
-        past = self.state[0] if self.state else x.new_zeros(len(x), 1, self.window_size - self.hop)
-        x = torch.cat([past, x], -1)
-        if self.state is not None:
-            self.state[:] = [x[..., x.shape[-1] - past.shape[-1]:]]
+        x = torch.cat([self.state[0] if self.state else x.new_zeros(len(x), 1, self.window_size - self.hop), x], -1)
+        self.keep(x[..., self.hop - self.window_size:])
         frames = x[:, 0].unfold(-1, self.window_size, self.hop) * self.window        # [B, 4 S, window]
         mel = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1).sqrt() @ self.bands.T  # [B, 4 S, n_mels]
-        # The floor is what white noise 86 dB below full scale gives; shifted and scaled to about -3 .. 2.
-        log_mel = (mel.clamp(min=1e-3).log() + 1) / 2
+        log_mel = (mel.clamp(min=1e-3).log() + 1) / 2  # floor: white noise 86 dB below full scale; about -3 .. 2
         return self.linear(log_mel.unflatten(1, (-1, 4)).flatten(2)).transpose(1, 2)
 
 
@@ -275,106 +269,105 @@ class STFTDecoder(Streaming):
         self.window_size, self.hop, bins = config.window, config.hop, config.window // 2 + 1
         window = torch.hann_window(config.window)
         # Squared windows, overlapped, add up to a constant: what overlap-add must be divided by.
-        gain = window.square().unflatten(0, (-1, config.hop)).sum(0)
-        self.register_buffer("window", window / gain[0], persistent=False)
+        self.register_buffer("window", window / window.square()[::config.hop].sum(), persistent=False)
         self.linear = nn.Linear(config.dimension, 4 * config.conv_width)
         self.convs = nn.ModuleList(Conv(config.conv_width, config.conv_width, 3) for _ in range(config.conv_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(config.conv_width) for _ in range(config.conv_layers))
         self.head = nn.Linear(config.conv_width, 2 * bins)
 
-    def start(self, batch_size):
-        return []
+    def start(self, batch_size, steps):
+        return [self.window.new_zeros(batch_size, 1, self.window_size - self.hop)]
 
     def forward(self, x):
         x = self.linear(x.transpose(1, 2)).unflatten(2, (4, -1)).flatten(1, 2)       # [B, 4 S, conv_width]
         for conv, norm in zip(self.convs, self.norms):
             x = x + F.gelu(conv(norm(x).transpose(1, 2)).transpose(1, 2))
-        magnitude, phase = self.head(x).chunk(2, -1)                                 # [B, 4 S, bins] each
-        magnitude = magnitude.clamp(max=6).exp()
-        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        log_magnitude, phase = self.head(x).chunk(2, -1)                             # [B, 4 S, bins] each
+        spectrum = torch.polar(log_magnitude.clamp(max=6).exp(), phase)
         frames = torch.fft.irfft(spectrum, self.window_size) * self.window           # [B, 4 S, window]
         n = frames.shape[1] * self.hop
         y = F.fold(frames.transpose(1, 2), (1, n + self.window_size - self.hop), (1, self.window_size), stride=(1, self.hop))[:, 0]
         if self.state:
-            y = torch.cat([y[..., :self.state[0].shape[-1]] + self.state[0], y[..., self.state[0].shape[-1]:]], -1)
-        if self.state is not None:
-            self.state[:] = [y[..., n:]]
+            y[..., :self.window_size - self.hop] += self.state[0]
+            self.keep(y[..., n:])
         return y[..., :n]                                                            # [B, 1, N]
 
 
 # --- transformers at 25 Hz ---
 
+def rotate(x, cos, sin):
+    """RoPE, interleaved: neighbours turn together.  x [B, heads, S, head_dim], cos and sin [B, 1, S, head_dim / 2]"""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
 class Attention(Streaming):
-    """Causal attention over the last `context` steps, interleaved-pair RoPE. The state is the keys and values of the
-    last context - 1 steps and the number of steps so far."""
+    """The state is the keys and values of the last steps, each in a ring: step s stands in row s % its length."""
 
     def __init__(self, config):
         super().__init__()
         self.heads, self.context, dim = config.num_heads, config.context, config.dimension
         self.in_proj_weight = nn.Parameter(torch.randn(3 * dim, dim) * dim ** -0.5)
         self.out_proj = nn.Linear(dim, dim, bias=False)
-        half = dim // self.heads // 2
-        self.register_buffer("frequencies", config.max_period ** (-torch.arange(half) / half), persistent=False)
 
-    def start(self, batch_size):
-        return [None, None, 0]
+    def start(self, batch_size, steps):
+        shape = batch_size, self.heads, self.context + steps - 1, self.out_proj.in_features // self.heads
+        return [self.in_proj_weight.new_zeros(shape) for _ in "kv"]
 
-    def rotate(self, x, position):  # [B, heads, S, head_dim], steps position .. position + S
-        exact = torch.float32 if x.device.type == "mps" else torch.float64  # float32 blurs the angle after an hour of steps
-        angle = torch.arange(position, position + x.shape[2], device=x.device, dtype=exact)[:, None] * self.frequencies
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-
-    def forward(self, x):  # [B, S, D]
+    def forward(self, x, cos, sin, rows, mask):  # [B, S, D]
         q, k, v = F.linear(x, self.in_proj_weight).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        keys, values, position = self.state or (None, None, 0)
-        q, k = self.rotate(q, position), self.rotate(k, position)
-        if keys is not None:
-            k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
-        age = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=x.device)[:, None] - torch.arange(k.shape[2], device=x.device)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(age >= 0) & (age < self.context))
-        if self.state is not None:
-            kept = max(0, k.shape[2] - self.context + 1)
-            self.state[:] = [k[:, :, kept:], v[:, :, kept:], position + q.shape[2]]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.state:  # a stream that stands still writes too, where its next step will write again
+            batch = torch.arange(len(x), device=x.device)[:, None]
+            for ring, new in zip(self.state, (k, v)):
+                ring[batch, :, rows] = new.transpose(1, 2)
+            k, v = self.state
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))
-
-
-class LayerScale(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((config.dimension,), config.layer_scale))
-
-    def forward(self, x):
-        return self.scale * x
 
 
 class Layer(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.self_attn = Attention(config)
-        self.norm1, self.norm2 = nn.LayerNorm(config.dimension), nn.LayerNorm(config.dimension)
-        self.linear1 = nn.Linear(config.dimension, config.dim_feedforward, bias=False)
-        self.linear2 = nn.Linear(config.dim_feedforward, config.dimension, bias=False)
-        self.layer_scale_1, self.layer_scale_2 = LayerScale(config), LayerScale(config)
+        dim, scale = config.dimension, config.layer_scale
+        self.self_attn, self.norm1, self.norm2 = Attention(config), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, config.dim_feedforward, bias=False)
+        self.linear2 = nn.Linear(config.dim_feedforward, dim, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = (nn.ParameterDict({"scale": torch.full((dim,), scale)}) for _ in "12")
 
-    def forward(self, x):
-        x = x + self.layer_scale_1(self.self_attn(self.norm1(x)))
-        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
+    def forward(self, x, *where):
+        x = x + self.layer_scale_1["scale"] * self.self_attn(self.norm1(x), *where)
+        return x + self.layer_scale_2["scale"] * self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
 
-class Transformer(nn.Module):
-    """[B, D, S] -> [B, D, S]"""
+class Transformer(Streaming):
+    """[B, D, S] -> [B, D, S]: causal attention over the last `context` steps. The state is the number of steps so far.
+
+        context 4, steps 6 and 7 come:   rows [5|6|7|3|4]    one more than context, since step 6 still sees 3
+    """
 
     def __init__(self, config):
         super().__init__()
+        self.context, half = config.context, config.dimension // config.num_heads // 2
         self.transformer = nn.Module()
         self.transformer.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.register_buffer("frequencies", config.max_period ** (-torch.arange(half) / half), persistent=False)
+
+    def start(self, batch_size, steps):
+        self.ring = self.context + steps - 1
+        return [torch.zeros(batch_size, 1, device=self.frequencies.device, dtype=torch.long)]
 
     def forward(self, x):
-        x = x.transpose(1, 2)
+        x, S, length = x.transpose(1, 2), x.shape[-1], self.ring if self.state else x.shape[-1]
+        step = torch.arange(S, device=x.device)[None] + (self.state[0] if self.state else 0)  # [B or 1, S]
+        self.keep(step[:, -1:] + 1)
+        exact = torch.float32 if x.device.type == "mps" else torch.float64  # float32 blurs the angle after an hour of steps
+        angle = step[:, None, :, None].to(exact) * self.frequencies                  # [B, 1, S, head_dim / 2]
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        age = (step[..., None] - torch.arange(length, device=x.device)) % length     # of what a row holds: [B, S, length]
+        seen = (age < self.context) & (age <= step[..., None])
         for layer in self.transformer.layers:
-            x = layer(x)
+            x = layer(x, cos, sin, step % length, seen[:, None])
         return x.transpose(1, 2)
 
 
@@ -392,6 +385,9 @@ class Codebook(nn.Module):
     @property
     def entries(self):  # [C, codebook_dim]
         return self.embedding_sum / self.cluster_usage.clamp(min=1e-5)[:, None]
+
+    def lookup(self, codes):  # [...] -> [..., codebook_dim]; not `entries`, all of which would be divided
+        return F.embedding(codes, self.embedding_sum) / self.cluster_usage[codes].clamp(min=1e-5)[..., None]
 
     def nearest(self, x):  # [..., codebook_dim] -> [...]
         entries = self.entries
@@ -416,11 +412,11 @@ class ResidualVQ(nn.Module):
         residual, codes = self.input_proj(latent).transpose(1, 2), []
         for codebook in self.codebooks[:n]:
             codes.append(codebook.nearest(residual))
-            residual = residual - F.embedding(codes[-1], codebook.entries)
+            residual = residual - codebook.lookup(codes[-1])
         return torch.stack(codes, 1)
 
     def decode(self, codes):  # [B, n, T] -> [B, D, T]
-        summed = sum(F.embedding(c, book.entries) for c, book in zip(codes.unbind(1), self.codebooks))
+        summed = sum(book.lookup(c) for c, book in zip(codes.unbind(1), self.codebooks))
         return self.output_proj(summed.transpose(1, 2))
 
 
@@ -441,6 +437,7 @@ class SplitRVQ(nn.Module):
 
 class Mimi(nn.Module):
     """The codec. Make one with `load`, or `Mimi(config)` for an untrained one."""
+    frames = 0  # of a piece in a stream; 0 offline
 
     def __init__(self, config):
         super().__init__()
@@ -468,7 +465,7 @@ class Mimi(nn.Module):
         if audio.ndim != 3 or audio.shape[1] != self.config.channels:
             raise ValueError(f"audio must be [B, {self.config.channels}, N], not {list(audio.shape)}")
         missing = -audio.shape[-1] % self.config.frame_size
-        if missing and self.is_streaming:
+        if missing and self.frames:
             raise ValueError(f"a stream takes whole frames of {self.config.frame_size} samples, not {audio.shape[-1]} samples")
         return self._pieces(lambda x: self.quantizer.encode(self.to_latent(x)), F.pad(audio, (0, missing)), self.config.frame_size)
 
@@ -484,30 +481,38 @@ class Mimi(nn.Module):
         return self._pieces(lambda x: self.from_latent(self.quantizer.decode(x)), codes, 1)
 
     def _pieces(self, run, x, per_frame):
-        """Run a long offline input piece by piece through the streaming states; anything else at once."""
-        piece = round(LONG * self.config.frame_rate) * per_frame
-        if self.is_streaming or x.shape[-1] <= piece:
-            return run(x)
-        with self.streaming(len(x)):
-            return torch.cat([run(part) for part in x.split(piece, -1)], -1)
+        """Run an input piece by piece: through the states of a stream, or, offline, of one that a long input begins."""
+        frames = self.frames or round(LONG * self.config.frame_rate)
+        if not self.frames and x.shape[-1] > frames * per_frame:
+            with self.streaming(len(x), frames):
+                return self._pieces(run, x, per_frame)
+        return torch.cat([run(part) for part in x.split(frames * per_frame, -1)], -1)
 
-    @property
-    def is_streaming(self):
-        return self.encoder_transformer.transformer.layers[0].self_attn.state is not None
+    def start(self, batch_size, frames=1):
+        """From here on `batch_size` parallel streams are taken, in pieces of at most `frames`, and their past remembered;
+        those that `active` [batch_size] leaves out stand still. No streams: offline again."""
+        self.frames, device = frames if batch_size else 0, self.quantizer.rvq_first.input_proj.weight.device
+        self.active = torch.ones(batch_size, dtype=torch.bool, device=device)
+        for module in self.modules():
+            if isinstance(module, Streaming):
+                module.state, module.active = module.start(batch_size, 2 * frames) if batch_size else None, self.active
+
+    def reset(self, i):
+        """Stream i begins anew."""
+        for module in self.modules():
+            for state in getattr(module, "state", None) or ():
+                state[i] = 0
 
     @contextmanager
-    def streaming(self, batch_size):
-        """Within, encode and decode take the next frames of `batch_size` parallel streams and remember the past."""
-        if self.is_streaming:
+    def streaming(self, batch_size, frames=1):
+        """Within, encode and decode take the next frames of `batch_size` streams."""
+        if self.frames:
             raise RuntimeError("this codec is streaming already: leave that stream first, or load a second codec")
-        modules = [m for m in self.modules() if isinstance(m, Streaming)]
-        for module in modules:
-            module.state = module.start(batch_size)
+        self.start(batch_size, frames)
         try:
             yield self
         finally:
-            for module in modules:
-                module.state = None
+            self.start(0)
 
 
 # --- files ---
@@ -538,9 +543,7 @@ def _from_transformers(tensors, config):
             if int(part[1]) in range(2, 3 * len(config.ratios), 3):  # where the decoder's strides stand: 2, 5, 8, 11
                 name = f"decoder.model.{part[1]}.convtr.convtr.{part[2]}"
         renamed[name] = tensor
-    for name, qkv in fused.items():
-        renamed[name] = torch.cat([qkv[x] for x in "qkv"])
-    return renamed
+    return renamed | {name: torch.cat([qkv[x] for x in "qkv"]) for name, qkv in fused.items()}
 
 
 def _config_from_transformers(values):
@@ -587,8 +590,7 @@ def load(path, device="cpu"):
     if any(".q_proj." in name for name in tensors):
         tensors = _from_transformers(tensors, config)
     with torch.device("meta"):
-        codec = Mimi(config)
-    expected = {name: t.shape for name, t in codec.state_dict().items()}
+        expected = {name: t.shape for name, t in Mimi(config).state_dict().items()}
     for name in expected.keys() | tensors.keys():
         if name not in tensors:
             raise LoadError(f"{file} lacks the tensor {name}")
@@ -596,7 +598,7 @@ def load(path, device="cpu"):
             raise LoadError(f"{file} has a tensor {name} that this codec does not")
         if tensors[name].shape != expected[name]:
             raise LoadError(f"{file}: tensor {name} is {list(tensors[name].shape)} and should be {list(expected[name])}")
-    codec = Mimi(config)  # again with values: the buffers that no file holds (windows, bands, frequencies)
+    codec = Mimi(config)  # now with values: the buffers that no file holds (windows, bands, frequencies)
     codec.load_state_dict(tensors)
     return codec.eval().requires_grad_(False).to(device)
 
@@ -604,8 +606,7 @@ def load(path, device="cpu"):
 def save(codec, folder):
     """Write mimi.json and mimi.safetensors, beside and then renamed."""
     from safetensors.torch import save_file
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "mimi.safetensors.part")
     (folder / "mimi.json").write_text(json.dumps(asdict(codec.config), indent=1))
     os.replace(folder / "mimi.safetensors.part", folder / "mimi.safetensors")
@@ -633,8 +634,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Encode a sound file and decode it again: what the codec keeps of it.")
     parser.add_argument("source", help="any format and rate that soundfile reads")
     parser.add_argument("target", help="wav file to write")
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model",
-                        help="codec folder, file or Hub id (default: the shipped one)")
+    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model", help="folder, file or Hub id (default: tiny/model)")
     args = parser.parse_args(arguments)
     import soundfile
     try:

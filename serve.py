@@ -1,6 +1,6 @@
 """A partner for strangers: the page in web/ and Moshi's protocol, over websockets.
 
-What this is: what `chat.py --serve` runs. It knows of a partner only what it holds a conversation with: `conversation`,
+What this is: what `chat.py --serve` runs. It knows of a partner only what it holds a conversation with: `begin`,
 `frames`, `monologue`, `sample_with`. What this is not: the conversation itself (chat.py), or anything of the model.
 
     python chat.py --serve
@@ -18,7 +18,6 @@ import asyncio
 import hmac
 import json
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -173,14 +172,13 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
             except ModuleNotFoundError:
                 visitor.over = "This server has no Opus: pip install sphn"
                 return socket
-            with ExitStack() as stack:
-                async with step:
-                    stack.enter_context(partner.conversation(seat, seed))
-                listening = asyncio.create_task(visitor.listen())
-                try:
-                    await talk(visitor, seat)
-                finally:
-                    listening.cancel()
+            async with step:
+                partner.begin(seat, seed)
+            listening = asyncio.create_task(visitor.listen())
+            try:
+                await talk(visitor, seat)
+            finally:
+                listening.cancel()
         except (ConnectionError, TimeoutError):
             visitor.over = "The answer was not taken."
         finally:

@@ -170,22 +170,15 @@ def bench(args, model, codec, duplex):
     duplex.cache.position.fill_(FILLED if duplex.cache.length > FILLED else 0)
     duplex.cache.filled = duplex.cache.position[0].item()
     plain.fill(duplex.cache)
-    split = {"encode": [], "backbone": [], "depth": [], "decode": []}
-    slow, row = [], (config.wait_token, [config.pad_token] * K)
-    with codec.streaming(1):
-        for i in range(args.frames + 3):
-            sound = 0.1 * torch.randn(1, 1, codec.config.frame_size, device=device)
-            took = [clock(lambda: codec.encode(sound), device)]
-            codes = took[0][1][0, :, 0] % (config.aud_vocab_size - 1)
-            duplex.listen[0] = codes
-            took += [clock(part, device) for part in duplex.parts]
-            said = duplex.told[:, 1:, None].clamp(max=codec.config.codebook_size - 1)
-            took.append(clock(lambda: codec.from_latent(codec.quantizer.decode(said)), device))
-            plain_took, row = clock(lambda: plain.step(*row, codes.tolist()), device)
-            if i >= 3:  # the first frames warm up
-                slow.append(1000 * plain_took)
-                for times, (seconds, _) in zip(split.values(), took):
-                    times.append(1000 * seconds)
+    split, slow, row = {name: [] for name in duplex.parts}, [], (config.wait_token, [config.pad_token] * K)
+    for i in range(args.frames + 3):
+        duplex.given.copy_(torch.cat([torch.ones(1), torch.rand(1 + K), 0.1 * torch.randn(codec.config.frame_size)]))
+        took = [clock(part, device)[0] for part in duplex.parts.values()]
+        seconds, row = clock(lambda: plain.step(*row, duplex.listen[0].tolist()), device)
+        if i >= 3:  # the first frames warm up
+            slow.append(1000 * seconds)
+            for times, seconds in zip(split.values(), took):
+                times.append(1000 * seconds)
     frames = torch.tensor(list(split.values())).sum(0)
     medians = {name: torch.tensor(times).median().item() for name, times in split.items()}
     read, measured, step = weight_bytes(model), bandwidth(device), medians["backbone"] + medians["depth"]

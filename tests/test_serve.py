@@ -6,9 +6,11 @@ import gc
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import chat
 import serve
@@ -250,23 +252,34 @@ def test_a_client_that_vanished_frees_its_seat(partner):
 
 
 def test_a_conversation_goes_on_and_on(partner, pytestconfig):
-    """Catches memory that grows with time, and a position or a codec's state that runs over: past the ring's end, and with
-    --long past three hours of conversation."""
-    import resource
-    frames = 3 * 3600 * 12 if pytestconfig.getoption("long") else 150
-    duplex = partner.duplex
-    partner.duplex = chat.Duplex(partner.model, chat.Sampling(), context=64, batch=3)
-    with partner.conversation(seed=0):
-        if not pytestconfig.getoption("long"):
-            partner.duplex.cache.position[0] = partner.model.config.max_position_embeddings - 20  # as if hours had passed
-        peak = None
-        for i in range(frames):
-            said, text = partner.frame(chat.torch.from_numpy(SOUND[i % 25]))
-            assert said.isfinite().all() and (i == 0 or text is not None)
-            if i == frames // 2:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Catches memory or time that grows, and a position or a state that runs over, in a visitor's loop without its socket:
+    Opus, codec, model, monologue, Opus. It goes past the ring's end, and with --long through three hours of conversation."""
+    pytest.importorskip("sphn")
+    frames = 3 * 3600 * 25 // 2 if pytestconfig.getoption("long") else 150
+    duplex, rates, thought = partner.duplex, [], []
+    partner.duplex = chat.Duplex(partner.model, chat.Sampling(), context=64, codec=partner.codec)
+    partner.begin(seed=0)
+    if not pytestconfig.getoption("long"):
+        partner.duplex.cache.position[0] = partner.model.config.max_position_embeddings - 20  # as if hours had passed
+    client, server, ears = serve.Opus(24_000), serve.Opus(24_000), np.zeros(1920, np.float32)
+    monologue = partner.monologue(lambda text="", **_: thought.append(text), stamps=False)
+    held, started, part = {}, time.process_time(), max(frames // 36, 1)
+    for i in range(frames):
+        ears = np.concatenate([ears, server.decode(client.encode(SOUND[i % 25]))])
+        heard, ears = ears[:1920], ears[1920:]
+        said, text = partner.frame(torch.from_numpy(np.pad(heard, (0, 1920 - len(heard)))))
+        assert said.isfinite().all() and (i == 0) == (text is None)
+        client.decode(server.encode(said.numpy()))
+        monologue.add(i / 12.5, 0 if text is None else text)
+        if i % part == part - 1:  # five minutes
+            held[i] = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+            rates.append(1000 * (time.process_time() - started) / part)
+            started = time.process_time()
+            print(f"{(i + 1) / 750:6.1f} min, {rates[-1]:.2f} ms of processor a frame, {held[i]:.1f} MB", flush=True)
     partner.duplex = duplex
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 30_000, "kilobytes"
+    held, thirds = [*held.values()], len(rates) // 3
+    assert held[-1] - held[thirds] < 30, "megabytes"
+    assert np.median(rates[-thirds:]) < 2 * np.median(rates[:thirds]), rates
 
 
 def test_a_session_over_tcp_from_another_client(partner):
