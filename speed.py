@@ -32,28 +32,30 @@ class Packed(torch.nn.Module):
     """A Linear with 8-bit weights (a scale for each row) or 4-bit ones (a scale and an offset for each GROUP of a row).
 
     Decision: torch's own packed products, on which torchao's weight-only layers stand too: one package fewer."""
-    GROUP = 128
+    GROUP, ROWS = 128, 4096  # ROWS at once: float32 copies of a whole 7B head would take as much memory as the packed model
 
     def __init__(self, linear, bits):
         super().__init__()
-        w, self.bias, self.bits, self.shape = linear.weight.detach().float(), linear.bias, bits, linear.weight.shape
+        w, self.bias, self.bits, self.shape = linear.weight.detach(), linear.bias, bits, linear.weight.shape
         self.pad = -w.shape[1] % self.GROUP  # the kernels want whole groups; 2730, the depth transformer's, has none
-        w, kept = F.pad(w, (0, self.pad, 0, -w.shape[0] % self.GROUP)), linear.weight.dtype
-        if bits == 8:
-            scale = w.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
-            packed, scale = (w / scale).round().to(torch.int8), scale[:, 0]
-        else:
-            groups = w.unflatten(1, (-1, self.GROUP))
-            low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-            scale = (high - low).clamp(min=1e-8) / 15
-            ids = ((groups - low) / scale).round().clamp(0, 15).flatten(1).to(torch.int32)
-            scale = torch.cat([scale, low + 8 * scale], -1).transpose(0, 1).contiguous()  # the kernels take 8 from an id
-            if w.device.type == "cpu":
-                packed = torch._convert_weight_to_int4pack_for_cpu(ids, 1)
-            else:
-                packed = torch._convert_weight_to_int4pack((ids[:, ::2] << 4 | ids[:, 1::2]).to(torch.uint8), 8)
+        packed, scale = zip(*(self._pack(F.pad(rows.float(), (0, self.pad, 0, -len(rows) % self.GROUP))) for rows in w.split(self.ROWS)))
+        packed, scale, kept = torch.cat(packed), torch.cat(scale, -2 if bits == 4 else 0), w.dtype
         self.register_buffer("weight", packed)
         self.register_buffer("scale", scale.to(kept))
+
+    def _pack(self, w):
+        """Some rows, float32 -> their packed weights, and their scales [rows] or scales and offsets [groups, rows, 2]"""
+        if self.bits == 8:
+            scale = w.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+            return (w / scale).round().to(torch.int8), scale[:, 0]
+        groups = w.unflatten(1, (-1, self.GROUP))
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        scale = (high - low).clamp(min=1e-8) / 15
+        ids = ((groups - low) / scale).round().clamp(0, 15).flatten(1).to(torch.int32)
+        scale = torch.cat([scale, low + 8 * scale], -1).transpose(0, 1).contiguous()  # the kernels take 8 from an id
+        if w.device.type == "cpu":
+            return torch._convert_weight_to_int4pack_for_cpu(ids, 1), scale
+        return torch._convert_weight_to_int4pack((ids[:, ::2] << 4 | ids[:, 1::2]).to(torch.uint8), 8), scale
 
     def forward(self, x):
         rows, cpu = F.pad(x.flatten(0, -2), (0, self.pad)), x.device.type == "cpu"
