@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ from tqdm import tqdm
 import chat
 import data
 import mimi
+import stream
+import train
+from batch import collate
+from flm import K
 
 TAIL = 5.0      # seconds of silence after a question, in which it must have been answered
 AUDIBLE = 0.01  # of full scale
@@ -44,6 +49,126 @@ def word_errors(found, expected):
         for j, a in enumerate(found, 1):
             diagonal, row[j] = row[j], min(diagonal + (a != b), row[j] + 1, row[j - 1] + 1)
     return row[-1]
+
+
+# --- the engine: many conversations in lockstep ---
+
+@dataclass
+class Conversation:
+    """What a model did beside one recording of N samples (T frames). heard, said: float32 [N]; text [T], codes [T, K]: the
+    ids of each frame, of which frame 0 stands for nothing; lines: (seconds, text) of what it thought."""
+    heard: torch.Tensor
+    said: torch.Tensor
+    text: list
+    codes: torch.Tensor
+    lines: list
+
+
+def encode(codec, waves):
+    """Waveforms [N] -> codes [T, K] each, in one pass. The codec is causal: frame t is what a live stream would give."""
+    device, size = next(codec.parameters()).device, codec.config.frame_size
+    batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)[:, None].to(device)
+    return [codes[:, :-(-len(wave) // size)].T.cpu() for codes, wave in zip(codec.encode(batch), waves)]
+
+
+def decode(codec, codes):
+    """Codes [T, K] of frames 0 .. T - 1 -> waveform. Frame 0, and one with the empty id, is silence, as chat.py plays it."""
+    spoken, said = (codes < codec.config.codebook_size).all(-1), torch.zeros(len(codes), codec.config.frame_size)
+    spoken[0] = False
+    if spoken.any():
+        device = next(codec.parameters()).device
+        said[spoken] = codec.decode(codes[spoken].T[None].to(device))[0, 0].float().cpu().view(-1, codec.config.frame_size)
+    return said.flatten()
+
+
+@torch.inference_mode()
+def play(model, sampling, listen, seeds, text=None, speak=None):
+    """Run the model beside what is heard, frame by frame: listen, a list of B [T, K] -> a list of (text ids [T], codes [T, K]).
+
+    What is written at frame t depends on frames up to t, and on its own seed, so each is what chat.py's loop gives alone.
+    text, speak: rows that are read in place of what was sampled, [T + 1] and [T + 1, K] each (stream.delay makes them)."""
+    duplex = chat.Duplex(model, sampling, min(chat.CONTEXT, max(map(len, listen))), len(listen))
+    for i, seed in enumerate(seeds):
+        duplex.reset(i, seed)
+    config = model.config
+    written = [([config.wait_token], [[config.pad_token] * K]) for _ in listen]
+    for t in range(max(map(len, listen))):
+        for i, told in duplex.steps({i: codes[t] for i, codes in enumerate(listen) if t < len(codes)}).items():
+            if told:
+                for column, value in zip(written[i], told):
+                    column.append(value)
+            if text:
+                duplex.written[i, 0] = text[i][t + 1]
+            if speak:
+                duplex.written[i, 1:] = speak[i][t + 1]
+    return [(ids, torch.tensor(codes)) for ids, codes in written]
+
+
+def lines_of(tokenizer, wait_token, ids):
+    """Text ids, one a frame -> (seconds, text) of each thing thought."""
+    monologue = chat.Monologue(tokenizer, wait_token, print=lambda *_, **__: None)
+    for t, token in enumerate(ids):
+        monologue.add(t / stream.FRAME_RATE, token)
+    return monologue.lines
+
+
+def batches(lengths, batch):
+    """Indices in groups of `batch`, of like length."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[i:i + batch] for i in range(0, len(order), batch)]
+
+
+def converse(model, codec, tokenizer, waves, sampling, seeds=None, batch=32, done=lambda i, conversation: None):
+    """Hold a conversation with each recording, float32 [N] at 24 kHz -> a list of Conversation, in their order.
+
+    This is real time without its waiting: nothing that is written at a frame depends on what is heard after it, and each
+    conversation has draws of its own (seeds; 0 for all), so that it is the one that chat.py would hold. done: called with
+    each as its batch is over."""
+    found, seeds = [None] * len(waves), seeds or [0] * len(waves)
+    for group in batches([len(wave) for wave in waves], batch):
+        played = play(model, sampling, encode(codec, [waves[i] for i in group]), [seeds[i] for i in group])
+        for i, (text, codes) in zip(group, played):
+            found[i] = Conversation(waves[i], decode(codec, codes)[:len(waves[i])], text, codes,
+                                    lines_of(tokenizer, model.config.wait_token, text))
+            done(i, found[i])
+    return found
+
+
+def transcripts(model, tokenizer, grids, sampling, batch=32):
+    """ASR-style (section 3.1, Table 4): what is heard is a grid's, the speaking channel is its empty one, and the text is
+    sampled -> what was written beside each, a list of strings. With <asr> (section 3.2.2), what stands up to <answer>."""
+    ids, found = stream.Ids.of(model.config), [None] * len(grids)
+    for group in batches([len(grid) for grid in grids], batch):
+        rows = [stream.delay(grids[i], ids) for i in group]
+        for i, (text, _) in zip(group, play(model, sampling, [grids[i].listen for i in group], [0] * len(group),
+                                            speak=[row.speak for row in rows])):
+            found[i] = " ".join(line.split("<asr>")[-1].split("<answer>")[0] for _, line in
+                                lines_of(tokenizer, ids.wait, text)).strip()
+    return found
+
+
+def speech(model, codec, grids, sampling, seeds=None, batch=32):
+    """TTS-style (section 3.1, Table 5): the text is a grid's, given as it is when a voice is tested, nothing is heard, and
+    the speech is sampled -> waveforms."""
+    ids, found, seeds = stream.Ids.of(model.config), [None] * len(grids), seeds or [0] * len(grids)
+    for group in batches([len(grid) for grid in grids], batch):
+        rows = [stream.delay(grids[i], ids) for i in group]
+        for i, (_, codes) in zip(group, play(model, sampling, [grids[i].listen for i in group], [seeds[i] for i in group],
+                                             text=[row.text for row in rows])):
+            found[i] = decode(codec, codes)
+    return found
+
+
+@torch.no_grad()
+def losses(model, grids):
+    """Teacher-forced cross-entropy of grids -> sums [n, 5] and tokens [n, 5], by grid and class of stream.Loss."""
+    equation, ids, device = train.Equation3(model), stream.Ids.of(model.config), model.cos.device
+    sums, counts = [], []
+    for grid in grids:
+        rows = collate([[stream.delay(grid, ids)]], len(grid) + stream.ACOUSTIC_DELAY, ids)
+        sums.append(equation(*(x.to(device) for x in rows)).cpu().double())
+        counts.append(train.counted([rows]))
+    return torch.stack(sums), torch.stack(counts)
 
 
 def talk(partner, line, audio, sampling, seed=0):
