@@ -60,7 +60,7 @@ FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("
 # its first entry's times is the end of the user's turn
 GROUPS = "unseen_words", "kind", "voice"  # columns of --dialogs by which numbers are told apart
 BAD = {"false start", "false stop", "says more", "pause takeover", "backchannel takeover"}  # shares that should be 0
-COUNTED = {"exact", "takeover", "spoken right", "spoken exact"}  # shares whose failures are not listed
+COUNTED = {"exact", "right at last", "takeover", "spoken right", "spoken exact"}  # shares whose failures are not listed
 SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language"  # that a folder of results keeps
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
            "seventeen eighteen nineteen twenty").split()
@@ -301,6 +301,7 @@ def grade(row):
         expected = row["expected"] if "expected" in row else turns[0]["expected"]
         found |= {"spoken right": words(row["heard"]) == words(expected), "spoken exact": row["heard"] == expected}
     if "pause" in row:
+        found["right at last"] = bool(thought) and words(thought[-1]) == words(turns[0]["expected"])
         found["false start"] = any(row["pause"] <= start < turns[0]["end"] for start, _ in row["spans"])
     if "at" in row:
         end = next((end for start, end in row["spans"] if start <= row["at"] < end), row["at"])
@@ -513,7 +514,10 @@ def failures(parts):
 
 def draw(parts, file):
     """Shares with their intervals, and how soon the model speaks and stops."""
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return print(f"eval.py: {file} is not drawn: pip install matplotlib", file=sys.stderr)
     shares = [(f"{part}: {name}", found) for part, (numbers, *_) in parts.items() for name, found in numbers.items()
               if found["unit"] == "share" and found["n"] and ("," not in part or name == "right")]
     figure = Figure(figsize=(14, max(4, 0.2 * len(shares))), layout="constrained")
@@ -575,8 +579,6 @@ def main(arguments=None):
         (args.out / "failures.md").write_text(failures(run.parts))
         write_lines(args.out / "results.json", [{part: numbers for part, (numbers, *_) in run.parts.items()}])
         draw(run.parts, args.out / "results.png")
-    except ModuleNotFoundError as error:
-        sys.exit(f"eval.py: results.png is not drawn ({error}): pip install -r tiny/requirements.txt")
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:
