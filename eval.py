@@ -487,13 +487,13 @@ def recogniser(name, device):
 # --- the report ---
 
 def table(parts):
-    lines = [f"{'part':<44}{'measure':<22}{'n':>5}{'value':>9}   95 % interval"]
+    lines = [f"{'part':<48}{'measure':<22}{'n':>5}{'value':>9}   95 % interval"]
     for part, (numbers, *_) in parts.items():
         for name, found in numbers.items():
             if not part.startswith("questions,") or name in ("right", "exact", "WER", "CER"):  # of groups the JSON has the rest
                 form = {"share": "{:.0%}", "s": "{:.2f} s"}.get(found["unit"], "{:.3f}")
                 value, low, high = (form.format(found[key]) if found["n"] else "-" for key in ("value", "low", "high"))
-                lines.append(f"{part:<44}{name:<22}{found['n']:>5}{value:>9}   {low} .. {high}")
+                lines.append(f"{part:<48}{name:<22}{found['n']:>5}{value:>9}   {low} .. {high}")
     return "\n".join(lines) + "\n"
 
 
