@@ -405,7 +405,8 @@ class Run:
             self.count(f"questions, {key} {value}", [row for row in rows if row.get(key) == value])
         every = [(i, *those) for i, those in enumerate(zip(asked, rows, asked[1:] + asked[:1]))]
         murmurs = [clip(mimi.read_audio(file)) for file in data.recordings([a.backchannels] if a.backchannels else ())]
-        noises, groups = data.recordings(a.noise), [asked[i:i + TURNS] for i in range(0, len(asked) - TURNS + 1, TURNS)]
+        noises, groups = data.recordings(a.noise), [asked[i + r:i + TURNS] + asked[i:i + r] for i in range(0, len(asked) - TURNS + 1, TURNS)
+                                                        for r in range(TURNS)]  # each question once in each place
         parts = {"pause": [with_pause(one, rng("pause", i)) for i, one in enumerate(asked)],
                  "interruption": [intruding(one, row, other, rng("interruption", i)) for i, one, row, other in every],
                  "backchannel": [intruding(one, row, rng("murmur", i).choice(murmurs), rng("backchannel", i)) for i, one, row, _ in every if murmurs],
