@@ -84,12 +84,12 @@ def room(audio, rng):
     return np.pad(audio, (0, n)) + (10 ** (-direct / 20) * wet).astype(np.float32)
 
 
-def hesitate(audio, rng):
-    """audio [N] with a pause at the quietest place of its middle."""
+def hesitate(audio, seconds):
+    """audio [N] with a pause at the quietest place of its middle -> (audio, sample where the pause begins)"""
     window = SAMPLE_RATE // 50
     level = np.convolve(audio ** 2, np.ones(window, np.float32), "same")[len(audio) // 4:-len(audio) // 4]
     at = len(audio) // 4 + int(np.argmin(level))
-    return np.concatenate([audio[:at], np.zeros(round(rng.uniform(*PAUSE) * SAMPLE_RATE), np.float32), audio[at:]])
+    return np.concatenate([audio[:at], np.zeros(round(seconds * SAMPLE_RATE), np.float32), audio[at:]]), at
 
 
 _recording = lru_cache(maxsize=64)(mimi.read_audio)
@@ -175,7 +175,7 @@ class Encoder:
             if tuple(speeds) != (1, 1):  # pitch and all: one recorded speaker becomes several
                 clip = soxr.resample(clip, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*speeds))
             if self.rooms and rng.random() < PAUSE_PROBABILITY:
-                clip = hesitate(clip, rng)
+                clip, _ = hesitate(clip, rng.uniform(*PAUSE))
             late = rng.randrange(FRAME)  # people do not begin on a frame
             frames = -(-(late + len(clip)) // FRAME)
             if self.rooms and rng.random() < ROOM_PROBABILITY:

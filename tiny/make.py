@@ -213,8 +213,9 @@ def model(work, _):
 
 
 def evaluation(work, _):
-    """The questions of test.jsonl, asked of work/model: a table in work/evaluation/results.txt."""
-    evaluate.main([str(work / "test.jsonl"), "--model", str(work / "model"), "--out", str(work / "evaluation")])
+    """The questions of test.jsonl, asked of work/model, also paused and interrupted: work/evaluation/results.txt."""
+    evaluate.main(["--dialogs", str(work / "test.jsonl"), "--backchannels", str(work / "backchannels"), "--whisper",
+                   "--model", str(work / "model"), "--out", str(work / "evaluation")])
 
 
 def examples(work, _):
