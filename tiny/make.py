@@ -15,6 +15,7 @@ import argparse
 import functools
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -40,7 +41,7 @@ import world  # noqa: E402
 # How many questions are recorded by each engine, and at how many pitches each recording is kept: a first helping, on which
 # the codec and the stages up to the last learn, and a second for the last.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
-MORE_RECORDINGS = {"espeak": (30_000, 1), "flite": (2000, 1), "festival": (1500, 2), "joe": (1500, 2), "kokoro": (2500, 4)}
+MORE_RECORDINGS = {"espeak": (30_000, 1), "flite": (2000, 1), "festival": (1500, 2), "joe": (1500, 2), "kokoro": (1800, 4)}
 HELD_OUT_PER_VOICE = 30
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
 QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
@@ -69,7 +70,7 @@ STAGES = {
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
-    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more", "response-tts", "response-tts-free"], 2, 6e-4, 2e-5,
+    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more"], 2.7, 6e-4, 2e-5,
                            dict(depth_share=0.15, wait_weight=1.0, hide=0.15)),
 }
 
@@ -144,15 +145,16 @@ def _record_dialogs(work, name, planned):
 def speech(work, _):
     """Text to speech: every question by its user's voice, every answer by Joe. Manifests: dialogs in train.jsonl and
     test.jsonl, pairs of the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl; and
-    users' "uh huh" in the folder backchannels."""
+    users' "uh huh" in the folders backchannels and, of voices kept for evaluation, backchannels-test."""
     _record_dialogs(work, "test", _plan_test())
     users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0))
     more = {asked.answer: f"speech/{_name(asked.answer, voices.MODEL_VOICE)}" for asked in world.sample(MORE_ANSWERS, 3000, held_out=False)}
     rng, murmurs = random.Random(5000), []
-    (work / "backchannels").mkdir(exist_ok=True)
-    for i in range(BACKCHANNEL_CLIPS):
-        text, (voice, speed, pitch) = BACKCHANNELS[i % len(BACKCHANNELS)], voices.draw_user(rng, rng.choice(list(RECORDINGS)))
-        murmurs.append((str(work / "backchannels" / _name(text, voice, speed, pitch)), text, voice, speed, pitch))
+    drawn = [voices.draw_user(rng, rng.choice(list(RECORDINGS))) for _ in range(BACKCHANNEL_CLIPS)]
+    for folder, said_by in (("backchannels", drawn), ("backchannels-test", [(voice, 1.0, 1.0) for voice in voices.HELD_OUT] * 3)):
+        (work / folder).mkdir(exist_ok=True)
+        for text, user in zip(itertools.cycle(BACKCHANNELS), said_by):
+            murmurs.append((str(work / folder / _name(text, *user)), text, *user))
     _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in more.items()] + murmurs, "more")
     _write_lines(work / "users.jsonl", users)
     _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in (joe | more).items()])
@@ -213,9 +215,9 @@ def model(work, _):
 
 
 def evaluation(work, _):
-    """The questions of test.jsonl, asked of work/model, also paused and interrupted: work/evaluation/results.txt."""
-    evaluate.main(["--dialogs", str(work / "test.jsonl"), "--backchannels", str(work / "backchannels"), "--whisper",
-                   "--model", str(work / "model"), "--out", str(work / "evaluation")])
+    """The questions of test.jsonl, asked of work/model, also paused, interrupted and disturbed: work/evaluation/results.txt."""
+    evaluate.main(["--dialogs", str(work / "test.jsonl"), "--backchannels", str(work / "backchannels-test"), "--snr", "20", "10", "--rooms",
+                   "--leakage", "0.1", "--whisper", "--most", "240", "--model", str(work / "model"), "--out", str(work / "evaluation")])
 
 
 def examples(work, _):
