@@ -58,6 +58,7 @@ GRIDS = {
     "asr-response-tts": ("train.jsonl", "asr-response-tts", 1, 3, 1, dict(speeds=(0.9, 1.1))),
     "response-tts": ("train.jsonl", "response-tts", 1, 3, 2, dict(speeds=(0.88, 1.13))),
     "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13))),
+    "sums": ("sums.jsonl", "tts", 1, 3, 10, {}),
     "response-tts-more": ("more.jsonl", "response-tts", 1, 3, 1, dict(speeds=(0.88, 1.13), rooms=True)),
     "response-tts-free-more": ("more.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13), rooms=True)),
 }
@@ -70,7 +71,7 @@ STAGES = {
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
-    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more"], 2.7, 6e-4, 2e-5,
+    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more", "sums:5"], 2.4, 6e-4, 2e-5,
                            dict(depth_share=0.15, wait_weight=1.0, hide=0.15)),
 }
 
@@ -161,8 +162,15 @@ def speech(work, _):
 
 
 def more_speech(work, _):
-    """The second helping: dialogs in more.jsonl."""
+    """The second helping: dialogs in more.jsonl, and pairs in which Joe says every sum, in sums.jsonl.
+
+    Decision: a sum is a fact, and nobody knows what he was never told. So the model is told all of them in its own voice;
+    a tenth of them it is never asked before the evaluation asks."""
     _record_dialogs(work, "more", _plan_speech(MORE_RECORDINGS, 1))
+    sums = [world.answer_sum(a, b) for a in range(1, world.MAX_ADDEND + 1) for b in range(1, world.MAX_ADDEND + 1)]
+    files = [f"speech/{_name(text, voices.MODEL_VOICE)}" for text in sums]
+    _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in zip(sums, files)], "sums")
+    _write_lines(work / "sums.jsonl", [{"audio": file, "text": text} for text, file in zip(sums, files)])
 
 
 def codec(work, device):

@@ -2,7 +2,7 @@
 
 What this is: a generator of (question, answer) texts, small enough to be learnt by a few million parameters in an
 evening and large enough not to be a lookup: the sums and the word sequences are composed, so that combinations which
-no training example contains can be asked (`Asked.held_out`). What this is not: speech; tiny/voices.py says the words.
+no training example asks for can be asked (`Asked.held_out`). What this is not: speech; tiny/voices.py says the words.
 
     python tiny/world.py            # counts, and a few questions of each kind
 """
@@ -76,7 +76,7 @@ MAX_ADDEND, HELD_OUT_SHARE = 10, 0.1
 
 @dataclass(frozen=True)
 class Asked:
-    """One question and its answer. `held_out`: a combination that is kept for evaluation and never trained on."""
+    """One question and its answer. `held_out`: a combination that is kept for evaluation and never asked in training."""
     kind: str
     question: str
     answer: str
@@ -93,6 +93,10 @@ def _neighbours():
     return [(a, b) for row in rows for a, b in zip(row, row[1:])]
 
 
+def answer_sum(a, b):
+    return f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}."
+
+
 def draw(rng, kind=None):
     """One random `Asked`. rng: random.Random; kind: a key of WEIGHTS, or None for any by weight."""
     kind = kind or rng.choices(list(WEIGHTS), WEIGHTS.values())[0]
@@ -105,7 +109,7 @@ def draw(rng, kind=None):
         slots, answer = (country,), f"The capital of {country} is {CAPITALS[country]}."
     elif kind == "sum":
         a, b = rng.randint(1, MAX_ADDEND), rng.randint(1, MAX_ADDEND)
-        slots, answer = (NUMBERS[a], NUMBERS[b]), f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}."
+        slots, answer = (NUMBERS[a], NUMBERS[b]), answer_sum(a, b)
         held = _held_out("sum", *slots)
     elif kind == "opposite":
         pair = rng.choice(OPPOSITES)
