@@ -1,0 +1,100 @@
+"""What a small trained stage can do, asked of grids: the numbers behind the tables of RESULTS.md.
+
+What this is: word error rates of transcripts, right answers, reaction times and interruptions of a model that is too
+young for eval.py's conversations: it is asked in tokens, some hundred questions in lockstep, and never decoded to sound.
+What this is not: an evaluation of the model that ships (eval.py).
+
+Shapes: T frames, K = 8 codebooks.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+import chat
+import data
+import eval as evaluate
+import flm
+import mimi
+import stream
+
+INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
+
+
+class Judge:
+    """A trained stage and the test's questions, one to a grid, of which the listening channel is heard. -> dicts of numbers."""
+
+    def __init__(self, model, work):
+        self.model, self.work, self.ids, self.sampling = flm.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
+        self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        grids, self.turns = self.grids("test-response-tts"), [turn for turn, in data.join(data.read_manifest(work / "test.jsonl", "asr-response-tts"), 1, 1, 1, 0)]
+        self.heard, self.quiet = [grid.listen for grid in grids], grids[0].speak[1, 0]
+        self.due = [int((grid.text[1:] != self.ids.wait).nonzero()[0]) + 1 for grid in grids]  # the frame in which an answer may begin
+
+    def grids(self, name):
+        return [grid for shard in sorted((self.work / "grids" / name).glob("shard-*")) for grid in stream.Shard(shard)]
+
+    def play(self, heard, **forced):
+        return evaluate.play(self.model, self.sampling, heard, seeds=[0] * len(heard), **forced)
+
+    def text(self, tokens):
+        return self.tokenizer.decode([t for t in tokens if t not in (self.ids.wait, self.ids.asr, self.ids.answer)])
+
+    def wer(self, found):
+        pairs = [(evaluate.words(a), evaluate.words(turn["transcript"])) for a, turn in zip(found, self.turns)]
+        return sum(evaluate.word_errors(a, b) for a, b in pairs) / sum(len(b) for _, b in pairs)
+
+    def loss(self, name):
+        """Nats a token of the monologues, Moshi's <end-of-pad> aside."""
+        grids = self.grids(name)
+        for grid in grids:
+            grid.loss[grid.text == self.ids.answer, 0] = stream.Loss.NONE
+        sums, counts = evaluate.losses(self.model, grids)
+        return (sums[:, stream.Loss.MONOLOGUE].sum() / counts[:, stream.Loss.MONOLOGUE].sum()).item()
+
+    def transcripts(self):
+        """ASR-style: what is written beside each question while the speaking channel is empty."""
+        return [self.text(text) for text, _ in self.play(self.heard, speak=[torch.full((len(heard) + 1, stream.K), self.ids.empty) for heard in self.heard])]
+
+    def sounds(self, codes):
+        """Frames in which something is said: two in a row whose codebook 0 is not that of silence."""
+        loud = codes[:, 0] != self.quiet
+        loud[0] = False  # codes of frame 0 stand for nothing
+        return loud & (F.pad(loud[1:], (0, 1)) | F.pad(loud[:-1], (1, 0)))
+
+    def answers(self):
+        """Everything that is written (after <answer>, if there is one) is the expected answer, word by word; seconds from the
+        question's end to the first word and sound; how many wrote a word before it; and the same of interruptions."""
+        played, right, thinks, speaks, early, transcripts = self.play(self.heard), [], [], [], [], []
+        for (text, codes), turn, due in zip(played, self.turns, self.due):
+            said = text[text.index(self.ids.answer) + 1:] if self.ids.asr in text and self.ids.answer in text else text
+            transcripts.append(self.text(text[:len(text) - len(said)]))
+            right.append(evaluate.words(self.text(said)) == evaluate.words(turn["response"]))
+            end, written = due - data.CLOSING_SILENCE, [t for t in range(1, len(text)) if text[t] != self.ids.wait]
+            early.append(bool(written) and written[0] < end)
+            thinks += [(len(text) - len(said) if self.ids.asr in text else written[0]) - end] if written and not early[-1] else []
+            speaks += [int(self.sounds(codes).nonzero()[0]) - end] if self.sounds(codes).any() and not early[-1] else []
+        return dict(right=np.mean(right), early=np.mean(early), thinks=np.median(thinks or [np.nan]) / stream.FRAME_RATE,
+                    speaks=np.median(speaks or [np.nan]) / stream.FRAME_RATE, transcripts=self.wer(transcripts), **self.interruptions(played))
+
+    def interruptions(self, played):
+        """Each answer is interrupted INTERRUPTED frames into its sound by the next question: how often there is silence a
+        second later, how often there would have been without it, seconds to the silence, right answers to what interrupts."""
+        second, heard, due, onsets, asked = round(stream.FRAME_RATE), [], [], [], []
+        for i, (_, codes) in enumerate(played):
+            j, sounds = (i + 1) % len(played), self.sounds(codes)
+            begins = self.due[j] - data.CLOSING_SILENCE - -(-len(mimi.read_audio(self.turns[j]["heard"])) // data.FRAME)
+            if sounds.any() and (first := int(sounds.nonzero()[0])) >= self.due[i] and first + INTERRUPTED + second < len(codes):
+                onsets.append(first + INTERRUPTED)
+                heard.append(torch.cat([self.heard[i][:onsets[-1]], self.heard[j][begins:]]))
+                due.append(onsets[-1] + self.due[j] - begins)
+                asked.append((i, j))
+        stops, stopped, alone, right = [], [], [], []
+        for (text, codes), end, onset, (i, j) in zip(self.play(heard) if heard else (), due, onsets, asked):
+            quiet = (~self.sounds(codes)[onset:]).nonzero()[:, 0].tolist()
+            stops += quiet[:1]
+            stopped.append(bool(quiet) and quiet[0] <= second)
+            alone.append(not self.sounds(played[i][1])[onset:onset + second + 1].all())
+            right.append(evaluate.words(self.text(text[end - data.CLOSING_SILENCE:])) == evaluate.words(self.turns[j]["response"]))
+        return dict(interrupted=len(asked), stopped=np.mean(stopped or [np.nan]), alone=np.mean(alone or [np.nan]),
+                    stops=np.median(stops or [np.nan]) / stream.FRAME_RATE, right_after=np.mean(right or [np.nan]))

@@ -1,0 +1,278 @@
+"""The paper's questions (section 4), asked of a world so small that each arm trains in minutes on one CPU core.
+
+What this is: arms that differ from another arm in one setting alone, trained on the same data for the same steps with
+several seeds through data.encode and train.train, measured with eval.py, and the tables and plots of RESULTS.md. What
+this is not: the shipped model (make.py), or the paper's scale, at which the answers may be others.
+
+    python tiny/make.py --only speech        # and codec, tokenizer: the recordings and the codec come from tiny/work
+    python tiny/questions.py                 # every arm and seed that is not done yet, then results.json, plots, RESULTS.md
+    python tiny/questions.py --only word-aligned --seeds 1
+    python tiny/questions.py --report        # tables and plots again, from results.json
+
+Arms share what they have in common: a stage whose settings, and those of all stages before it, are another arm's is
+trained once.
+"""
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+import batch  # noqa: E402
+import chat  # noqa: E402
+import codec as ctc  # noqa: E402
+import data  # noqa: E402
+import eval as evaluate  # noqa: E402
+import flm  # noqa: E402
+import mimi  # noqa: E402
+import stream  # noqa: E402
+import train  # noqa: E402
+
+# --- the world: some kinds of questions, asked by few voices; whole recordings are kept for the test ---
+KINDS, USERS, TESTED = ("capital", "opposite", "color", "sound", "self", "greeting"), ("joe",), 240
+CONFIG = replace(flm.PRESETS["tiny"], hidden_size=192, intermediate_size=512, num_hidden_layers=4, head_dim=None, depth_layers=1,
+                 depth_heads=2, depth_dim=64)
+data.LONG_SILENCE_PROBABILITY = 0  # Decision: in minutes nobody learns to bear ten quiet seconds; half of the frames are saved
+GRIDS = {  # manifest, format, lines joined to a sample (fewest, most), draws
+    "tts": ("tts", "tts", 1, 4, 1), "asr": ("asr", "asr", 1, 4, 1), "asr-response-tts": ("train", "asr-response-tts", 1, 3, 1),
+    "response-tts": ("train", "response-tts", 1, 4, 1), "response-tts-free": ("train", "response-tts-free", 2, 4, 1),
+    "test-asr": ("test-asr", "asr", 1, 1, 1), "test-response-tts": ("test", "response-tts", 1, 1, 1),
+}
+ALIGNED = ("tts", "asr", "asr-response-tts", "response-tts", "test-asr", "test-response-tts")  # which Moshi's monologue has too
+HEARING_DELAY = 12  # frames; Decision: a word that was heard is written 1 s after its first sound (Moshi's recognizer: 2 s)
+
+
+# --- the arms ---
+
+@dataclass(frozen=True)
+class Stage:
+    """What train.Settings is given; steps of BATCH x LENGTH frames."""
+    grids: tuple
+    steps: int
+    lr: tuple
+    wait_weight: float = 0.01
+    semantic_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The arm `like` with one field of Stage changed in some stages: {stage: value}."""
+    like: str
+    field: str
+    values: dict
+
+
+BATCH, LENGTH = 4, 320
+BASE = {
+    "post-training-1": Stage(("tts", "asr"), 300, (1.5e-3, 8e-4)),
+    "post-training-2": Stage(("tts", "asr"), 150, (8e-4, 5e-4)),
+    "fine-tuning-1": Stage(("asr-response-tts",), 200, (8e-4, 5e-4)),
+    "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 250, (8e-4, 2e-5), wait_weight=1.0),
+}
+POST, LAST = ("post-training-1", "post-training-2"), "fine-tuning-2"
+ARMS = {
+    "base": None,
+    "no interruptions": Arm("base", "grids", {LAST: ("response-tts",)}),
+    "word-aligned": Arm("no interruptions", "grids", {"post-training-1": ("tts-aligned", "asr-aligned"), "post-training-2": ("tts-aligned", "asr-aligned"),
+                                                      "fine-tuning-1": ("asr-response-tts-aligned",), LAST: ("response-tts-aligned",)}),
+    "no fine-tuning-1": Arm("base", "grids", {"fine-tuning-1": ("response-tts", "response-tts-free")}),
+    "γ 0.5": Arm("base", "wait_weight", {LAST: 0.5}),
+    "γ 0.01": Arm("base", "wait_weight", {LAST: 0.01}),
+    "α₁ 100": Arm("base", "semantic_weight", {LAST: 100.0}),
+    "TTS only": Arm("base", "grids", dict.fromkeys(POST, ("tts",))),
+    "ASR only": Arm("base", "grids", dict.fromkeys(POST, ("asr",))),
+}
+
+
+def stages(arm):
+    """The Stages of an arm by name, in order."""
+    if ARMS[arm] is None:
+        return BASE
+    before, change = stages(ARMS[arm].like), ARMS[arm]
+    return {name: replace(stage, **{change.field: change.values[name]}) if name in change.values else stage for name, stage in before.items()}
+
+
+def folder(work, arm, name, seed):
+    """Where a stage of an arm is trained: a name made of all that went before it, which arms that share it share."""
+    names = list(BASE)
+    course = [vars(stages(arm)[n]) for n in names[:names.index(name) + 1]]
+    return work / "runs" / f"{name}-{hashlib.sha1(json.dumps(course).encode()).hexdigest()[:8]}-{seed}"
+
+
+# --- data ---
+
+def manifests(source, work):
+    """train, test (dialogs), tts, asr, test-asr (pairs) .jsonl of the small world. What differs in pitch alone, and stands
+    next to each other in make.py's manifest, stays together."""
+    rows = [json.loads(line) for line in open(source / "train.jsonl")]
+    rows = [row for row in rows if row["kind"] in KINDS and row["voice"].split(":")[0] in USERS]
+    for turn in (turn for row in rows for turn in row["turns"]):
+        turn |= {key: str((source / turn[key]).resolve()) for key in ("heard", "spoken")}
+    takes = [rows[i:i + 2] for i in range(0, len(rows), 2)]
+    rows = sum(random.Random(0).sample(takes, len(takes)), [])
+    split = {"test": rows[:TESTED], "train": rows[TESTED:]}
+    for name, part in split.items():
+        data.write_lines(work / f"{name}.jsonl", part)
+    for name, part, audio, text in (("tts", "train", "spoken", "response"), ("asr", "train", "heard", "transcript"), ("test-asr", "test", "heard", "transcript")):
+        data.write_lines(work / f"{name}.jsonl", [{"audio": row["turns"][0][audio], "text": row["turns"][0][text]} for row in split[part]])
+
+
+def encode(source, work):
+    """All grids, and those of ALIGNED once more with Moshi's monologue beside the same sounds."""
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "test-asr.jsonl").exists():
+        manifests(source, work)
+    for name, (manifest, format, fewest, most, draws) in GRIDS.items():
+        data.encode(work / f"{manifest}.jsonl", work / "grids" / name, format, source / "start", fewest, most, draws,
+                    backchannels=[source / "backchannels"] if format == "response-tts-free" else ())
+    aligner = None
+    for name in ALIGNED:
+        out = work / "grids" / f"{name}-aligned"
+        out.mkdir(exist_ok=True)
+        for shard in sorted((work / "grids" / name).glob("shard-*")):
+            if not (out / shard.name).exists():
+                aligner = aligner or Aligner(source)
+                stream.save([aligner.aligned(grid, GRIDS[name][1]) for grid in stream.Shard(shard)], out / shard.name)
+        shutil.copy(work / "grids" / name / "grids.json", out)
+
+
+# --- training ---
+
+def run(arm, seed, source, work):
+    """Train the stages of an arm that are not there yet."""
+    init = work / "runs" / f"start-{seed}"
+    if not (init / "config.json").exists():
+        torch.manual_seed(seed)
+        flm.save(flm.init_weights(flm.FLM(CONFIG)), init)
+        shutil.copy(source / "start" / "tokenizer.json", init)
+    for name, stage in stages(arm).items():
+        out = folder(work, arm, name, seed)
+        if not (out / ".done").exists():
+            print(f"--- {arm}, {name}, seed {seed}", flush=True)
+            settings = train.Settings(grids=tuple(work / "grids" / grids for grids in stage.grids), init=init, out=out, stage=name, lr=stage.lr,
+                                      wait_weight=stage.wait_weight, semantic_weight=stage.semantic_weight, seed=seed, batch=BATCH, length=LENGTH,
+                                      epochs=1, repeats=0.2, depth_share=0.3, bfloat16=True, compile=True, save_every=200, keep=1)
+            train.train(replace(settings, epochs=(stage.steps - 0.5) / batch.Batches(settings, CONFIG).steps_per_epoch))
+            shutil.rmtree(out / "checkpoints")
+            (out / ".done").touch()
+        init = out
+
+
+# --- measuring ---
+
+def measure(out, name, work, aligned):
+    """The numbers of one trained stage, kept in its folder."""
+    file, torch_seed = out / "measured.json", torch.manual_seed(0)
+    if not file.exists():
+        judge, suffix = Judge(out, work), "-aligned" * aligned
+        found = {"loss": judge.loss(f"test-response-tts{suffix}")} if name == LAST else {}
+        if name in POST:
+            found = {"wer": judge.wer(judge.transcripts()), "loss": judge.loss(f"test-asr{suffix}")}
+        else:
+            found |= judge.answers()
+        data.write_lines(file, [found])
+    return json.loads(file.read_text())
+
+
+def measure_all(work, seeds):
+    """results.json: {arm: {stage: {number: a list, one for each seed}}} of all that is trained."""
+    results = {}
+    for arm in ARMS:
+        for name in BASE:
+            outs = [folder(work, arm, name, seed) for seed in range(seeds)]
+            found = [measure(out, name, work, arm == "word-aligned") for out in outs if (out / ".done").exists()]
+            if found:
+                results.setdefault(arm, {})[name] = {key: [f[key] for f in found] for key in found[0]}
+    return results
+
+
+# --- tables and plots ---
+
+PT1, PT2, FT1, FT2 = BASE
+RECOGNITION, READING = ("WER after post-training", PT2, "wer"), ("nats a token, ASR-style", PT2, "loss")
+RIGHT, ANSWER = ("answers right", FT2, "right"), ("nats a token of the answer", FT2, "loss")
+EARLY, THINKS, SPEAKS = ("wrote into the question", FT2, "early"), ("first word, s", FT2, "thinks"), ("first sound, s", FT2, "speaks")
+TABLES = {  # name of the table and the plot -> arms, columns (title, stage, number)
+    "rq1": (("no interruptions", "word-aligned"), (RECOGNITION, READING, RIGHT, ANSWER)),
+    "rq2": (("base", "TTS only", "ASR only", "no fine-tuning-1"), (RECOGNITION, RIGHT, ANSWER)),
+    "rq3": (("base", "no interruptions"), (("before: first word, s", FT1, "thinks"), ("first word, s", FT2, "thinks"), ("silent within 1 s of an interruption", FT2, "stopped"),
+            ("silent then without one", FT2, "alone"), ("interruptions answered right", FT2, "right_after"))),
+    "table4": (("base",), (("WER after post-training-1", PT1, "wer"), RECOGNITION, ("WER after fine-tuning-1", FT1, "transcripts"), RIGHT)),
+    "weights": (("base", "γ 0.5", "γ 0.01", "α₁ 100"), (RIGHT, ANSWER, EARLY, THINKS)),
+}
+
+
+def table(results, arms, columns):
+    """Markdown: mean over the seeds, and each seed's number."""
+    lines = ["| | " + " | ".join(title for title, *_ in columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for arm in arms:
+        cells = [results.get(arm, {}).get(stage, {}).get(key) for _, stage, key in columns]
+        lines.append(f"| {arm} | " + " | ".join(f"**{np.mean(c):.2f}** ({', '.join(f'{x:.2f}' for x in c)})" if c else "-" for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(results, arms, columns, file):
+    """A panel a column: a bar for the mean of an arm, a dot for each seed."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, panels = pyplot.subplots(1, len(columns), figsize=(2.6 * len(columns), 0.8 + 0.4 * len(arms)), sharey=True, squeeze=False)
+    for panel, (title, stage, key) in zip(panels[0], columns):
+        for row, arm in enumerate(reversed(arms)):
+            values = results.get(arm, {}).get(stage, {}).get(key, [])
+            panel.barh(row, np.mean(values) if values else 0, color="0.8")
+            panel.plot(values, [row] * len(values), "k.")
+        panel.set_title(title, fontsize=8)
+        panel.set_yticks(range(len(arms)), reversed(arms))
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+    pyplot.close(figure)
+
+
+def report():
+    """results.json -> the plots, and the tables of RESULTS.md, each behind its heading's comment."""
+    results, page = json.loads((HERE / "results" / "results.json").read_text()), HERE / "RESULTS.md"
+    text = page.read_text()
+    for name, (arms, columns) in TABLES.items():
+        before, rest = text.split(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n{table(results, arms, columns)}\n\n![{name}](results/{name}.png)\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+        plot(results, arms, columns, HERE / "results" / f"{name}.png")
+    page.write_text(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=HERE / "work", help="make.py's work folder (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "questions", help="folder for grids and runs (default: %(default)s)")
+    parser.add_argument("--only", choices=ARMS, help="train this arm alone")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="train and measure nothing: tables and plots from results.json")
+    args = parser.parse_args()
+    try:
+        if not args.report:
+            encode(args.source, args.work)
+            for seed in range(args.seeds):
+                for arm in [args.only] if args.only else ARMS:
+                    run(arm, seed, args.source, args.work)
+            (HERE / "results").mkdir(exist_ok=True)
+            (HERE / "results" / "results.json").write_text(json.dumps(measure_all(args.work, args.seeds), indent=1) + "\n")
+        report()
+    except (OSError, ValueError) as error:
+        sys.exit(f"questions.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("questions.py: stopped; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()
