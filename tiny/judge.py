@@ -6,6 +6,8 @@ What this is not: an evaluation of the model that ships (eval.py).
 
 Shapes: T frames, K = 8 codebooks.
 """
+import json
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -98,3 +100,16 @@ class Judge:
             right.append(evaluate.words(self.text(text[end - data.CLOSING_SILENCE:])) == evaluate.words(self.turns[j]["response"]))
         return dict(interrupted=len(asked), stopped=np.mean(stopped or [np.nan]), alone=np.mean(alone or [np.nan]),
                     stops=np.median(stops or [np.nan]) / stream.FRAME_RATE, right_after=np.mean(right or [np.nan]))
+
+
+def measure(model, stage, work, file, aligned=""):
+    """The numbers of one trained stage, kept in a file. work: where the test is; aligned: the suffix of its grids."""
+    if not file.exists():
+        print(f"--- measuring {model}", flush=True)
+        judge = Judge(model, work)
+        if stage.startswith("post-training"):
+            found = {"wer": judge.wer(judge.transcripts()), "loss": judge.loss(f"test-asr{aligned}")}
+        else:
+            found = judge.answers() | ({"loss": judge.loss(f"test-response-tts{aligned}")} if stage == "fine-tuning-2" else {})
+        data.write_lines(file, [found])
+    return json.loads(file.read_text())

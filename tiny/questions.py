@@ -1,16 +1,15 @@
 """The paper's questions (section 4), asked of a world so small that each arm trains in minutes on one CPU core.
 
 What this is: arms that differ from another arm in one setting alone, trained on the same data for the same steps with
-several seeds through data.encode and train.train, measured with eval.py, and the tables and plots of RESULTS.md. What
+several seeds through data.encode and train.train, measured by judge.py, and the tables and plots of RESULTS.md. What
 this is not: the shipped model (make.py), or the paper's scale, at which the answers may be others.
 
-    python tiny/make.py --only speech        # and codec, tokenizer: the recordings and the codec come from tiny/work
-    python tiny/questions.py                 # every arm and seed that is not done yet, then results.json, plots, RESULTS.md
+    python tiny/questions.py                               # every arm and seed not done yet, then results.json, plots, RESULTS.md
     python tiny/questions.py --only word-aligned --seeds 1
-    python tiny/questions.py --report        # tables and plots again, from results.json
+    python tiny/questions.py --report                      # tables and plots again, from results.json
 
-Arms share what they have in common: a stage whose settings, and those of all stages before it, are another arm's is
-trained once.
+Recordings and codec are make.py's, in tiny/work. Arms share what they have in common: a stage is trained once for all
+whose settings are the same up to its end.
 """
 import argparse
 import hashlib
@@ -19,38 +18,32 @@ import random
 import shutil
 import sys
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 import batch  # noqa: E402
-import chat  # noqa: E402
-import codec as ctc  # noqa: E402
 import data  # noqa: E402
-import eval as evaluate  # noqa: E402
 import flm  # noqa: E402
-import mimi  # noqa: E402
 import stream  # noqa: E402
 import train  # noqa: E402
+from judge import measure  # noqa: E402
+from moshi import Aligner  # noqa: E402
 
 # --- the world: some kinds of questions, asked by few voices; whole recordings are kept for the test ---
 KINDS, USERS, TESTED = ("capital", "opposite", "color", "sound", "self", "greeting"), ("joe",), 240
 CONFIG = replace(flm.PRESETS["tiny"], hidden_size=192, intermediate_size=512, num_hidden_layers=4, head_dim=None, depth_layers=1,
                  depth_heads=2, depth_dim=64)
 data.LONG_SILENCE_PROBABILITY = 0  # Decision: in minutes nobody learns to bear ten quiet seconds; half of the frames are saved
-GRIDS = {  # manifest, format, lines joined to a sample (fewest, most), draws
-    "tts": ("tts", "tts", 1, 4, 1), "asr": ("asr", "asr", 1, 4, 1), "asr-response-tts": ("train", "asr-response-tts", 1, 3, 1),
-    "response-tts": ("train", "response-tts", 1, 4, 1), "response-tts-free": ("train", "response-tts-free", 2, 4, 1),
-    "test-asr": ("test-asr", "asr", 1, 1, 1), "test-response-tts": ("test", "response-tts", 1, 1, 1),
+GRIDS = {  # manifest, format, lines joined to a sample (fewest, most)
+    "tts": ("train-tts", "tts", 1, 4), "asr": ("train-asr", "asr", 1, 4), "asr-response-tts": ("train", "asr-response-tts", 1, 3),
+    "response-tts": ("train", "response-tts", 1, 4), "response-tts-free": ("train", "response-tts-free", 2, 4),
+    "test-asr": ("test-asr", "asr", 1, 1), "test-response-tts": ("test", "response-tts", 1, 1),
 }
 ALIGNED = ("tts", "asr", "asr-response-tts", "response-tts", "test-asr", "test-response-tts")  # which Moshi's monologue has too
-HEARING_DELAY = 12  # frames; Decision: a word that was heard is written 1 s after its first sound (Moshi's recognizer: 2 s)
 
 
 # --- the arms ---
@@ -75,10 +68,10 @@ class Arm:
 
 BATCH, LENGTH = 4, 320
 BASE = {
-    "post-training-1": Stage(("tts", "asr"), 300, (1.5e-3, 8e-4)),
-    "post-training-2": Stage(("tts", "asr"), 150, (8e-4, 5e-4)),
-    "fine-tuning-1": Stage(("asr-response-tts",), 200, (8e-4, 5e-4)),
-    "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 250, (8e-4, 2e-5), wait_weight=1.0),
+    "post-training-1": Stage(("tts", "asr"), 400, (1.5e-3, 1e-3)),
+    "post-training-2": Stage(("tts", "asr"), 150, (1e-3, 8e-4)),
+    "fine-tuning-1": Stage(("asr-response-tts",), 300, (1e-3, 8e-4)),
+    "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 400, (1e-3, 2e-5), wait_weight=1.0),
 }
 POST, LAST = ("post-training-1", "post-training-2"), "fine-tuning-2"
 ARMS = {
@@ -87,11 +80,11 @@ ARMS = {
     "word-aligned": Arm("no interruptions", "grids", {"post-training-1": ("tts-aligned", "asr-aligned"), "post-training-2": ("tts-aligned", "asr-aligned"),
                                                       "fine-tuning-1": ("asr-response-tts-aligned",), LAST: ("response-tts-aligned",)}),
     "no fine-tuning-1": Arm("base", "grids", {"fine-tuning-1": ("response-tts", "response-tts-free")}),
+    "TTS only": Arm("base", "grids", dict.fromkeys(POST, ("tts",))),
+    "ASR only": Arm("base", "grids", dict.fromkeys(POST, ("asr",))),
     "γ 0.5": Arm("base", "wait_weight", {LAST: 0.5}),
     "γ 0.01": Arm("base", "wait_weight", {LAST: 0.01}),
     "α₁ 100": Arm("base", "semantic_weight", {LAST: 100.0}),
-    "TTS only": Arm("base", "grids", dict.fromkeys(POST, ("tts",))),
-    "ASR only": Arm("base", "grids", dict.fromkeys(POST, ("asr",))),
 }
 
 
@@ -112,30 +105,41 @@ def folder(work, arm, name, seed):
 
 # --- data ---
 
-def manifests(source, work):
-    """train, test (dialogs), tts, asr, test-asr (pairs) .jsonl of the small world. What differs in pitch alone, and stands
-    next to each other in make.py's manifest, stays together."""
+PAIRS = {"tts": ("spoken", "response"), "asr": ("heard", "transcript")}
+
+
+def write_manifests(work, source, split):
+    """Dialogs of make.py's manifests, {name: rows} -> NAME.jsonl, and their two sides as pairs, NAME-tts.jsonl and NAME-asr.jsonl."""
+    for name, rows in split.items():
+        turns = [turn | {key: str((source / turn[key]).resolve()) for key in ("heard", "spoken")} for row in rows for turn in row["turns"]]
+        data.write_lines(work / f"{name}.jsonl", [row | {"turns": [turn]} for row, turn in zip(rows, turns)])
+        for pair, (audio, text) in PAIRS.items():
+            data.write_lines(work / f"{name}-{pair}.jsonl", [{"audio": turn[audio], "text": turn[text]} for turn in turns])
+
+
+def split(source):
+    """The small world: {"train": rows, "test": rows}. What differs in pitch alone, and stands side by side, stays together."""
     rows = [json.loads(line) for line in open(source / "train.jsonl")]
     rows = [row for row in rows if row["kind"] in KINDS and row["voice"].split(":")[0] in USERS]
-    for turn in (turn for row in rows for turn in row["turns"]):
-        turn |= {key: str((source / turn[key]).resolve()) for key in ("heard", "spoken")}
     takes = [rows[i:i + 2] for i in range(0, len(rows), 2)]
-    rows = sum(random.Random(0).sample(takes, len(takes)), [])
-    split = {"test": rows[:TESTED], "train": rows[TESTED:]}
-    for name, part in split.items():
-        data.write_lines(work / f"{name}.jsonl", part)
-    for name, part, audio, text in (("tts", "train", "spoken", "response"), ("asr", "train", "heard", "transcript"), ("test-asr", "test", "heard", "transcript")):
-        data.write_lines(work / f"{name}.jsonl", [{"audio": row["turns"][0][audio], "text": row["turns"][0][text]} for row in split[part]])
+    random.Random(0).shuffle(takes)
+    rows = sum(takes, [])
+    return {"test": rows[:TESTED], "train": rows[TESTED:]}
+
+
+def encode_grids(source, work, name):
+    """One entry of GRIDS."""
+    manifest, format, fewest, most = GRIDS[name]
+    data.encode(work / f"{manifest}.jsonl", work / "grids" / name, format, source / "start", fewest, most,
+                backchannels=[source / "backchannels"] if format == "response-tts-free" else ())
 
 
 def encode(source, work):
     """All grids, and those of ALIGNED once more with Moshi's monologue beside the same sounds."""
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "test-asr.jsonl").exists():
-        manifests(source, work)
-    for name, (manifest, format, fewest, most, draws) in GRIDS.items():
-        data.encode(work / f"{manifest}.jsonl", work / "grids" / name, format, source / "start", fewest, most, draws,
-                    backchannels=[source / "backchannels"] if format == "response-tts-free" else ())
+    write_manifests(work, source, split(source))
+    for name in GRIDS:
+        encode_grids(source, work, name)
     aligner = None
     for name in ALIGNED:
         out = work / "grids" / f"{name}-aligned"
@@ -171,29 +175,24 @@ def run(arm, seed, source, work):
 
 # --- measuring ---
 
-def measure(out, name, work, aligned):
-    """The numbers of one trained stage, kept in its folder."""
-    file, torch_seed = out / "measured.json", torch.manual_seed(0)
-    if not file.exists():
-        judge, suffix = Judge(out, work), "-aligned" * aligned
-        found = {"loss": judge.loss(f"test-response-tts{suffix}")} if name == LAST else {}
-        if name in POST:
-            found = {"wer": judge.wer(judge.transcripts()), "loss": judge.loss(f"test-asr{suffix}")}
-        else:
-            found |= judge.answers()
-        data.write_lines(file, [found])
-    return json.loads(file.read_text())
-
-
-def measure_all(work, seeds):
-    """results.json: {arm: {stage: {number: a list, one for each seed}}} of all that is trained."""
-    results = {}
+def measure_all(source, work, seeds):
+    """{arm: {stage: {number: a list, one for each seed}}} of all that is trained, and of the four stages that make.py trained, asked
+    the questions of its test.jsonl by voices that they were never trained on."""
+    results, work_of_shipped = {}, work / "shipped"
     for arm in ARMS:
-        for name in BASE:
+        for name, stage in stages(arm).items():
             outs = [folder(work, arm, name, seed) for seed in range(seeds)]
-            found = [measure(out, name, work, arm == "word-aligned") for out in outs if (out / ".done").exists()]
+            aligned = "-aligned" * any("aligned" in grids for grids in stage.grids)
+            found = [measure(out, name, work, out / "measured.json", aligned) for out in outs if (out / ".done").exists()]
             if found:
                 results.setdefault(arm, {})[name] = {key: [f[key] for f in found] for key in found[0]}
+    work_of_shipped.mkdir(exist_ok=True)
+    rows = [json.loads(line) for line in open(source / "test.jsonl")]
+    write_manifests(work_of_shipped, source, {"test": rows})
+    for name in ("test-asr", "test-response-tts"):
+        encode_grids(source, work_of_shipped, name)
+    results["shipped"] = {name: {key: [value] for key, value in measure(source / name, name, work_of_shipped, work_of_shipped / f"{name}.json").items()}
+                          for name in BASE}
     return results
 
 
@@ -213,12 +212,16 @@ TABLES = {  # name of the table and the plot -> arms, columns (title, stage, num
 }
 
 
+def short(x):
+    return f"{x:.2f}" if x < 10 else f"{x:.0f}"
+
+
 def table(results, arms, columns):
     """Markdown: mean over the seeds, and each seed's number."""
     lines = ["| | " + " | ".join(title for title, *_ in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for arm in arms:
         cells = [results.get(arm, {}).get(stage, {}).get(key) for _, stage, key in columns]
-        lines.append(f"| {arm} | " + " | ".join(f"**{np.mean(c):.2f}** ({', '.join(f'{x:.2f}' for x in c)})" if c else "-" for c in cells) + " |")
+        lines.append(f"| {arm} | " + " | ".join(f"**{short(np.mean(c))}** ({', '.join(map(short, c))})" if c else "-" for c in cells) + " |")
     return "\n".join(lines)
 
 
@@ -229,12 +232,12 @@ def plot(results, arms, columns, file):
     from matplotlib import pyplot
     figure, panels = pyplot.subplots(1, len(columns), figsize=(2.6 * len(columns), 0.8 + 0.4 * len(arms)), sharey=True, squeeze=False)
     for panel, (title, stage, key) in zip(panels[0], columns):
-        for row, arm in enumerate(reversed(arms)):
+        for row, arm in enumerate(arms[::-1]):
             values = results.get(arm, {}).get(stage, {}).get(key, [])
             panel.barh(row, np.mean(values) if values else 0, color="0.8")
             panel.plot(values, [row] * len(values), "k.")
         panel.set_title(title, fontsize=8)
-        panel.set_yticks(range(len(arms)), reversed(arms))
+        panel.set_yticks(range(len(arms)), arms[::-1])
     figure.tight_layout()
     figure.savefig(file, dpi=90)
     pyplot.close(figure)
@@ -252,6 +255,7 @@ def report():
 
 
 def main():
+    torch.set_num_threads(1)  # arms of this size gain nothing from a second core
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=HERE / "work", help="make.py's work folder (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "questions", help="folder for grids and runs (default: %(default)s)")
@@ -266,7 +270,7 @@ def main():
                 for arm in [args.only] if args.only else ARMS:
                     run(arm, seed, args.source, args.work)
             (HERE / "results").mkdir(exist_ok=True)
-            (HERE / "results" / "results.json").write_text(json.dumps(measure_all(args.work, args.seeds), indent=1) + "\n")
+            (HERE / "results" / "results.json").write_text(json.dumps(measure_all(args.source, args.work, args.seeds), indent=1) + "\n")
         report()
     except (OSError, ValueError) as error:
         sys.exit(f"questions.py: {error}")
