@@ -8,7 +8,6 @@ Shapes: T frames, K = 8 codebooks.
 """
 import json
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -23,8 +22,13 @@ import stream
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
 
 
+def seconds(frames):
+    return evaluate.number([n / stream.FRAME_RATE for n in frames], "s")
+
+
 class Judge:
-    """A trained stage and the test's questions, one to a grid, of which the listening channel is heard. -> dicts of numbers."""
+    """A trained stage and the test's questions, one to a grid, of which the listening channel is heard. -> dicts of eval.py's numbers,
+    each with its count and interval."""
 
     def __init__(self, model, work):
         self.model, self.work, self.ids, self.sampling = flm.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
@@ -37,14 +41,14 @@ class Judge:
         return [grid for shard in sorted((self.work / "grids" / name).glob("shard-*")) for grid in stream.Shard(shard)]
 
     def play(self, heard, **forced):
-        return evaluate.play(self.model, self.sampling, heard, seeds=[0] * len(heard), **forced)
+        return evaluate.play(self.model, self.sampling, heard, batch=len(heard), **forced)
 
     def text(self, tokens):
         return self.tokenizer.decode([t for t in tokens if t not in (self.ids.wait, self.ids.asr, self.ids.answer)])
 
     def wer(self, found):
         pairs = [(evaluate.words(a), evaluate.words(turn["transcript"])) for a, turn in zip(found, self.turns)]
-        return sum(evaluate.word_errors(a, b) for a, b in pairs) / sum(len(b) for _, b in pairs)
+        return evaluate.number([(evaluate.word_errors(a, b), len(b)) for a, b in pairs], "errors a word")
 
     def loss(self, name):
         """Nats a token of the monologues, Moshi's <end-of-pad> aside."""
@@ -52,7 +56,7 @@ class Judge:
         for grid in grids:
             grid.loss[grid.text == self.ids.answer, 0] = stream.Loss.NONE
         sums, counts = evaluate.losses(self.model, grids)
-        return (sums[:, stream.Loss.MONOLOGUE].sum() / counts[:, stream.Loss.MONOLOGUE].sum()).item()
+        return evaluate.number(torch.stack([sums, counts], -1)[:, stream.Loss.MONOLOGUE].tolist(), "nats a token")
 
     def transcripts(self):
         """ASR-style: what is written beside each question while the speaking channel is empty."""
@@ -64,9 +68,9 @@ class Judge:
         loud[0] = False  # codes of frame 0 stand for nothing
         return loud & (F.pad(loud[1:], (0, 1)) | F.pad(loud[:-1], (1, 0)))
 
-    def answers(self):
+    def answers(self, interrupted):
         """Everything that is written (after <answer>, if there is one) is the expected answer, word by word; seconds from the
-        question's end to the first word and sound; how many wrote a word before it; and the same of interruptions."""
+        question's end to the first word and sound; how many wrote a word before it; and, if asked for, interruptions."""
         played, right, thinks, speaks, early, transcripts = self.play(self.heard), [], [], [], [], []
         for (text, codes), turn, due in zip(played, self.turns, self.due):
             said = text[text.index(self.ids.answer) + 1:] if self.ids.asr in text and self.ids.answer in text else text
@@ -76,8 +80,8 @@ class Judge:
             early.append(bool(written) and written[0] < end)
             thinks += [(len(text) - len(said) if self.ids.asr in text else written[0]) - end] if written and not early[-1] else []
             speaks += [int(self.sounds(codes).nonzero()[0]) - end] if self.sounds(codes).any() and not early[-1] else []
-        return dict(right=np.mean(right), early=np.mean(early), thinks=np.median(thinks or [np.nan]) / stream.FRAME_RATE,
-                    speaks=np.median(speaks or [np.nan]) / stream.FRAME_RATE, transcripts=self.wer(transcripts), **self.interruptions(played))
+        return dict(right=evaluate.number(right, "share"), early=evaluate.number(early, "share"), transcripts=self.wer(transcripts),
+                    thinks=seconds(thinks), speaks=seconds(speaks), **(self.interruptions(played) if interrupted else {}))
 
     def interruptions(self, played):
         """Each answer is interrupted INTERRUPTED frames into its sound by the next question: how often there is silence a
@@ -98,18 +102,19 @@ class Judge:
             stopped.append(bool(quiet) and quiet[0] <= second)
             alone.append(not self.sounds(played[i][1])[onset:onset + second + 1].all())
             right.append(evaluate.words(self.text(text[end - data.CLOSING_SILENCE:])) == evaluate.words(self.turns[j]["response"]))
-        return dict(interrupted=len(asked), stopped=np.mean(stopped or [np.nan]), alone=np.mean(alone or [np.nan]),
-                    stops=np.median(stops or [np.nan]) / stream.FRAME_RATE, right_after=np.mean(right or [np.nan]))
+        return dict(stopped=evaluate.number(stopped, "share"), alone=evaluate.number(alone, "share"), stops=seconds(stops),
+                    right_after=evaluate.number(right, "share"))
 
 
-def measure(model, stage, work, file, aligned=""):
-    """The numbers of one trained stage, kept in a file. work: where the test is; aligned: the suffix of its grids."""
+def measure(model, stage, work, file, aligned="", interrupted=False):
+    """The numbers of one trained stage, kept in a file. work: where the test is; aligned: the suffix of its grids;
+    interrupted: whether it is interrupted too."""
     if not file.exists():
         print(f"--- measuring {model}", flush=True)
         judge = Judge(model, work)
         if stage.startswith("post-training"):
             found = {"wer": judge.wer(judge.transcripts()), "loss": judge.loss(f"test-asr{aligned}")}
         else:
-            found = judge.answers() | ({"loss": judge.loss(f"test-response-tts{aligned}")} if stage == "fine-tuning-2" else {})
+            found = judge.answers(interrupted) | ({"loss": judge.loss(f"test-response-tts{aligned}")} if stage == "fine-tuning-2" else {})
         data.write_lines(file, [found])
     return json.loads(file.read_text())

@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -69,22 +69,22 @@ class Arm:
 BATCH, LENGTH = 4, 320
 BASE = {
     "post-training-1": Stage(("tts", "asr"), 400, (1.5e-3, 1e-3)),
-    "post-training-2": Stage(("tts", "asr"), 150, (1e-3, 8e-4)),
-    "fine-tuning-1": Stage(("asr-response-tts",), 300, (1e-3, 8e-4)),
-    "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 400, (1e-3, 2e-5), wait_weight=1.0),
+    "post-training-2": Stage(("tts", "asr"), 100, (1e-3, 8e-4)),
+    "fine-tuning-1": Stage(("asr-response-tts",), 200, (1e-3, 8e-4)),
+    "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 300, (1e-3, 2e-5), wait_weight=1.0),
 }
 POST, LAST = ("post-training-1", "post-training-2"), "fine-tuning-2"
 ARMS = {
     "base": None,
     "no interruptions": Arm("base", "grids", {LAST: ("response-tts",)}),
-    "word-aligned": Arm("no interruptions", "grids", {"post-training-1": ("tts-aligned", "asr-aligned"), "post-training-2": ("tts-aligned", "asr-aligned"),
-                                                      "fine-tuning-1": ("asr-response-tts-aligned",), LAST: ("response-tts-aligned",)}),
+    "word-aligned": Arm("no interruptions", "grids", {
+        **dict.fromkeys(POST, ("tts-aligned", "asr-aligned")), "fine-tuning-1": ("asr-response-tts-aligned",), LAST: ("response-tts-aligned",)}),
     "no fine-tuning-1": Arm("base", "grids", {"fine-tuning-1": ("response-tts", "response-tts-free")}),
-    "TTS only": Arm("base", "grids", dict.fromkeys(POST, ("tts",))),
-    "ASR only": Arm("base", "grids", dict.fromkeys(POST, ("asr",))),
-    "γ 0.5": Arm("base", "wait_weight", {LAST: 0.5}),
     "γ 0.01": Arm("base", "wait_weight", {LAST: 0.01}),
     "α₁ 100": Arm("base", "semantic_weight", {LAST: 100.0}),
+    "ASR only": Arm("base", "grids", dict.fromkeys(POST, ("asr",))),
+    "TTS only": Arm("base", "grids", dict.fromkeys(POST, ("tts",))),
+    "γ 0.5": Arm("base", "wait_weight", {LAST: 0.5}),
 }
 
 
@@ -183,7 +183,7 @@ def measure_all(source, work, seeds):
         for name, stage in stages(arm).items():
             outs = [folder(work, arm, name, seed) for seed in range(seeds)]
             aligned = "-aligned" * any("aligned" in grids for grids in stage.grids)
-            found = [measure(out, name, work, out / "measured.json", aligned) for out in outs if (out / ".done").exists()]
+            found = [measure(out, name, work, out / "measured.json", aligned, arm in TABLES["rq3"][0]) for out in outs if (out / ".done").exists()]
             if found:
                 results.setdefault(arm, {})[name] = {key: [f[key] for f in found] for key in found[0]}
     work_of_shipped.mkdir(exist_ok=True)
@@ -213,31 +213,33 @@ TABLES = {  # name of the table and the plot -> arms, columns (title, stage, num
 
 
 def short(x):
-    return f"{x:.2f}" if x < 10 else f"{x:.0f}"
+    return "-" if x["value"] is None else f"{x['value']:.2f} ({x['low']:.2f} .. {x['high']:.2f}, n {x['n']})"
 
 
 def table(results, arms, columns):
-    """Markdown: mean over the seeds, and each seed's number."""
+    """Markdown: a line for each seed's number, with its 95 % interval and count."""
     lines = ["| | " + " | ".join(title for title, *_ in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for arm in arms:
         cells = [results.get(arm, {}).get(stage, {}).get(key) for _, stage, key in columns]
-        lines.append(f"| {arm} | " + " | ".join(f"**{short(np.mean(c))}** ({', '.join(map(short, c))})" if c else "-" for c in cells) + " |")
+        lines.append(f"| {arm} | " + " | ".join("<br>".join(map(short, c)) if c else "-" for c in cells) + " |")
     return "\n".join(lines)
 
 
 def plot(results, arms, columns, file):
-    """A panel a column: a bar for the mean of an arm, a dot for each seed."""
+    """A panel a column, a row an arm, a dot with its interval for each seed."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
     figure, panels = pyplot.subplots(1, len(columns), figsize=(2.6 * len(columns), 0.8 + 0.4 * len(arms)), sharey=True, squeeze=False)
     for panel, (title, stage, key) in zip(panels[0], columns):
         for row, arm in enumerate(arms[::-1]):
-            values = results.get(arm, {}).get(stage, {}).get(key, [])
-            panel.barh(row, np.mean(values) if values else 0, color="0.8")
-            panel.plot(values, [row] * len(values), "k.")
+            for seed, x in enumerate(results.get(arm, {}).get(stage, {}).get(key, [])):
+                if x["value"] is not None:
+                    panel.plot([x["low"], x["high"]], [row - 0.15 * seed] * 2, color="0.6")
+                    panel.plot(x["value"], row - 0.15 * seed, "k.")
         panel.set_title(title, fontsize=8)
         panel.set_yticks(range(len(arms)), arms[::-1])
+        panel.set_xlim(left=0)
     figure.tight_layout()
     figure.savefig(file, dpi=90)
     pyplot.close(figure)
