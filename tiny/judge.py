@@ -33,7 +33,8 @@ class Judge:
     def __init__(self, model, work):
         self.model, self.work, self.ids, self.sampling = flm.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        grids, self.turns = self.grids("test-response-tts"), [turn for turn, in data.join(data.read_manifest(work / "test.jsonl", "asr-response-tts"), 1, 1, 1, 0)]
+        dialogs, grids = data.read_manifest(work / "test.jsonl", "asr-response-tts"), self.grids("test-response-tts")
+        self.turns = [turn for turn, in data.join(dialogs, 1, 1, 1, 0)]  # in the order in which data.encode draws them
         self.heard, self.quiet = [grid.listen for grid in grids], grids[0].speak[1, 0]
         self.due = [int((grid.text[1:] != self.ids.wait).nonzero()[0]) + 1 for grid in grids]  # the frame in which an answer may begin
 
@@ -58,9 +59,16 @@ class Judge:
         sums, counts = evaluate.losses(self.model, grids)
         return evaluate.number(torch.stack([sums, counts], -1)[:, stream.Loss.MONOLOGUE].tolist(), "nats a token")
 
-    def transcripts(self):
+    def begins(self, texts):
+        """The frame of the first word of each, and whether that is before the question's end."""
+        first = [next((t for t in range(1, len(text)) if text[t] != self.ids.wait), None) for text in texts]
+        return first, [t is not None and t < due - data.CLOSING_SILENCE for t, due in zip(first, self.due)]
+
+    def recognition(self):
         """ASR-style: what is written beside each question while the speaking channel is empty."""
-        return [self.text(text) for text, _ in self.play(self.heard, speak=[torch.full((len(heard) + 1, stream.K), self.ids.empty) for heard in self.heard])]
+        silent = [torch.full((len(heard) + 1, stream.K), self.ids.empty) for heard in self.heard]
+        texts = [text for text, _ in self.play(self.heard, speak=silent)]
+        return dict(wer=self.wer(map(self.text, texts)), early=evaluate.number(self.begins(texts)[1], "share"))
 
     def sounds(self, codes):
         """Frames in which something is said: two in a row whose codebook 0 is not that of silence."""
@@ -71,15 +79,15 @@ class Judge:
     def answers(self, interrupted):
         """Everything that is written (after <answer>, if there is one) is the expected answer, word by word; seconds from the
         question's end to the first word and sound; how many wrote a word before it; and, if asked for, interruptions."""
-        played, right, thinks, speaks, early, transcripts = self.play(self.heard), [], [], [], [], []
-        for (text, codes), turn, due in zip(played, self.turns, self.due):
+        played, right, thinks, speaks, transcripts = self.play(self.heard), [], [], [], []
+        first, early = self.begins([text for text, _ in played])
+        for (text, codes), turn, due, start, soon in zip(played, self.turns, self.due, first, early):
             said = text[text.index(self.ids.answer) + 1:] if self.ids.asr in text and self.ids.answer in text else text
             transcripts.append(self.text(text[:len(text) - len(said)]))
             right.append(evaluate.words(self.text(said)) == evaluate.words(turn["response"]))
-            end, written = due - data.CLOSING_SILENCE, [t for t in range(1, len(text)) if text[t] != self.ids.wait]
-            early.append(bool(written) and written[0] < end)
-            thinks += [(len(text) - len(said) if self.ids.asr in text else written[0]) - end] if written and not early[-1] else []
-            speaks += [int(self.sounds(codes).nonzero()[0]) - end] if self.sounds(codes).any() and not early[-1] else []
+            end, sounds = due - data.CLOSING_SILENCE, self.sounds(codes).nonzero()
+            thinks += [(len(text) - len(said) if self.ids.asr in text else start) - end] if start and not soon else []
+            speaks += [int(sounds[0]) - end] if len(sounds) and not soon else []
         return dict(right=evaluate.number(right, "share"), early=evaluate.number(early, "share"), transcripts=self.wer(transcripts),
                     thinks=seconds(thinks), speaks=seconds(speaks), **(self.interruptions(played) if interrupted else {}))
 
@@ -113,7 +121,7 @@ def measure(model, stage, work, file, aligned="", interrupted=False):
         print(f"--- measuring {model}", flush=True)
         judge = Judge(model, work)
         if stage.startswith("post-training"):
-            found = {"wer": judge.wer(judge.transcripts()), "loss": judge.loss(f"test-asr{aligned}")}
+            found = judge.recognition() | {"loss": judge.loss(f"test-asr{aligned}")}
         else:
             found = judge.answers(interrupted) | ({"loss": judge.loss(f"test-response-tts{aligned}")} if stage == "fine-tuning-2" else {})
         data.write_lines(file, [found])

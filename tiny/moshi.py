@@ -6,6 +6,7 @@ this is not: data.py's way, which is for recordings whose word times are known (
 When a word sounds is read from the codes themselves: the CTC head that made codebook 0 phonetic (codec.py) scores two
 letters a frame, and the most likely path through the known letters says where each word begins.
 """
+import shutil
 from pathlib import Path
 
 import torch
@@ -82,3 +83,14 @@ class Aligner:
         text, loss = torch.tensor(script.text[:T]), grid.loss.clone()
         loss[1:, 0] = torch.where(text[1:] == ids.wait, stream.Loss.WAIT, stream.Loss.MONOLOGUE)
         return stream.Grid(text, grid.speak, grid.listen, loss)
+
+
+def align(source, folder, format):
+    """A folder of grids once more, in FOLDER-aligned; shards that stand there already are kept."""
+    out, aligner = folder.with_name(f"{folder.name}-aligned"), None
+    out.mkdir(exist_ok=True)
+    for shard in sorted(folder.glob("shard-*")):
+        if not (out / shard.name).exists():
+            aligner = aligner or Aligner(source)
+            stream.save([aligner.aligned(grid, format) for grid in stream.Shard(shard)], out / shard.name)
+    shutil.copy(folder / "grids.json", out)

@@ -28,10 +28,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import batch  # noqa: E402
 import data  # noqa: E402
 import flm  # noqa: E402
-import stream  # noqa: E402
 import train  # noqa: E402
 from judge import measure  # noqa: E402
-from moshi import Aligner  # noqa: E402
+from moshi import align  # noqa: E402
 
 # --- the world: some kinds of questions, asked by few voices; whole recordings are kept for the test ---
 KINDS, USERS, TESTED = ("capital", "opposite", "color", "sound", "self", "greeting"), ("joe",), 240
@@ -43,7 +42,7 @@ GRIDS = {  # manifest, format, lines joined to a sample (fewest, most)
     "response-tts": ("train", "response-tts", 1, 4), "response-tts-free": ("train", "response-tts-free", 2, 4),
     "test-asr": ("test-asr", "asr", 1, 1), "test-response-tts": ("test", "response-tts", 1, 1),
 }
-ALIGNED = ("tts", "asr", "asr-response-tts", "response-tts", "test-asr", "test-response-tts")  # which Moshi's monologue has too
+ALIGNED = GRIDS.keys() - {"response-tts-free"}  # which are made with Moshi's monologue too
 
 
 # --- the arms ---
@@ -98,22 +97,18 @@ def stages(arm):
 
 def folder(work, arm, name, seed):
     """Where a stage of an arm is trained: a name made of all that went before it, which arms that share it share."""
-    names = list(BASE)
-    course = [vars(stages(arm)[n]) for n in names[:names.index(name) + 1]]
+    course = [vars(stages(arm)[n]) for n in list(BASE)[:list(BASE).index(name) + 1]]
     return work / "runs" / f"{name}-{hashlib.sha1(json.dumps(course).encode()).hexdigest()[:8]}-{seed}"
 
 
 # --- data ---
-
-PAIRS = {"tts": ("spoken", "response"), "asr": ("heard", "transcript")}
-
 
 def write_manifests(work, source, split):
     """Dialogs of make.py's manifests, {name: rows} -> NAME.jsonl, and their two sides as pairs, NAME-tts.jsonl and NAME-asr.jsonl."""
     for name, rows in split.items():
         turns = [turn | {key: str((source / turn[key]).resolve()) for key in ("heard", "spoken")} for row in rows for turn in row["turns"]]
         data.write_lines(work / f"{name}.jsonl", [row | {"turns": [turn]} for row, turn in zip(rows, turns)])
-        for pair, (audio, text) in PAIRS.items():
+        for pair, audio, text in (("tts", "spoken", "response"), ("asr", "heard", "transcript")):
             data.write_lines(work / f"{name}-{pair}.jsonl", [{"audio": turn[audio], "text": turn[text]} for turn in turns])
 
 
@@ -140,15 +135,8 @@ def encode(source, work):
     write_manifests(work, source, split(source))
     for name in GRIDS:
         encode_grids(source, work, name)
-    aligner = None
-    for name in ALIGNED:
-        out = work / "grids" / f"{name}-aligned"
-        out.mkdir(exist_ok=True)
-        for shard in sorted((work / "grids" / name).glob("shard-*")):
-            if not (out / shard.name).exists():
-                aligner = aligner or Aligner(source)
-                stream.save([aligner.aligned(grid, GRIDS[name][1]) for grid in stream.Shard(shard)], out / shard.name)
-        shutil.copy(work / "grids" / name / "grids.json", out)
+    for name in sorted(ALIGNED):
+        align(source, work / "grids" / name, GRIDS[name][1])
 
 
 # --- training ---
@@ -178,7 +166,7 @@ def run(arm, seed, source, work):
 def measure_all(source, work, seeds):
     """{arm: {stage: {number: a list, one for each seed}}} of all that is trained, and of the four stages that make.py trained, asked
     the questions of its test.jsonl by voices that they were never trained on."""
-    results, work_of_shipped = {}, work / "shipped"
+    results, shipped = {}, work / "shipped"
     for arm in ARMS:
         for name, stage in stages(arm).items():
             outs = [folder(work, arm, name, seed) for seed in range(seeds)]
@@ -186,28 +174,27 @@ def measure_all(source, work, seeds):
             found = [measure(out, name, work, out / "measured.json", aligned, arm in TABLES["rq3"][0]) for out in outs if (out / ".done").exists()]
             if found:
                 results.setdefault(arm, {})[name] = {key: [f[key] for f in found] for key in found[0]}
-    work_of_shipped.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in open(source / "test.jsonl")]
-    write_manifests(work_of_shipped, source, {"test": rows})
+    shipped.mkdir(exist_ok=True)
+    write_manifests(shipped, source, {"test": [json.loads(line) for line in open(source / "test.jsonl")]})
     for name in ("test-asr", "test-response-tts"):
-        encode_grids(source, work_of_shipped, name)
-    results["shipped"] = {name: {key: [value] for key, value in measure(source / name, name, work_of_shipped, work_of_shipped / f"{name}.json").items()}
-                          for name in BASE}
-    return results
+        encode_grids(source, shipped, name)
+    found = {name: measure(source / name, name, shipped, shipped / f"{name}.json") for name in BASE}
+    return results | {"shipped": {name: {key: [value] for key, value in numbers.items()} for name, numbers in found.items()}}
 
 
 # --- tables and plots ---
 
 PT1, PT2, FT1, FT2 = BASE
-RECOGNITION, READING = ("WER after post-training", PT2, "wer"), ("nats a token, ASR-style", PT2, "loss")
-RIGHT, ANSWER = ("answers right", FT2, "right"), ("nats a token of the answer", FT2, "loss")
-EARLY, THINKS, SPEAKS = ("wrote into the question", FT2, "early"), ("first word, s", FT2, "thinks"), ("first sound, s", FT2, "speaks")
+RECOGNITION, READING = ("WER after post-training-2", PT2, "wer"), ("nats a token, ASR-style", PT2, "loss")
+RIGHT, ANSWER = ("answers right", FT2, "right"), ("nats a token, answers", FT2, "loss")
+EARLY, THINKS = ("wrote into the question", FT2, "early"), ("first word, s", FT2, "thinks")
 TABLES = {  # name of the table and the plot -> arms, columns (title, stage, number)
     "rq1": (("no interruptions", "word-aligned"), (RECOGNITION, READING, RIGHT, ANSWER)),
     "rq2": (("base", "TTS only", "ASR only", "no fine-tuning-1"), (RECOGNITION, RIGHT, ANSWER)),
-    "rq3": (("base", "no interruptions"), (("before: first word, s", FT1, "thinks"), ("first word, s", FT2, "thinks"), ("silent within 1 s of an interruption", FT2, "stopped"),
-            ("silent then without one", FT2, "alone"), ("interruptions answered right", FT2, "right_after"))),
-    "table4": (("base",), (("WER after post-training-1", PT1, "wer"), RECOGNITION, ("WER after fine-tuning-1", FT1, "transcripts"), RIGHT)),
+    "rq3": (("base", "no interruptions"), (("first word, s: fine-tuning-1", FT1, "thinks"), THINKS, ("quiet in 1 s: fine-tuning-1", FT1, "stopped"),
+            ("quiet in 1 s", FT2, "stopped"), ("if not interrupted", FT2, "alone"), ("interruption answered", FT2, "right_after"))),
+    "table4": (("base", "shipped"), (("WER after post-training-1", PT1, "wer"), ("wrote into the question", PT1, "early"), RECOGNITION,
+               ("wrote into the question", PT2, "early"), ("WER after fine-tuning-1", FT1, "transcripts"), RIGHT)),
     "weights": (("base", "γ 0.5", "γ 0.01", "α₁ 100"), (RIGHT, ANSWER, EARLY, THINKS)),
 }
 
@@ -246,12 +233,13 @@ def plot(results, arms, columns, file):
 
 
 def report():
-    """results.json -> the plots, and the tables of RESULTS.md, each behind its heading's comment."""
+    """results.json -> the plots, and the tables of RESULTS.md, each between two comments."""
     results, page = json.loads((HERE / "results" / "results.json").read_text()), HERE / "RESULTS.md"
     text = page.read_text()
     for name, (arms, columns) in TABLES.items():
-        before, rest = text.split(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n{table(results, arms, columns)}\n\n![{name}](results/{name}.png)\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+        before, rest = text.split(f"<!-- {name} -->")
+        after = rest.split("<!-- end -->", 1)[1]
+        text = f"{before}<!-- {name} -->\n{table(results, arms, columns)}\n\n![{name}](results/{name}.png)\n<!-- end -->{after}"
         plot(results, arms, columns, HERE / "results" / f"{name}.png")
     page.write_text(text)
 
