@@ -20,7 +20,6 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +35,6 @@ from moshi import align  # noqa: E402
 KINDS, USERS, TESTED = ("capital", "opposite", "color", "sound", "self", "greeting"), ("joe",), 240
 CONFIG = replace(flm.PRESETS["tiny"], hidden_size=192, intermediate_size=512, num_hidden_layers=4, head_dim=None, depth_layers=1,
                  depth_heads=2, depth_dim=64)
-data.LONG_SILENCE_PROBABILITY = 0  # Decision: in minutes nobody learns to bear ten quiet seconds; half of the frames are saved
 GRIDS = {  # manifest, format, lines joined to a sample (fewest, most)
     "tts": ("train-tts", "tts", 1, 4), "asr": ("train-asr", "asr", 1, 4), "asr-response-tts": ("train", "asr-response-tts", 1, 3),
     "response-tts": ("train", "response-tts", 1, 4), "response-tts-free": ("train", "response-tts-free", 2, 4),
@@ -49,7 +47,7 @@ ALIGNED = GRIDS.keys() - {"response-tts-free"}  # which are made with Moshi's mo
 
 @dataclass(frozen=True)
 class Stage:
-    """What train.Settings is given; steps of BATCH x LENGTH frames."""
+    """What train.Settings is given, and the steps that it gets instead of epochs."""
     grids: tuple
     steps: int
     lr: tuple
@@ -65,7 +63,7 @@ class Arm:
     values: dict
 
 
-BATCH, LENGTH = 4, 320
+ALL_ARMS = dict(batch=4, length=320, epochs=1, repeats=0.2, depth_share=0.3, bfloat16=True, compile=True, save_every=200, keep=1)
 BASE = {
     "post-training-1": Stage(("tts", "asr"), 400, (1.5e-3, 1e-3)),
     "post-training-2": Stage(("tts", "asr"), 100, (1e-3, 8e-4)),
@@ -105,6 +103,7 @@ def folder(work, arm, name, seed):
 
 def write_manifests(work, source, split):
     """Dialogs of make.py's manifests, {name: rows} -> NAME.jsonl, and their two sides as pairs, NAME-tts.jsonl and NAME-asr.jsonl."""
+    work.mkdir(parents=True, exist_ok=True)
     for name, rows in split.items():
         turns = [turn | {key: str((source / turn[key]).resolve()) for key in ("heard", "spoken")} for row in rows for turn in row["turns"]]
         data.write_lines(work / f"{name}.jsonl", [row | {"turns": [turn]} for row, turn in zip(rows, turns)])
@@ -122,21 +121,14 @@ def split(source):
     return {"test": rows[:TESTED], "train": rows[TESTED:]}
 
 
-def encode_grids(source, work, name):
-    """One entry of GRIDS."""
-    manifest, format, fewest, most = GRIDS[name]
-    data.encode(work / f"{manifest}.jsonl", work / "grids" / name, format, source / "start", fewest, most,
-                backchannels=[source / "backchannels"] if format == "response-tts-free" else ())
-
-
-def encode(source, work):
-    """All grids, and those of ALIGNED once more with Moshi's monologue beside the same sounds."""
-    work.mkdir(parents=True, exist_ok=True)
-    write_manifests(work, source, split(source))
-    for name in GRIDS:
-        encode_grids(source, work, name)
-    for name in sorted(ALIGNED):
-        align(source, work / "grids" / name, GRIDS[name][1])
+def encode(source, work, names):
+    """Some of GRIDS, and those of ALIGNED once more with Moshi's monologue beside the same sounds."""
+    for name in names:
+        manifest, format, *joined = GRIDS[name]
+        data.encode(work / f"{manifest}.jsonl", work / "grids" / name, format, source / "start", *joined,
+                    backchannels=[source / "backchannels"] if format == "response-tts-free" else ())
+        if name in ALIGNED:
+            align(source, work / "grids" / name, format)
 
 
 # --- training ---
@@ -152,9 +144,8 @@ def run(arm, seed, source, work):
         out = folder(work, arm, name, seed)
         if not (out / ".done").exists():
             print(f"--- {arm}, {name}, seed {seed}", flush=True)
-            settings = train.Settings(grids=tuple(work / "grids" / grids for grids in stage.grids), init=init, out=out, stage=name, lr=stage.lr,
-                                      wait_weight=stage.wait_weight, semantic_weight=stage.semantic_weight, seed=seed, batch=BATCH, length=LENGTH,
-                                      epochs=1, repeats=0.2, depth_share=0.3, bfloat16=True, compile=True, save_every=200, keep=1)
+            chosen = {key: value for key, value in vars(stage).items() if key not in ("grids", "steps")}
+            settings = train.Settings(tuple(work / "grids" / grids for grids in stage.grids), init, out, stage=name, seed=seed, **chosen, **ALL_ARMS)
             train.train(replace(settings, epochs=(stage.steps - 0.5) / batch.Batches(settings, CONFIG).steps_per_epoch))
             shutil.rmtree(out / "checkpoints")
             (out / ".done").touch()
@@ -174,10 +165,8 @@ def measure_all(source, work, seeds):
             found = [measure(out, name, work, out / "measured.json", aligned, arm in TABLES["rq3"][0]) for out in outs if (out / ".done").exists()]
             if found:
                 results.setdefault(arm, {})[name] = {key: [f[key] for f in found] for key in found[0]}
-    shipped.mkdir(exist_ok=True)
     write_manifests(shipped, source, {"test": [json.loads(line) for line in open(source / "test.jsonl")]})
-    for name in ("test-asr", "test-response-tts"):
-        encode_grids(source, shipped, name)
+    encode(source, shipped, ("test-asr", "test-response-tts"))
     found = {name: measure(source / name, name, shipped, shipped / f"{name}.json") for name in BASE}
     return results | {"shipped": {name: {key: [value] for key, value in numbers.items()} for name, numbers in found.items()}}
 
@@ -199,16 +188,14 @@ TABLES = {  # name of the table and the plot -> arms, columns (title, stage, num
 }
 
 
-def short(x):
-    return "-" if x["value"] is None else f"{x['value']:.2f} ({x['low']:.2f} .. {x['high']:.2f}, n {x['n']})"
-
-
 def table(results, arms, columns):
     """Markdown: a line for each seed's number, with its 95 % interval and count."""
+    def short(x):
+        return "-" if x["value"] is None else f"{x['value']:.2f} ({x['low']:.2f} .. {x['high']:.2f}, n {x['n']})"
     lines = ["| | " + " | ".join(title for title, *_ in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for arm in arms:
-        cells = [results.get(arm, {}).get(stage, {}).get(key) for _, stage, key in columns]
-        lines.append(f"| {arm} | " + " | ".join("<br>".join(map(short, c)) if c else "-" for c in cells) + " |")
+        cells = [results.get(arm, {}).get(stage, {}).get(key, []) for _, stage, key in columns]
+        lines.append(f"| {arm} | " + " | ".join("<br>".join(map(short, cell)) or "-" for cell in cells) + " |")
     return "\n".join(lines)
 
 
@@ -222,11 +209,11 @@ def plot(results, arms, columns, file):
         for row, arm in enumerate(arms[::-1]):
             for seed, x in enumerate(results.get(arm, {}).get(stage, {}).get(key, [])):
                 if x["value"] is not None:
-                    panel.plot([x["low"], x["high"]], [row - 0.15 * seed] * 2, color="0.6")
-                    panel.plot(x["value"], row - 0.15 * seed, "k.")
+                    panel.plot([x["low"], x["value"], x["high"]], [row - 0.15 * seed] * 3, ".-", color="0.6", markevery=[1], mec="k", mfc="k")
         panel.set_title(title, fontsize=8)
         panel.set_yticks(range(len(arms)), arms[::-1])
-        panel.set_xlim(left=0)
+        panel.set(xlim=(0, None), ylim=(-0.6, len(arms) - 0.6))
+        panel.locator_params(axis="x", nbins=4)
     figure.tight_layout()
     figure.savefig(file, dpi=90)
     pyplot.close(figure)
@@ -245,7 +232,8 @@ def report():
 
 
 def main():
-    torch.set_num_threads(1)  # arms of this size gain nothing from a second core
+    torch.set_num_threads(1)  # models of this size gain nothing from a second core
+    data.LONG_SILENCE_PROBABILITY = 0  # Decision: in minutes nobody learns to bear ten quiet seconds; a fifth of the frames is saved
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=HERE / "work", help="make.py's work folder (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "questions", help="folder for grids and runs (default: %(default)s)")
@@ -255,11 +243,11 @@ def main():
     args = parser.parse_args()
     try:
         if not args.report:
-            encode(args.source, args.work)
+            write_manifests(args.work, args.source, split(args.source))
+            encode(args.source, args.work, GRIDS)
             for seed in range(args.seeds):
                 for arm in [args.only] if args.only else ARMS:
                     run(arm, seed, args.source, args.work)
-            (HERE / "results").mkdir(exist_ok=True)
             (HERE / "results" / "results.json").write_text(json.dumps(measure_all(args.source, args.work, args.seeds), indent=1) + "\n")
         report()
     except (OSError, ValueError) as error:
