@@ -155,16 +155,16 @@ def run(arm, seed, source, work):
 # --- measuring ---
 
 def measure_all(source, work, seeds):
-    """{arm: {stage: {number: a list, one for each seed}}} of all that is trained, and of the four stages that make.py trained, asked
-    the questions of its test.jsonl by voices that they were never trained on."""
+    """{arm: {stage: {number: a list, one for each seed}}} of what is trained and in a table; and the four stages that make.py
+    trained, asked the questions of its test.jsonl."""
     results, shipped = {}, work / "shipped"
+    shown = {(arm, stage) for arms, columns in TABLES.values() for arm in arms for _, stage, _ in columns}
     for arm in ARMS:
-        for name, stage in stages(arm).items():
+        for name, stage in ((name, stage) for name, stage in stages(arm).items() if (arm, name) in shown):
             outs = [folder(work, arm, name, seed) for seed in range(seeds)]
             aligned = "-aligned" * any("aligned" in grids for grids in stage.grids)
             found = [measure(out, name, work, out / "measured.json", aligned, arm in TABLES["rq3"][0]) for out in outs if (out / ".done").exists()]
-            if found:
-                results.setdefault(arm, {})[name] = {key: [f[key] for f in found] for key in found[0]}
+            results.setdefault(arm, {})[name] = {key: [f[key] for f in found] for key in (found or [{}])[0]}
     write_manifests(shipped, source, {"test": [json.loads(line) for line in open(source / "test.jsonl")]})
     encode(source, shipped, ("test-asr", "test-response-tts"))
     found = {name: measure(source / name, name, shipped, shipped / f"{name}.json") for name in BASE}
