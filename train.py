@@ -102,6 +102,7 @@ class Settings:
     batch: int = option("method", "rows a step, over all processes (default: what a laptop bears)", type=int)
     length: int = option("method", "frames a row, 12.5 a second (default: what a laptop bears)", type=int)
     wait_weight: float = option("method", "gamma of equation 3; more makes the model slower to speak", WEIGHTS[Loss.WAIT], type=float)
+    semantic_weight: float = option("method", "alpha 1 of equation 3", WEIGHTS[Loss.SEMANTIC], type=float)
     depth_share: float = option("method", "share of the spoken frames that train the depth transformer", 1.0, type=float)
     repeats: float = option("method", "and of that share, for frames that repeat the codes before them", 1.0, type=float)
     hide: float = option("method", "share of the heard codes that are hidden, so that each draw of few recordings looks new", 0.0, type=float)
@@ -322,7 +323,8 @@ def load_checkpoint(state, found, no_dist=False):
 def resume(found, equation, optimizer, method):
     """Load a checkpoint into model and optimizer -> its step. Raises TrainError that names the settings that differ."""
     about = json.loads((found / "run.json").read_text())
-    if changed := [name for name in method if method[name] != about["method"].get(name)]:
+    before = {f.name: f.default for f in fields(Settings)} | about["method"]  # a checkpoint older than a setting had its default
+    if changed := [name for name in method if method[name] != before.get(name)]:
         raise TrainError(f"{found} was made with another {', '.join(changed)}: choose another --out, or remove it")
     weights, moments = get_state_dict(equation.flm, optimizer)
     state = {"model": weights, "optimizer": moments}
@@ -378,7 +380,8 @@ def train(settings):
     config = equation.flm.config
     settings = settings.resolve(config)
     batches, optimizer, peak = Batches(settings, config, rank, world), make_optimizer(equation), cost.peak(device)
-    weights = torch.tensor([0.0, *({**WEIGHTS, Loss.WAIT: settings.wait_weight}.values())], dtype=torch.float64)  # by class
+    chosen = {**WEIGHTS, Loss.SEMANTIC: settings.semantic_weight, Loss.WAIT: settings.wait_weight}
+    weights = torch.tensor([0.0, *chosen.values()], dtype=torch.float64)  # by class
     method = {name: value for name, value in vars(settings).items() if name not in MAY_CHANGE} | {"samples": len(batches.grids)}
     about = json.loads(json.dumps({"method": method, "config": config.to_json(), "beside": settings.beside}, default=str))
     saved, step, steps = Checkpoints(out, settings.keep), 0, batches.steps
