@@ -202,7 +202,7 @@ def bench(args, model, codec, duplex):
     print(f"{'weights read':<28}{read / 1e6:>10.1f} MB a frame, {read / step / 1e6:.1f} GB/s: {result['bandwidth_share']:.0%} of the "
           f"{measured / 1e9:.1f} GB/s that this machine reads")
     if "kl_nats" in result:
-        print(f"{'KL to whole weights':<28}{result['kl_nats']['text']:>10.4f} nats a word, {result['kl_nats']['codes']:.4f} a code")
+        print(f"{'KL to whole weights':<28}{result['kl_nats']['text']:>10.1e} nats a word, {result['kl_nats']['codes']:.1e} a code")
     print(json.dumps(result))
 
 
