@@ -225,7 +225,7 @@ def model(work, _):
 def evaluation(work, _):
     """The questions of test.jsonl, asked of work/model, also paused, interrupted and disturbed: work/evaluation/results.txt."""
     evaluate.main(["--dialogs", str(work / "test.jsonl"), "--backchannels", str(work / "backchannels-test"), "--snr", "20", "10", "--rooms",
-                   "--leakage", "0.1", "--whisper", "--most", "240", "--model", str(work / "model"), "--out", str(work / "evaluation")])
+                   "--whisper", "--most", "240", "--model", str(work / "model"), "--out", str(work / "evaluation")])
 
 
 def examples(work, _):

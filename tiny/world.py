@@ -94,6 +94,7 @@ def _neighbours():
 
 
 def answer_sum(a, b):
+    """What the model says of a + b, in words."""
     return f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}."
 
 
