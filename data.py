@@ -40,8 +40,8 @@ LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # 
 # Decision: the paper's recordings bring their rooms and hesitations along. Where clean speech stands for them, some of what is
 # heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound) and a pause inside the sentence.
 ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT = 0.4, (0.1, 0.6), (0, 15)
-PAUSE_PROBABILITY, PAUSE = 0.2, (0.2, 1.0)  # seconds
-BACKCHANNEL_PROBABILITY = 0.3       # Decision: the paper does not say how many responses are given one
+PAUSE_PROBABILITY, PAUSE = 0.35, (0.2, 1.0)  # seconds
+BACKCHANNEL_PROBABILITY = 0.5       # Decision: the paper does not say how many responses are given one
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
 # but present, since a model that never met ten quiet seconds starts to talk in them.
 SILENCE_MEAN, LONG_SILENCE, LONG_SILENCE_PROBABILITY = 6, (25, 125), 0.15  # frames

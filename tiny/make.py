@@ -42,13 +42,14 @@ import world  # noqa: E402
 # the codec and the stages up to the last learn, and a second for the last.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
 MORE_RECORDINGS = {"espeak": (30_000, 1), "flite": (2000, 1), "festival": (1500, 2), "joe": (1500, 2), "kokoro": (1800, 4)}
+TOLD = 12               # for each so many of these, one more asks for any sum (world.TELLINGS)
 HELD_OUT_PER_VOICE = 30
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
 QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
 CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
-BACKCHANNELS, BACKCHANNEL_CLIPS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."], 90
+BACKCHANNELS, BACKCHANNEL_CLIPS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."], 1500
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS, POLISHING_STEPS = 4500, 1200
 # Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode.
@@ -80,7 +81,7 @@ def _plan_speech(recordings, seed):
     """The questions to record: dicts with text, answer, kind, voice, speed, pitch. The same list in every run."""
     rng, jobs = random.Random(seed), []
     for engine, (count, pitches) in recordings.items():
-        for asked in world.sample(count, rng.random(), held_out=False):
+        for asked in world.sample(count, rng.random(), held_out=False) + [world.draw(rng, "telling") for _ in range(count // TOLD)]:
             voice, speed, _ = voices.draw_user(rng, engine)
             for _ in range(pitches):
                 pitch = voices.draw_user(rng, engine)[2]
