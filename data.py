@@ -104,8 +104,8 @@ def noise(n, rng, recordings=()):
         if recordings:
             part = _recording(rng.choice(recordings)).numpy()[:missing]
         else:
-            white = np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32)
-            part = np.fft.irfft(np.fft.rfft(white) * np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1), n).astype(np.float32)
+            white = np.fft.rfft(np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32))
+            part = np.fft.irfft(white * np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1), n).astype(np.float32)
         parts.append(part * (0 if quiet else 10 ** ((rng.uniform(*NOISE_LOUDNESS) - loudness(part)) / 20)))
         missing -= len(part)
     return np.concatenate(parts)
@@ -308,7 +308,8 @@ class Grids:
         for source in sources:
             folder, weight = re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", str(source)).groups()
             folder, weight, first, found = Path(folder), float(weight or 1), len(self), {}
-            known, about = (json.loads(file.read_text()) if file.exists() else {} for file in (folder / "index.json", folder / "grids.json"))
+            known, about = (json.loads(file.read_text()) if file.exists() else {}
+                            for file in (folder / "index.json", folder / "grids.json"))
             for shard in sorted(folder.glob("shard-*.safetensors")):
                 size, lengths = known.get(shard.name, (0, None))
                 try:
@@ -383,8 +384,9 @@ def main(arguments=None):
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
     add("--rooms", action="store_true", help="some of what is heard gets a room's echo, or a pause inside the sentence")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
-    made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device,
-                                                                      a.speeds, a.noise, a.backchannels, a.leakage, a.rooms, a.workers, a.part))
+    made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
+        a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,
+        a.workers, a.part))
     args = parser.parse_args(arguments)
     try:
         print(args.run(args))

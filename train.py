@@ -119,8 +119,10 @@ class Settings:
     keep: int = option("checkpoints", "the newest so many stay", 2, type=int)
 
     def __post_init__(self):
-        for wanted, right, names in (("given", bool, ("init", "out")), ("from 0 to 1", lambda x: 0 <= x <= 1, ("depth_share", "repeats", "hide", "hold_out")),
-                                     ("above 0", lambda x: x is None or x > 0, ("batch", "length", "micro", "epochs", "save_every", "valid_every", "keep"))):
+        above_0 = "batch", "length", "micro", "epochs", "save_every", "valid_every", "keep"
+        for wanted, right, names in (("given", bool, ("init", "out")),
+                                     ("from 0 to 1", lambda x: 0 <= x <= 1, ("depth_share", "repeats", "hide", "hold_out")),
+                                     ("above 0", lambda x: x is None or x > 0, above_0)):
             for name in names:
                 if not right(getattr(self, name)):
                     raise TrainError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)}")
@@ -253,7 +255,8 @@ def build(settings, rank, device):
 
 def make_optimizer(model):
     """AdamW; norms and biases do not decay."""
-    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == decays], "weight_decay": WEIGHT_DECAY * decays} for decays in (True, False)]
+    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == decays], "weight_decay": WEIGHT_DECAY * decays}
+              for decays in (True, False)]
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
 
 

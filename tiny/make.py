@@ -41,7 +41,7 @@ import world  # noqa: E402
 # How many questions are recorded by each engine, and at how many pitches each recording is kept: a first helping, on which
 # the codec and the stages up to the last learn, and a second for the last.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
-MORE_RECORDINGS = {"espeak": (30_000, 1), "flite": (2000, 1), "festival": (1500, 2), "joe": (1500, 2), "kokoro": (1800, 4)}
+MORE_RECORDINGS = {"espeak": (60_000, 1), "flite": (5000, 1), "festival": (2000, 2), "joe": (3500, 2), "kokoro": (3200, 4)}
 TOLD = 12               # for each so many of these, one more asks for any sum (world.TELLINGS)
 HELD_OUT_PER_VOICE = 30
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
@@ -59,7 +59,6 @@ GRIDS = {
     "asr-response-tts": ("train.jsonl", "asr-response-tts", 1, 3, 1, dict(speeds=(0.9, 1.1))),
     "response-tts": ("train.jsonl", "response-tts", 1, 3, 2, dict(speeds=(0.88, 1.13))),
     "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13))),
-    "sums": ("sums.jsonl", "tts", 1, 3, 10, {}),
     "response-tts-more": ("more.jsonl", "response-tts", 1, 3, 1, dict(speeds=(0.88, 1.13), rooms=True)),
     "response-tts-free-more": ("more.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13), rooms=True)),
 }
@@ -72,7 +71,7 @@ STAGES = {
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
-    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more", "sums:5"], 2.4, 6e-4, 2e-5,
+    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more"], 2.4, 6e-4, 2e-5,
                            dict(depth_share=0.15, wait_weight=1.0, hide=0.15)),
 }
 
@@ -163,15 +162,8 @@ def speech(work, _):
 
 
 def more_speech(work, _):
-    """The second helping: dialogs in more.jsonl, and pairs in which Joe says every sum, in sums.jsonl.
-
-    Decision: a sum is a fact, and nobody knows what he was never told. So the model is told all of them in its own voice;
-    a tenth of them it is never asked before the evaluation asks."""
+    """The second helping: dialogs in more.jsonl."""
     _record_dialogs(work, "more", _plan_speech(MORE_RECORDINGS, 1))
-    sums = [world.answer_sum(a, b) for a in range(1, world.MAX_ADDEND + 1) for b in range(1, world.MAX_ADDEND + 1)]
-    files = [f"speech/{_name(text, voices.MODEL_VOICE)}" for text in sums]
-    _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in zip(sums, files)], "sums")
-    _write_lines(work / "sums.jsonl", [{"audio": file, "text": text} for text, file in zip(sums, files)])
 
 
 def codec(work, device):
