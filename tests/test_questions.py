@@ -47,8 +47,8 @@ def test_the_aligned_monologue_has_the_same_words_and_sounds():
         id_to_token = staticmethod({5: "a", 6: "Ġb", 7: "Ġc"}.get)
         decode = staticmethod(lambda tokens: "".join({5: "a", 6: " b", 7: " c"}[t] for t in tokens))
     aligner.tokenizer = Tokenizer
-    letters = [0, *(moshi.codec.LETTERS.index(c) + 1 for c in "abc ")]  # code -> letter; code 0 is silence, the blank
-    aligner.scores = torch.full((9, 2, len(moshi.codec.LETTERS) + 1), -9.0)
+    letters = [0, *(moshi.LETTERS.index(c) + 1 for c in "abc ")]  # code -> letter; code 0 is silence, the blank
+    aligner.scores = torch.full((9, 2, len(moshi.LETTERS) + 1), -9.0)
     for code, letter in enumerate(letters):
         aligner.scores[code, :, letter] = 0
     turn = stream.Turn(heard=4, spoken=len(sounds), response=words)

@@ -3,20 +3,26 @@
 What this is: the same frames and the same codes with another text column, so that two models differ in it alone. What
 this is not: data.py's way, which is for recordings whose word times are known (stream.word_aligned).
 
-When a word sounds is read from the codes themselves: the CTC head that made codebook 0 phonetic (codec.py) scores two
-letters a frame, and the most likely path through the known letters says where each word begins.
+When a word sounds is read from the codes themselves: a table, fitted by CTC to recordings whose words are known, says which
+two letters a code of codebook 0 stands for, and the most likely path through the letters says where each word begins.
 """
+import json
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
-import codec
+import data
 import mimi
 import stream
+from codec import LETTERS
 
+RECORDINGS, STEPS, BATCH, RATE = 1000, 400, 64, 0.1  # of the table
 HEARING_DELAY = 12  # frames; Decision: a word that is heard is written 1 s after it begins (Moshi's recognizer waits 2 s)
 
 
@@ -42,14 +48,40 @@ def path(scores, letters):
     return [first[2 * i + 1] for i in range(len(letters))]
 
 
+def spelled(text):
+    """A text's letters as numbers from 1 on; 0 is CTC's blank."""
+    return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]
+
+
+def letters_of_codes(source):
+    """Logarithms of probabilities [codes, 2, letters]: what a code of codebook 0 spells in the first and the second half of its
+    frame, in the recordings of source/train.jsonl."""
+    turns = [turn for line in open(source / "train.jsonl") for turn in json.loads(line)["turns"]][:RECORDINGS]
+    waves = [mimi.read_audio(source / turn["heard"]).numpy() for turn in turns]
+    waves = [np.pad(wave, (0, -len(wave) % data.FRAME)) for wave in waves]
+    codes, letters = [c[:, 0] for c in data.Encoder(source / "start").encode(waves)], [spelled(turn["transcript"]) for turn in turns]
+    table = torch.zeros(1 + max(int(c.max()) for c in codes), 2, len(LETTERS) + 1, requires_grad=True)
+    optimizer, drawn = torch.optim.Adam([table], RATE), torch.Generator().manual_seed(0)
+    for step in tqdm(range(STEPS), desc="letters of codes", unit="step"):
+        batch = torch.randint(len(turns), (BATCH,), generator=drawn).tolist()
+        padded = torch.nn.utils.rnn.pad_sequence([codes[i] for i in batch])                          # [T, B]
+        scores = table.log_softmax(-1)[padded].movedim(2, 1).flatten(0, 1)                           # [2 T, B, letters]
+        loss = F.ctc_loss(scores, torch.tensor(sum((letters[i] for i in batch), [])), torch.tensor([2 * len(codes[i]) for i in batch]),
+                          torch.tensor([len(letters[i]) for i in batch]), zero_infinity=True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"letters of codes: CTC loss {loss.item():.2f} a letter")
+    return table.detach().log_softmax(-1)
+
+
 class Aligner:
-    """Makes aligned grids. source: make.py's work folder, with the codec and its CTC head."""
+    """Makes aligned grids. source: make.py's work folder, or one with its train.jsonl and start/ alone."""
 
     def __init__(self, source):
-        self.tokenizer, self.ids = Tokenizer.from_file(str(Path(source) / "start" / "tokenizer.json")), stream.Ids.read(Path(source) / "start")
-        head, book = torch.load(Path(source) / "codec.pt", map_location="cpu")["ctc"], mimi.load(Path(source) / "start").quantizer.rvq_first.codebooks[0]
-        logits = F.linear(book.entries.float(), head["weight"], head["bias"]).unflatten(-1, (2, -1))
-        self.scores = logits.log_softmax(-1).detach()  # [C - 1, 2, letters]
+        start = Path(source) / "start"
+        self.tokenizer, self.ids = Tokenizer.from_file(str(start / "tokenizer.json")), stream.Ids.read(start)
+        self.scores = letters_of_codes(Path(source))  # [codes, 2, letters]
 
     def words(self, tokens, codes, start):
         """(frame, ids) of each word of a monologue that sounds in `codes` [T] of codebook 0, which begin at frame `start`."""
@@ -60,7 +92,7 @@ class Aligner:
             groups[-1].append(token)
         for group in groups:
             firsts.append(len(letters))
-            letters += [codec.LETTERS.index(c) + 1 for c in self.tokenizer.decode(group).strip().lower() + " " if c in codec.LETTERS]
+            letters += spelled(self.tokenizer.decode(group).strip() + " ")
         steps = path(self.scores[codes].flatten(0, 1), letters)
         return [(start + steps[first] // 2, group) for first, group in zip(firsts, groups)]
 
@@ -85,12 +117,14 @@ class Aligner:
         return stream.Grid(text, grid.speak, grid.listen, loss)
 
 
+aligner = lru_cache(Aligner)  # one a source
+
+
 def align(source, folder, format):
     """A folder of grids once more, in FOLDER-aligned; shards that stand there already are kept."""
-    out, aligner = folder.with_name(f"{folder.name}-aligned"), None
+    out = folder.with_name(f"{folder.name}-aligned")
     out.mkdir(exist_ok=True)
     for shard in sorted(folder.glob("shard-*")):
         if not (out / shard.name).exists():
-            aligner = aligner or Aligner(source)
-            stream.save([aligner.aligned(grid, format) for grid in stream.Shard(shard)], out / shard.name)
+            stream.save([aligner(source).aligned(grid, format) for grid in stream.Shard(shard)], out / shard.name)
     shutil.copy(folder / "grids.json", out)
