@@ -149,13 +149,21 @@ def test_held_out_combinations_are_the_same_in_every_run():
     assert len({a.question for a in many if a.kind != "repeat"}) >= 300
 
 
-@pytest.mark.parametrize("kind", world.WEIGHTS)
+def test_every_sum_is_told_and_none_by_its_numbers():
+    """Catches sums that the model can know from nowhere, and a telling that asks for what is kept for evaluation."""
+    told = [world.draw(random.Random(i), "telling") for i in range(2000)]
+    sums = {world.answer_sum(a, b) for a in range(1, world.MAX_ADDEND + 1) for b in range(1, world.MAX_ADDEND + 1)}
+    assert {asked.answer for asked in told} == sums
+    assert all(sum(word.strip(".") in world.NUMBERS for word in asked.question.split()) <= 1 for asked in told)
+
+
+@pytest.mark.parametrize("kind", [*world.WEIGHTS, "telling"])
 def test_answers_are_true(kind):
     """Catches a world that teaches falsehoods where they can be checked."""
     for _ in range(50):
         asked = world.draw(random.Random(_), kind)
         words = asked.answer.lower().replace(",", "").rstrip(".").split()
-        if kind == "sum":
+        if kind in ("sum", "telling"):
             a, b, total = (world.NUMBERS.index(words[i]) for i in (0, 2, 4))
             assert a + b == total
         if kind == "repeat":
