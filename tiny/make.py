@@ -42,7 +42,6 @@ import world  # noqa: E402
 # the codec and the stages up to the last learn, and a second for the last.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
 MORE_RECORDINGS = {"espeak": (60_000, 1), "flite": (5000, 1), "festival": (2000, 2), "joe": (3500, 2), "kokoro": (3200, 4)}
-TOLD = 12               # for each so many of these, one more asks for any sum (world.TELLINGS)
 HELD_OUT_PER_VOICE = 30
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
 QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
@@ -80,7 +79,7 @@ def _plan_speech(recordings, seed):
     """The questions to record: dicts with text, answer, kind, voice, speed, pitch. The same list in every run."""
     rng, jobs = random.Random(seed), []
     for engine, (count, pitches) in recordings.items():
-        for asked in world.sample(count, rng.random(), held_out=False) + [world.draw(rng, "telling") for _ in range(count // TOLD)]:
+        for asked in world.sample(count, rng.random(), held_out=False):
             voice, speed, _ = voices.draw_user(rng, engine)
             for _ in range(pitches):
                 pitch = voices.draw_user(rng, engine)[2]

@@ -72,10 +72,6 @@ WORDINGS = {
 WEIGHTS = {"capital": 20, "sum": 22, "opposite": 14, "after": 10, "before": 8, "color": 6, "sound": 4, "repeat": 22,
            "count": 4, "spell": 8, "greeting": 5, "self": 6}
 MAX_ADDEND, HELD_OUT_SHARE = 10, 0.1
-# Decision: a sum is a fact, and nobody knows what he was never told. So the model is asked for a sum of its own choice, and told
-# each of them in this way; a tenth of them it is never asked for by its numbers before the evaluation asks.
-TELLINGS = ["Tell me a sum.", "Say a sum.", "Teach me a sum.", "Give me another sum.", "Tell me a sum that starts with {}.",
-            "Give me a sum with {} in front."]
 
 
 @dataclass(frozen=True)
@@ -97,27 +93,19 @@ def _neighbours():
     return [(a, b) for row in rows for a, b in zip(row, row[1:])]
 
 
-def answer_sum(a, b):
-    """What the model says of a + b, in words."""
-    return f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}."
-
-
 def draw(rng, kind=None):
-    """One random `Asked`. rng: random.Random; kind: "telling", a key of WEIGHTS, or None for any of these by weight."""
+    """One random `Asked`. rng: random.Random; kind: a key of WEIGHTS, or None for any by weight."""
     kind = kind or rng.choices(list(WEIGHTS), WEIGHTS.values())[0]
     held = False
     if kind in FIXED:
         wordings, answer = rng.choice(FIXED[kind])
         return Asked(kind, rng.choice(wordings), answer)
-    if kind == "telling":
-        a, b = rng.randint(1, MAX_ADDEND), rng.randint(1, MAX_ADDEND)
-        return Asked(kind, rng.choice(TELLINGS).format(NUMBERS[a]), answer_sum(a, b))
     if kind == "capital":
         country = rng.choice(list(CAPITALS))
         slots, answer = (country,), f"The capital of {country} is {CAPITALS[country]}."
     elif kind == "sum":
         a, b = rng.randint(1, MAX_ADDEND), rng.randint(1, MAX_ADDEND)
-        slots, answer = (NUMBERS[a], NUMBERS[b]), answer_sum(a, b)
+        slots, answer = (NUMBERS[a], NUMBERS[b]), f"{NUMBERS[a].capitalize()} plus {NUMBERS[b]} is {NUMBERS[a + b]}."
         held = _held_out("sum", *slots)
     elif kind == "opposite":
         pair = rng.choice(OPPOSITES)
@@ -145,7 +133,10 @@ def draw(rng, kind=None):
         slots, answer = (word,), f"{word.capitalize()} is spelled {', '.join(word.upper())}."
     else:
         raise ValueError(f"no kind {kind!r} in this world; the kinds are {', '.join(WEIGHTS)}")
-    return Asked(kind, rng.choice(WORDINGS[kind]).format(*slots), answer, held)
+    wording = rng.choice(WORDINGS[kind])
+    if kind == "sum" and wording == random.Random(answer).choice(WORDINGS["sum"]):
+        held = False  # Decision: a sum is a fact, and nobody knows what he was never told: each is asked in one wording at least
+    return Asked(kind, wording.format(*slots), answer, held)
 
 
 def sample(n, seed, held_out=None):
