@@ -216,8 +216,8 @@ def model(work, _):
 
 def evaluation(work, _):
     """The questions of test.jsonl, asked of work/model, also paused, interrupted and disturbed: work/evaluation/results.txt."""
-    evaluate.main(["--dialogs", str(work / "test.jsonl"), "--backchannels", str(work / "backchannels-test"), "--snr", "20", "10", "--rooms",
-                   "--whisper", "--most", "240", "--model", str(work / "model"), "--out", str(work / "evaluation")])
+    evaluate.main(["--dialogs", str(work / "test.jsonl"), "--most", "240", "--model", str(work / "model"), "--out", str(work / "evaluation"),
+                   "--backchannels", str(work / "backchannels-test"), "--snr", "20", "10", "5", "--rooms", "--whisper"])
 
 
 def examples(work, _):
