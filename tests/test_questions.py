@@ -35,6 +35,16 @@ def test_arms_share_what_they_have_in_common_and_nothing_else():
     assert len(first) == 1
 
 
+def test_letters_of_codes_are_found():
+    """Catches halves of a frame in the wrong order, and a blank that is taken for a letter: a code that spells two letters, one that
+    spells one, and one that is silence, heard in random order."""
+    spells, drawn = ["ab", "c", ""], torch.Generator().manual_seed(0)
+    codes = [torch.randint(3, (12,), generator=drawn) for _ in range(100)]
+    table = moshi.fit(codes, [moshi.spelled("".join(spells[c] for c in row)) for row in codes])
+    a, b, c = moshi.spelled("abc")
+    assert table[0].argmax(-1).tolist() == [a, b] and c in table[1].argmax(-1).tolist() and table[2].argmax(-1).tolist() == [0, 0]
+
+
 def test_the_aligned_monologue_has_the_same_words_and_sounds():
     """Catches a baseline of RQ1 that differs in more than where its words stand: letters of a made-up alphabet sound for two
     frames each, and every word must be written in the frame where its first letter begins."""

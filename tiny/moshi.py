@@ -53,26 +53,29 @@ def spelled(text):
     return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]
 
 
-def letters_of_codes(source):
-    """Logarithms of probabilities [codes, 2, letters]: what a code of codebook 0 spells in the first and the second half of its
-    frame, in the recordings of source/train.jsonl."""
-    turns = [turn for line in open(source / "train.jsonl") for turn in json.loads(line)["turns"]][:RECORDINGS]
-    waves = [mimi.read_audio(source / turn["heard"]).numpy() for turn in turns]
-    waves = [np.pad(wave, (0, -len(wave) % data.FRAME)) for wave in waves]
-    codes, letters = [c[:, 0] for c in data.Encoder(source / "start").encode(waves)], [spelled(turn["transcript"]) for turn in turns]
+def fit(codes, letters):
+    """What a code of codebook 0 spells in the first and in the second half of its frame, by CTC: codes, a list of [T], and the
+    letters of each as `spelled` has them -> logarithms of probabilities [codes, 2, letters]."""
     table = torch.zeros(1 + max(int(c.max()) for c in codes), 2, len(LETTERS) + 1, requires_grad=True)
     optimizer, drawn = torch.optim.Adam([table], RATE), torch.Generator().manual_seed(0)
-    for step in tqdm(range(STEPS), desc="letters of codes", unit="step"):
-        batch = torch.randint(len(turns), (BATCH,), generator=drawn).tolist()
-        padded = torch.nn.utils.rnn.pad_sequence([codes[i] for i in batch])                          # [T, B]
-        scores = table.log_softmax(-1)[padded].movedim(2, 1).flatten(0, 1)                           # [2 T, B, letters]
+    for _ in tqdm(range(STEPS), desc="letters of codes", unit="step"):
+        batch = torch.randint(len(codes), (BATCH,), generator=drawn).tolist()
+        padded = torch.nn.utils.rnn.pad_sequence([codes[i] for i in batch])      # [T, B]
+        scores = table.log_softmax(-1)[padded].movedim(2, 1).flatten(0, 1)       # [2 T, B, letters]
         loss = F.ctc_loss(scores, torch.tensor(sum((letters[i] for i in batch), [])), torch.tensor([2 * len(codes[i]) for i in batch]),
                           torch.tensor([len(letters[i]) for i in batch]), zero_infinity=True)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"letters of codes: CTC loss {loss.item():.2f} a letter")
     return table.detach().log_softmax(-1)
+
+
+def letters_of_codes(source):
+    """`fit` to the first recordings of source/train.jsonl."""
+    turns = [turn for line in open(source / "train.jsonl") for turn in json.loads(line)["turns"]][:RECORDINGS]
+    waves = [mimi.read_audio(source / turn["heard"]).numpy() for turn in turns]
+    codes = data.Encoder(source / "start").encode([np.pad(wave, (0, -len(wave) % data.FRAME)) for wave in waves])
+    return fit([c[:, 0] for c in codes], [spelled(turn["transcript"]) for turn in turns])
 
 
 class Aligner:
