@@ -4,7 +4,7 @@ What this is: conversations with recorded people, many in one batch, and numbers
 interval; Full-Duplex-Bench's folders (arXiv 2503.04721), too. What this is not: a judge of open answers or naturalness,
 for which the paper asks a large model and people (section 4.3), nor a clock: chat.py --bench times the frames.
 
-    python eval.py --dialogs tiny/work/test.jsonl --backchannels tiny/work/backchannels --snr 20 --rooms --whisper --out results
+    python eval.py --dialogs tiny/work/test.jsonl --backchannels tiny/work/backchannels-test --rooms --whisper --out results
     python eval.py --model runs/pt2 --asr pairs.jsonl --tts pairs.jsonl --grids grids/asr --whisper --out results-pt2
 
 Causality makes it fast: what is written at a frame depends on nothing later, so what is heard is encoded at once, many

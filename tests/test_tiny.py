@@ -148,9 +148,9 @@ def test_held_out_combinations_are_the_same_in_every_run():
     assert held and not held & asked
     assert {a.kind for a in many if a.held_out} == {"sum", "repeat"}
     sums = {a.answer: set() for a in many if a.kind == "sum"}
-    for asked in (a for a in many if a.kind == "sum" and not a.held_out):
-        sums[asked.answer].add(asked.question)
-    assert len(sums) == world.MAX_ADDEND ** 2 and {len(asked) for asked in sums.values()} == {1, 3}, "each sum in one wording at least"
+    for one in (a for a in many if a.kind == "sum" and not a.held_out):
+        sums[one.answer].add(one.question)
+    assert len(sums) == world.MAX_ADDEND ** 2 and {len(questions) for questions in sums.values()} == {1, 3}, "each sum in one wording at least"
     assert len({a.question for a in many if a.kind != "repeat"}) >= 300
 
 
