@@ -38,8 +38,9 @@ NOISE_LOUDNESS, NO_NOISE_PROBABILITY = (-70, -40), 0.3  # dB, section 3.2.1
 GAIN_PROBABILITY, GAIN, LOUDNESS_FLOOR = 0.6, (-24, 20), -40  # dB, and dB after the gain, section 3.2.1
 LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # amplitude, seconds, section 3.2.2
 # Decision: the paper's recordings bring their rooms and hesitations along. Where clean speech stands for them, some of what is
-# heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound) and a pause inside the sentence.
-ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT = 0.4, (0.1, 0.6), (0, 15)
+# heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound) and a pause inside the sentence, and
+# noise may be louder.
+ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.4, (0.1, 0.6), (0, 15), (-70, -30)
 PAUSE_PROBABILITY, PAUSE = 0.35, (0.2, 1.0)  # seconds
 BACKCHANNEL_PROBABILITY = 0.5       # Decision: the paper does not say how many responses are given one
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
@@ -95,9 +96,9 @@ def hesitate(audio, seconds):
 _recording = lru_cache(maxsize=64)(mimi.read_audio)
 
 
-def noise(n, rng, recordings=()):
-    """n samples: recordings one after the other, each of its own loudness or replaced by silence. Decision: where there are
-    none, one noise of a random colour, from white to brown, stands for them."""
+def noise(n, rng, recordings=(), levels=NOISE_LOUDNESS):
+    """n samples: recordings one after the other, each of its own loudness (dB within `levels`) or replaced by silence. Decision:
+    where there are none, one noise of a random colour, from white to brown, stands for them."""
     parts, missing = [], n
     while missing > 0:
         quiet = rng.random() < NO_NOISE_PROBABILITY
@@ -106,7 +107,7 @@ def noise(n, rng, recordings=()):
         else:
             white = np.fft.rfft(np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32))
             part = np.fft.irfft(white * np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1), n).astype(np.float32)
-        parts.append(part * (0 if quiet else 10 ** ((rng.uniform(*NOISE_LOUDNESS) - loudness(part)) / 20)))
+        parts.append(part * (0 if quiet else 10 ** ((rng.uniform(*levels) - loudness(part)) / 20)))
         missing -= len(part)
     return np.concatenate(parts)
 
@@ -130,7 +131,7 @@ def silence(rng):
 class Encoder:
     """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
     noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
-    get a room and pauses."""
+    get a room, pauses and louder noise."""
 
     def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False):
         from tokenizers import Tokenizer
@@ -208,7 +209,7 @@ class Encoder:
             for (start, stop), clip in zip(spans, clips, strict=True):
                 part = wave[start * FRAME:stop * FRAME]
                 part[:len(clip)] += clip[:len(part)]
-        wave = noise(len(script) * FRAME, rng, self.noises)
+        wave = noise(len(script) * FRAME, rng, self.noises, ROOM_NOISE_LOUDNESS if self.rooms else NOISE_LOUDNESS)
         lay(wave, script.hears, clips)
         if self.leakage:
             said = np.zeros_like(wave)
@@ -382,7 +383,7 @@ def main(arguments=None):
     add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
     add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free")
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
-    add("--rooms", action="store_true", help="some of what is heard gets a room's echo, or a pause inside the sentence")
+    add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a pause inside the sentence, or louder noise")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
         a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,
