@@ -41,7 +41,7 @@ LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # 
 # heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound) and a pause inside the sentence, and
 # noise may be louder.
 ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.4, (0.1, 0.6), (0, 15), (-70, -30)
-PAUSE_PROBABILITY, PAUSE = 0.35, (0.2, 1.0)  # seconds
+PAUSE_PROBABILITY, PAUSE, QUIET = 0.35, (0.2, 1.0), 0.1  # seconds; the quiet places, a share of all
 BACKCHANNEL_PROBABILITY = 0.5       # Decision: the paper does not say how many responses are given one
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
 # but present, since a model that never met ten quiet seconds starts to talk in them.
@@ -85,11 +85,16 @@ def room(audio, rng):
     return np.pad(audio, (0, n)) + (10 ** (-direct / 20) * wet).astype(np.float32)
 
 
-def hesitate(audio, seconds):
-    """audio [N] with a pause at the quietest place of its middle -> (audio, sample where the pause begins)"""
+def hesitate(audio, seconds, rng=None):
+    """audio [N] with a pause -> (audio, sample where the pause begins). It is at the quietest place of the middle, or with rng at
+    any of its quiet ones: before the last word of a list too, or nobody learns that a list may go on."""
     window = SAMPLE_RATE // 50
-    level = np.convolve(audio ** 2, np.ones(window, np.float32), "same")[len(audio) // 4:-len(audio) // 4]
-    at = len(audio) // 4 + int(np.argmin(level))
+    level = np.convolve(audio ** 2, np.ones(window, np.float32), "same")
+    if rng:
+        first, last = len(audio) // 8, len(audio) - len(audio) // 10
+        at = first + int(rng.choice(np.flatnonzero(level[first:last] <= np.quantile(level[first:last], QUIET))))
+    else:
+        at = len(audio) // 4 + int(np.argmin(level[len(audio) // 4:-len(audio) // 4]))
     return np.concatenate([audio[:at], np.zeros(round(seconds * SAMPLE_RATE), np.float32), audio[at:]]), at
 
 
@@ -176,7 +181,7 @@ class Encoder:
             if tuple(speeds) != (1, 1):  # pitch and all: one recorded speaker becomes several
                 clip = soxr.resample(clip, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*speeds))
             if self.rooms and rng.random() < PAUSE_PROBABILITY:
-                clip, _ = hesitate(clip, rng.uniform(*PAUSE))
+                clip, _ = hesitate(clip, rng.uniform(*PAUSE), rng)
             late = rng.randrange(FRAME)  # people do not begin on a frame
             frames = -(-(late + len(clip)) // FRAME)
             if self.rooms and rng.random() < ROOM_PROBABILITY:

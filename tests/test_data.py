@@ -238,6 +238,15 @@ def test_a_pause_falls_between_words():
     assert np.array_equal(paused[:12_000], tone) and np.array_equal(paused[-12_000:], tone)
 
 
+def test_a_drawn_pause_may_precede_the_last_word():
+    """Catches pauses that always stand at the first of several gaps, as the quietest place of digital silence does: a model that
+    never heard one before a list's third word takes it for the end."""
+    tone, gap = np.sin(np.arange(12_000, dtype=np.float32)), np.zeros(2400, np.float32)
+    places = [data.hesitate(np.concatenate([tone, gap, tone, gap, tone]), 0.5, random.Random(seed))[1] for seed in range(40)]
+    first, last = ([begin - 480 <= at <= begin + 2880 for at in places] for begin in (12_000, 26_400))
+    assert sum(first) + sum(last) == 40 and sum(first) > 8 and sum(last) > 8
+
+
 def test_recorded_noise_is_joined_scaled_and_sometimes_silent(tmp_path):
     """Catches noise recordings used at their own loudness, silence drawn for whole samples only, and a wave that ends early."""
     files = [str(tone(tmp_path / "n.wav", 0.25, 0.9))]

@@ -39,16 +39,19 @@ import voices  # noqa: E402
 import world  # noqa: E402
 
 # How many questions are recorded by each engine, and at how many pitches each recording is kept: a first helping, on which
-# the codec and the stages up to the last learn, and a second for the last.
+# the codec and the stages up to the last learn, and a second for the last, with more lists of words: LISTS of them, asked by
+# several users each.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
-MORE_RECORDINGS = {"espeak": (60_000, 1), "flite": (5000, 1), "festival": (2000, 2), "joe": (3500, 2), "kokoro": (3200, 4)}
+MORE_RECORDINGS = {"espeak": (60_000, 1), "flite": (5000, 1), "festival": (2000, 2), "joe": (3500, 2), "kokoro": (3900, 4)}
+LIST_RECORDINGS, LISTS = {"espeak": (20_000, 1), "flite": (3000, 1), "joe": (800, 2), "kokoro": (700, 4)}, 9000
 HELD_OUT_PER_VOICE = 30
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
 QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
 CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
-BACKCHANNELS, BACKCHANNEL_CLIPS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."], 1500
+BACKCHANNELS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."]
+BACKCHANNEL_CLIPS = {"espeak": 5000, "flite": 1200, "joe": 600, "kokoro": 700}
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS, POLISHING_STEPS = 4500, 1200
 # Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode.
@@ -75,11 +78,12 @@ STAGES = {
 }
 
 
-def _plan_speech(recordings, seed):
-    """The questions to record: dicts with text, answer, kind, voice, speed, pitch. The same list in every run."""
+def _plan_speech(recordings, seed, pool=()):
+    """The questions to record, drawn from a pool or from the world: dicts with text, answer, kind, voice, speed, pitch. The same
+    list in every run."""
     rng, jobs = random.Random(seed), []
     for engine, (count, pitches) in recordings.items():
-        for asked in world.sample(count, rng.random(), held_out=False):
+        for asked in rng.choices(pool, k=count) if pool else world.sample(count, rng.random(), held_out=False):
             voice, speed, _ = voices.draw_user(rng, engine)
             for _ in range(pitches):
                 pitch = voices.draw_user(rng, engine)[2]
@@ -150,7 +154,7 @@ def speech(work, _):
     users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0))
     more = {asked.answer: f"speech/{_name(asked.answer, voices.MODEL_VOICE)}" for asked in world.sample(MORE_ANSWERS, 3000, held_out=False)}
     rng, murmurs = random.Random(5000), []
-    drawn = [voices.draw_user(rng, rng.choice(list(RECORDINGS))) for _ in range(BACKCHANNEL_CLIPS)]
+    drawn = [voices.draw_user(rng, engine) for engine, count in BACKCHANNEL_CLIPS.items() for _ in range(count)]
     for folder, said_by in (("backchannels", drawn), ("backchannels-test", [(voice, 1.0, 1.0) for voice in voices.HELD_OUT] * 3)):
         (work / folder).mkdir(exist_ok=True)
         for text, user in zip(itertools.cycle(BACKCHANNELS), said_by):
@@ -162,7 +166,8 @@ def speech(work, _):
 
 def more_speech(work, _):
     """The second helping: dialogs in more.jsonl."""
-    _record_dialogs(work, "more", _plan_speech(MORE_RECORDINGS, 1))
+    lists = world.sample(LISTS, 2, held_out=False, kind="repeat")
+    _record_dialogs(work, "more", _plan_speech(MORE_RECORDINGS, 1) + _plan_speech(LIST_RECORDINGS, 3, lists))
 
 
 def codec(work, device):

@@ -139,11 +139,12 @@ def draw(rng, kind=None):
     return Asked(kind, wording.format(*slots), answer, held)
 
 
-def sample(n, seed, held_out=None):
-    """n random questions. held_out: True for composed combinations never trained on, False for the rest, None for all."""
+def sample(n, seed, held_out=None, kind=None):
+    """n random questions, of one kind or all. held_out: True for composed combinations never trained on, False for the rest,
+    None for all."""
     rng, out = random.Random(seed), []
     while len(out) < n:
-        asked = draw(rng)
+        asked = draw(rng, kind)
         if held_out is None or asked.held_out == held_out:
             out.append(asked)
     return out
