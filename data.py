@@ -42,7 +42,7 @@ LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # 
 # noise may be louder.
 ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.4, (0.1, 0.6), (0, 15), (-70, -30)
 PAUSE_PROBABILITY, PAUSE, QUIET = 0.35, (0.2, 1.0), 0.1  # seconds; the quiet places, a share of all
-BACKCHANNEL_PROBABILITY = 0.5       # Decision: the paper does not say how many responses are given one
+BACKCHANNEL_PROBABILITY = 0.8       # Decision: the paper does not say how many responses are given one; what finds no room is left out
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
 # but present, since a model that never met ten quiet seconds starts to talk in them.
 SILENCE_MEAN, LONG_SILENCE, LONG_SILENCE_PROBABILITY = 6, (25, 125), 0.15  # frames
