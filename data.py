@@ -85,16 +85,12 @@ def room(audio, rng):
     return np.pad(audio, (0, n)) + (10 ** (-direct / 20) * wet).astype(np.float32)
 
 
-def hesitate(audio, seconds, rng=None):
-    """audio [N] with a pause -> (audio, sample where the pause begins). It is at the quietest place of the middle, or with rng at
-    any of its quiet ones: before the last word of a list too, or nobody learns that a list may go on."""
-    window = SAMPLE_RATE // 50
-    level = np.convolve(audio ** 2, np.ones(window, np.float32), "same")
-    if rng:
-        first, last = len(audio) // 8, len(audio) - len(audio) // 10
-        at = first + int(rng.choice(np.flatnonzero(level[first:last] <= np.quantile(level[first:last], QUIET))))
-    else:
-        at = len(audio) // 4 + int(np.argmin(level[len(audio) // 4:-len(audio) // 4]))
+def hesitate(audio, seconds, rng):
+    """audio [N] with a pause at one of its quiet places -> (audio, sample where the pause begins). Any of them, not the
+    quietest, which is always the first of several gaps: nobody would learn that a list may go on before its last word."""
+    window, first, last = SAMPLE_RATE // 50, len(audio) // 8, len(audio) - len(audio) // 10
+    level = np.convolve(audio ** 2, np.ones(window, np.float32), "same")[first:last]
+    at = first + int(rng.choice(np.flatnonzero(level <= np.quantile(level, QUIET))))
     return np.concatenate([audio[:at], np.zeros(round(seconds * SAMPLE_RATE), np.float32), audio[at:]]), at
 
 

@@ -242,8 +242,8 @@ def scene(said, first=0, **about):
 
 
 def with_pause(asked, rng):
-    """A question with silence at the quietest place of its middle."""
-    wave, at = data.hesitate(asked["wave"].numpy(), rng.uniform(*PAUSES))
+    """A question with silence at a quiet place inside."""
+    wave, at = data.hesitate(asked["wave"].numpy(), rng.uniform(*PAUSES), rng)
     return scene([(0, clip(**asked | {"wave": torch.from_numpy(wave)}))], pause=at / SAMPLE_RATE)
 
 

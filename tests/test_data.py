@@ -233,12 +233,12 @@ def test_a_pause_falls_between_words():
     """Catches a pause inside a word: of two tones and a gap it must lengthen the gap."""
     tone = np.sin(np.arange(12_000, dtype=np.float32))
     audio = np.concatenate([tone, np.zeros(2400, np.float32), tone])
-    paused, at = data.hesitate(audio, 0.5)
+    paused, at = data.hesitate(audio, 0.5, random.Random(0))
     assert len(paused) == len(audio) + 12_000 and 12_000 <= at <= 14_400
     assert np.array_equal(paused[:12_000], tone) and np.array_equal(paused[-12_000:], tone)
 
 
-def test_a_drawn_pause_may_precede_the_last_word():
+def test_a_pause_may_precede_the_last_word():
     """Catches pauses that always stand at the first of several gaps, as the quietest place of digital silence does: a model that
     never heard one before a list's third word takes it for the end."""
     tone, gap = np.sin(np.arange(12_000, dtype=np.float32)), np.zeros(2400, np.float32)

@@ -7,6 +7,7 @@ order to chat.
     pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite g++ festival festvox-kdlpc16k festvox-us-slt-hts
     python tiny/make.py                      # every step that is not done yet; work files go to tiny/work/
     python tiny/make.py --only fine-tuning-2 # one step; if it was stopped, it goes on from its checkpoint
+    python tiny/make.py --share 0.01 --work /tmp/rehearsal   # everything in small: has this machine what it needs?
 
 At the end tiny/work/model is a model folder: `python chat.py --model tiny/work/model --in ...`. To ship it, copy it to
 tiny/model, and tiny/work/examples to examples.
@@ -78,11 +79,17 @@ STAGES = {
 }
 
 
-def _plan_speech(recordings, seed, pool=()):
+def _part(count, share):
+    """--share of a count, and one at least."""
+    return max(1, round(count * share))
+
+
+def _plan_speech(recordings, seed, share, pool=()):
     """The questions to record, drawn from a pool or from the world: dicts with text, answer, kind, voice, speed, pitch. The same
     list in every run."""
     rng, jobs = random.Random(seed), []
     for engine, (count, pitches) in recordings.items():
+        count = _part(count, share)
         for asked in rng.choices(pool, k=count) if pool else world.sample(count, rng.random(), held_out=False):
             voice, speed, _ = voices.draw_user(rng, engine)
             for _ in range(pitches):
@@ -92,12 +99,12 @@ def _plan_speech(recordings, seed, pool=()):
     return jobs
 
 
-def _plan_test():
+def _plan_test(share):
     """The same of the questions that are kept for evaluation."""
-    jobs = []
+    jobs, each = [], _part(HELD_OUT_PER_VOICE, share)
     for i, voice in enumerate(voices.HELD_OUT):
-        unseen = world.sample(HELD_OUT_PER_VOICE // 2, 1000 + i, held_out=True)
-        for asked in unseen + world.sample(HELD_OUT_PER_VOICE - len(unseen), 2000 + i, held_out=False):
+        unseen = world.sample(each // 2, 1000 + i, held_out=True)
+        for asked in unseen + world.sample(each - len(unseen), 2000 + i, held_out=False):
             jobs.append(dict(text=asked.question, answer=asked.answer, kind=asked.kind, voice=voice, speed=1.0,
                              pitch=1.0, unseen_words=asked.held_out))
     return jobs
@@ -146,15 +153,17 @@ def _record_dialogs(work, name, planned):
     return users, joe
 
 
-def speech(work, _):
+def speech(args):
     """Text to speech: every question by its user's voice, every answer by Joe. Manifests: dialogs in train.jsonl and
     test.jsonl, pairs of the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl; and
     users' "uh huh" in the folders backchannels and, of voices kept for evaluation, backchannels-test."""
-    _record_dialogs(work, "test", _plan_test())
-    users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0))
-    more = {asked.answer: f"speech/{_name(asked.answer, voices.MODEL_VOICE)}" for asked in world.sample(MORE_ANSWERS, 3000, held_out=False)}
+    work, share = args.work, args.share
+    _record_dialogs(work, "test", _plan_test(share))
+    users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0, share))
+    answers = [asked.answer for asked in world.sample(_part(MORE_ANSWERS, share), 3000, held_out=False)]
+    more = {answer: f"speech/{_name(answer, voices.MODEL_VOICE)}" for answer in answers}
     rng, murmurs = random.Random(5000), []
-    drawn = [voices.draw_user(rng, engine) for engine, count in BACKCHANNEL_CLIPS.items() for _ in range(count)]
+    drawn = [voices.draw_user(rng, engine) for engine, count in BACKCHANNEL_CLIPS.items() for _ in range(_part(count, share))]
     for folder, said_by in (("backchannels", drawn), ("backchannels-test", [(voice, 1.0, 1.0) for voice in voices.HELD_OUT] * 3)):
         (work / folder).mkdir(exist_ok=True)
         for text, user in zip(itertools.cycle(BACKCHANNELS), said_by):
@@ -164,19 +173,20 @@ def speech(work, _):
     _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in (joe | more).items()])
 
 
-def more_speech(work, _):
+def more_speech(args):
     """The second helping: dialogs in more.jsonl."""
-    lists = world.sample(LISTS, 2, held_out=False, kind="repeat")
-    _record_dialogs(work, "more", _plan_speech(MORE_RECORDINGS, 1) + _plan_speech(LIST_RECORDINGS, 3, lists))
+    lists = world.sample(_part(LISTS, args.share), 2, held_out=False, kind="repeat")
+    planned = _plan_speech(MORE_RECORDINGS, 1, args.share) + _plan_speech(LIST_RECORDINGS, 3, args.share, lists)
+    _record_dialogs(args.work, "more", planned)
 
 
-def codec(work, device):
+def codec(args):
     """The codec, on all recordings: work/start/mimi.json and mimi.safetensors."""
     import codec as trainer
-    trainer.train(work, work / "start", CODEC_STEPS, POLISHING_STEPS, device)
+    trainer.train(args.work, args.work / "start", _part(CODEC_STEPS, args.share), _part(POLISHING_STEPS, args.share), args.device)
 
 
-def tokenizer(work, _):
+def tokenizer(args):
     """A byte-level BPE of the world's texts, and the model before training, beside the codec in work/start."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     config, texts = flm.PRESETS["tiny"], [t for a in world.sample(20_000, 4000) for t in (a.question, a.answer)]
@@ -186,48 +196,50 @@ def tokenizer(work, _):
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=config.vocab_size, show_progress=False,
                             special_tokens=["<unused>", *(special[i] for i in sorted(special))],
                             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    bpe.save(str(work / "start" / "tokenizer.json"))
+    bpe.save(str(args.work / "start" / "tokenizer.json"))
     torch.manual_seed(0)
-    flm.save(flm.init_weights(flm.FLM(config)), work / "start")
+    flm.save(flm.init_weights(flm.FLM(config)), args.work / "start")
 
 
-def grids(work, device):
+def grids(args):
     """Encoded grids of every manifest in the formats that the stages need."""
+    work = args.work
     for name, (manifest, format, fewest, most, draws, more) in GRIDS.items():
         murmurs = [work / "backchannels"] if format == "response-tts-free" else ()
-        data.encode(work / manifest, work / "grids" / name, format, work / "start", fewest, most, draws, device=device,
+        data.encode(work / manifest, work / "grids" / name, format, work / "start", fewest, most, draws, device=args.device,
                     backchannels=murmurs, workers=os.cpu_count(), **more)
 
 
-def stage(name, work, device):
+def stage(name, args):
     """One of the paper's four stages, from the one before it."""
-    names, init = list(STAGES), work / "start"
+    work, names, init = args.work, list(STAGES), args.work / "start"
     if name != names[0]:
         init = work / names[names.index(name) - 1]
     folders, epochs, lr, lr_end, settings = STAGES[name]
     train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name,
                                stage=name.removesuffix("-more"),
-                               epochs=epochs, lr=(lr, lr_end), device=device, **{**ALL_STAGES, **settings}))
+                               epochs=epochs, lr=(lr, lr_end), device=args.device, **{**ALL_STAGES, **settings}))
 
 
-def model(work, _):
+def model(args):
     """The model folder that ships: the last stage's, 16 bits a weight, in work/model."""
-    last, out = work / list(STAGES)[-1], work / "model"
+    work, last, out = args.work, args.work / list(STAGES)[-1], args.work / "model"
     flm.save(flm.load(last, dtype=torch.float16), out)
     for name in ("tokenizer.json", "mimi.json", "mimi.safetensors"):
         shutil.copy(work / "start" / name, out / name)
     shutil.copy(HERE / "model" / "sampling.json", out / "sampling.json")
 
 
-def evaluation(work, _):
+def evaluation(args):
     """The questions of test.jsonl, asked of work/model, also paused, interrupted and disturbed: work/evaluation/results.txt."""
+    work = args.work
     evaluate.main(["--dialogs", str(work / "test.jsonl"), "--most", "240", "--model", str(work / "model"), "--out", str(work / "evaluation"),
                    "--backchannels", str(work / "backchannels-test"), "--snr", "20", "10", "5", "--rooms", "--whisper"])
 
 
-def examples(work, _):
+def examples(args):
     """The sounds of examples/, in work/examples: a question, and a user's side of a conversation."""
-    out, pause = work / "examples", np.zeros(round(PAUSE * voices.SAMPLE_RATE), np.float32)
+    out, pause = args.work / "examples", np.zeros(round(PAUSE * voices.SAMPLE_RATE), np.float32)
     out.mkdir(parents=True, exist_ok=True)
     (voice, question), (other, questions) = QUESTION, CONVERSATION
     start, said = pause[:voices.SAMPLE_RATE // 2], [part for text in questions for part in (voices.say(text, other), pause)]
@@ -244,13 +256,22 @@ def main():
     parser.add_argument("--work", type=Path, default=HERE / "work", help="folder for everything made on the way (default: %(default)s)")
     parser.add_argument("--only", choices=STEPS, help="this step alone; what of it is finished is not made again")
     parser.add_argument("--device", default="cpu", help="where codec and model are trained (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=1, help="of the recordings and of the codec's steps, for a rehearsal in another "
+                        "--work (default: %(default)s)")
     args = parser.parse_args()
     try:
+        if not 0 < args.share <= 1:
+            raise ValueError(f"--share must be above 0 and at most 1, not {args.share:g}")
+        args.work.mkdir(parents=True, exist_ok=True)
+        known = args.work / "share"
+        if (before := float(known.read_text()) if known.exists() else args.share) != args.share:
+            raise ValueError(f"{args.work} was begun with --share {before:g}: choose another --work")
+        known.write_text(f"{args.share}\n")
         for name in [args.only] if args.only else STEPS:
             done = args.work / f"{name}.done"
             if args.only or not done.exists():
                 print(f"--- {name}", flush=True)
-                STEPS[name](args.work, args.device)
+                STEPS[name](args)
                 done.touch()
     except (OSError, ValueError) as error:
         sys.exit(f"make.py: {error}")
