@@ -1,4 +1,4 @@
-"""The shipped model through the command that people run, and the world that it lives in."""
+"""The shipped model through the command that people run, the world that it lives in, and what is recorded to make it."""
 import asyncio
 import random
 import sys
@@ -14,6 +14,8 @@ import serve
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tiny"))
+import make  # noqa: E402
+import voices  # noqa: E402
 import world  # noqa: E402
 
 
@@ -152,6 +154,18 @@ def test_held_out_combinations_are_the_same_in_every_run():
         sums[one.answer].add(one.question)
     assert len(sums) == world.MAX_ADDEND ** 2 and {len(questions) for questions in sums.values()} == {1, 3}, "each sum in one wording at least"
     assert len({a.question for a in many if a.kind != "repeat"}) >= 300
+
+
+def test_what_is_kept_for_evaluation_is_not_recorded_for_training():
+    """Catches a voice, a mix of it, or a combination of words of the test among the recordings to train on; a test without them."""
+    lists = world.sample(200, 2, held_out=False, kind="repeat")
+    trained = make._plan_speech(make.RECORDINGS, 0, 0.05) + make._plan_speech(make.LIST_RECORDINGS, 3, 0.02, lists)
+    speakers = {name for job in trained for name in [job["voice"], *job["voice"].split(":", 1)[-1].split(":")[0].split("+")]}
+    assert not speakers & {name for voice in voices.HELD_OUT for name in (voice, voice.removeprefix("kokoro:"))}
+    assert len({job["voice"] for job in trained if "~" in job["voice"]}) > 10 and all(job["text"] and job["answer"] for job in trained)
+    asked, kept = {job["text"] for job in trained}, make._plan_test(1)
+    assert {job["voice"] for job in kept} == set(voices.HELD_OUT)
+    assert not asked & {job["text"] for job in kept if job["unseen_words"]} and sum(job["unseen_words"] for job in kept) == len(kept) // 2
 
 
 @pytest.mark.parametrize("kind", world.WEIGHTS)
