@@ -76,7 +76,8 @@ ARMS = {
     "no interruptions": Arm("base", "grids", {LAST: ("response-tts",)}),
     "word-aligned": Arm("no interruptions", "grids", {
         **dict.fromkeys(POST, ("tts-aligned", "asr-aligned")), "fine-tuning-1": ("asr-response-tts-aligned",), LAST: ("response-tts-aligned",)}),
-    "word-aligned, γ 0.5": Arm("word-aligned", "wait_weight", dict.fromkeys(BASE, 0.5)),
+    "γ 0.5 throughout": Arm("no interruptions", "wait_weight", dict.fromkeys(BASE, 0.5)),
+    "word-aligned, γ 0.5 throughout": Arm("word-aligned", "wait_weight", dict.fromkeys(BASE, 0.5)),
     "no fine-tuning-1": Arm("base", "grids", {"fine-tuning-1": ("response-tts", "response-tts-free")}),
     "γ 0.01": Arm("base", "wait_weight", {LAST: 0.01}),
     "α₁ 100": Arm("base", "semantic_weight", {LAST: 100.0}),
@@ -181,7 +182,7 @@ RECOGNITION, READING = ("WER after post-training-2", PT2, "wer"), ("nats a token
 RIGHT, ANSWER = ("answers right", FT2, "right"), ("nats a token, answers", FT2, "loss")
 EARLY, THINKS = ("wrote into the question", FT2, "early"), ("first word, s", FT2, "thinks")
 TABLES = {  # name of the table and the plot -> arms, columns (title, stage, number)
-    "rq1": (("no interruptions", "word-aligned", "word-aligned, γ 0.5"), (RECOGNITION, READING, RIGHT, ANSWER)),
+    "rq1": (("no interruptions", "word-aligned", "γ 0.5 throughout", "word-aligned, γ 0.5 throughout"), (RECOGNITION, READING, RIGHT, ANSWER)),
     "rq2": (("base", "TTS only", "ASR only", "no fine-tuning-1"), (RECOGNITION, RIGHT, ANSWER)),
     "rq3": (("base", "no interruptions"), (("first word, s: fine-tuning-1", FT1, "thinks"), THINKS, ("quiet in 1 s: fine-tuning-1", FT1, "stopped"),
             ("quiet in 1 s", FT2, "stopped"), ("if not interrupted", FT2, "alone"), ("interruption answered", FT2, "right_after"))),
