@@ -76,6 +76,17 @@ def test_listening_is_continuous(folder):
     assert not wave.any()
 
 
+def test_patience_holds_the_response_back(folder, tmp_path):
+    """Catches a line's patience that is dropped on the way, or added to the closing silence in place of replacing it."""
+    line = {"heard": str(folder / "q.wav"), "spoken": str(folder / "a.wav"), "response": "I"}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"turns": [line | more]}) + "\n" for more in ({}, {"patience": 0.4})))
+    encoder, written = data.Encoder(folder), []
+    for turns in data.read_manifest(tmp_path / "m.jsonl", "response-tts"):
+        script, _, _ = encoder.plan(turns, "response-tts", random.Random(0))
+        written.append(next(t for t, token in enumerate(script.text) if token != encoder.ids.wait) - script.hears[0][0])
+    assert written[1] - written[0] == 5 - data.CLOSING_SILENCE
+
+
 def test_one_channel_formats(folder, tmp_path):
     """Catches loss or codes on the channel that a pair format leaves empty."""
     ids = Ids.of(flm.PRESETS["tiny"])

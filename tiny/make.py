@@ -46,6 +46,7 @@ RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro
 MORE_RECORDINGS = {"espeak": (60_000, 1), "flite": (5000, 1), "festival": (2000, 2), "joe": (3500, 2), "kokoro": (3900, 4)}
 LIST_RECORDINGS, LISTS = {"espeak": (20_000, 1), "flite": (3000, 1), "joe": (800, 2), "kokoro": (700, 4)}, 9000
 HELD_OUT_PER_VOICE = 30
+PATIENCE = {"repeat": 0.24}  # seconds of silence before the answer, a frame more than data.py's: a list may go on (LOG.md)
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
 QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
 CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
@@ -75,7 +76,7 @@ STAGES = {
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
     "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more"], 2.4, 6e-4, 2e-5,
-                           dict(depth_share=0.15, wait_weight=1.0, hide=0.15)),
+                           dict(depth_share=0.25, wait_weight=1.0, hide=0.12)),
 }
 
 
@@ -144,7 +145,8 @@ def _record_dialogs(work, name, planned):
         spoken = f"speech/{_name(job['answer'], voices.MODEL_VOICE)}"
         jobs[heard] = (str(work / heard), job["text"], job["voice"], job["speed"], job["pitch"])
         jobs[spoken] = (str(work / spoken), job["answer"], voices.MODEL_VOICE, 1.0, 1.0)
-        lines.append({"turns": [{"heard": heard, "transcript": job["text"], "spoken": spoken, "response": job["answer"]}],
+        patience = {"patience": PATIENCE[job["kind"]]} if job["kind"] in PATIENCE else {}
+        lines.append({"turns": [{"heard": heard, "transcript": job["text"], "spoken": spoken, "response": job["answer"], **patience}],
                       **{k: v for k, v in job.items() if k in ("kind", "voice", "unseen_words")}})
         users.append({"audio": heard, "text": job["text"]})
         joe[job["answer"]] = spoken
