@@ -188,7 +188,7 @@ TABLES = {  # name of the table and the plot -> arms, columns (title, stage, num
             ("quiet in 1 s", FT2, "stopped"), ("if not interrupted", FT2, "alone"), ("interruption answered", FT2, "right_after"))),
     "table4": (("base", "shipped"), (("WER after post-training-1", PT1, "wer"), ("wrote into the question", PT1, "early"), RECOGNITION,
                ("wrote into the question", PT2, "early"), ("WER after fine-tuning-1", FT1, "transcripts"), RIGHT)),
-    "weights": (("base", "γ 0.5", "γ 0.01", "α₁ 100"), (RIGHT, ANSWER, EARLY, THINKS)),
+    "weights": (("base", "γ 0.5", "γ 0.5 throughout", "γ 0.01", "α₁ 100"), (RIGHT, ANSWER, EARLY, THINKS)),
 }
 
 
