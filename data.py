@@ -47,8 +47,8 @@ BACKCHANNEL_PROBABILITY = 0.8       # Decision: the paper does not say how many 
 # but present, since a model that never met ten quiet seconds starts to talk in them.
 SILENCE_MEAN, LONG_SILENCE, LONG_SILENCE_PROBABILITY = 6, (25, 125), 0.15  # frames
 # Decision: only silence tells that an utterance is over, so each ends with this much of it before the model may write.
-# Without it equation 3, in which a <wait> weighs a hundredth of a word, rewards speaking into every pause. A line of the
-# manifest may ask for more, in seconds ("patience"), where what is said might go on.
+# Without it equation 3, in which a <wait> weighs a hundredth of a word, rewards speaking into every pause. A turn of
+# the manifest may ask for another ("patience", in seconds), where what is said might go on.
 CLOSING_SILENCE = 2                 # frames
 # Decision: a recording's last sound still rings in the codec after the last sample; this much of it is kept.
 RINGING = 1                         # frames
@@ -189,7 +189,8 @@ class Encoder:
             if "heard" in turn:
                 clip, frames = hear(turn["heard"])
                 clips.append(clip)
-                shape.heard = frames + round(turn.get("patience", CLOSING_SILENCE / stream.FRAME_RATE) * stream.FRAME_RATE)
+                patience = turn.get("patience")
+                shape.heard = frames + (CLOSING_SILENCE if patience is None else round(patience * stream.FRAME_RATE))
                 shape.onset = int(np.argmax(np.abs(clip) > 0.1 * np.abs(clip).max())) // FRAME
             if "spoken" in turn:
                 spoken.append(self.said(turn["spoken"]))

@@ -7,7 +7,8 @@ JSONL, paths relative to it, with lines of two kinds:
     {"audio": "a.wav", "text": "It rains."}                                        a pair: formats tts and asr; word-aligned
                               "words": [["It", 0.1, 0.2], ["rains.", 0.2, 0.7]]    needs each word's start and end, seconds
     {"turns": [{"heard": "q.wav", "transcript": "Who are you?",                    a dialog: the other formats
-                "spoken": "a.wav", "response": "I am Joe."}]}              "patience": 0.3 in a turn keeps the response back
+                "spoken": "a.wav", "response": "I am Joe."}]}              "patience": 0.3, seconds of silence before
+                                                                               the response, may stand in a turn
 
     python data.py import librispeech LibriSpeech/train-clean-100 pairs.jsonl
     python data.py synth texts.jsonl speech --model-voice 'espeak-ng -v en-us -w {out} -- {text}' --user-voice ...
@@ -87,19 +88,19 @@ def write_lines(file, rows):
 
 def read_manifest(file, format):
     """A manifest -> a list of dialogs, each a list of turns: dicts of heard, transcript, spoken, response as the format
-    has them, audio as paths, and of patience, seconds of silence before the response, where the line has it. Raises DataError
-    that names the line."""
+    has them, audio as paths; a dialog's have patience too, None where the line has none. Raises DataError that names the line."""
     pairs, dialogs = format in stream.PAIRS, []
-    wanted = ["audio", "text"] + ["words"] * (format == "word-aligned") if pairs else ["heard", "transcript", "spoken", "response"]
-    given = {} if format == "asr-response-tts" else {"transcript": ""}  # no other format writes it
+    wanted = ["audio", "text"] + ["words"] * (format == "word-aligned") if pairs else ["heard", "transcript", "spoken", "response", "patience"]
+    given = {"patience": None} | ({} if format == "asr-response-tts" else {"transcript": ""})  # no other format writes it
     names = {"audio": "heard", "text": "transcript"} if format == "asr" else {"audio": "spoken", "text": "response"}
     for number, row in read_lines(file):
         try:
-            turns = [{names.get(key, key): (given | turn)[key] for key in wanted} | {
-                key: float(turn[key]) for key in turn.keys() & {"patience"}} for turn in ([row] if pairs else row["turns"])]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            turns = [{names.get(key, key): (given | turn)[key] for key in wanted} for turn in ([row] if pairs else row["turns"])]
+        except (KeyError, TypeError) as error:
             raise DataError(f"{file}, line {number}: format {format} needs {', '.join(wanted)}, and there is: {error!r}") from None
         for turn in turns:
+            if (patience := turn.get("patience")) is not None and not (type(patience) in (int, float) and 0 <= patience < 60):
+                raise DataError(f"{file}, line {number}: patience is seconds of silence, 0 .. 60, not {patience!r}")
             for key in turn.keys() & {"heard", "spoken"}:
                 turn[key] = Path(file).parent / turn[key]
                 if not turn[key].exists():

@@ -85,6 +85,9 @@ def test_patience_holds_the_response_back(folder, tmp_path):
         script, _, _ = encoder.plan(turns, "response-tts", random.Random(0))
         written.append(next(t for t, token in enumerate(script.text) if token != encoder.ids.wait) - script.hears[0][0])
     assert written[1] - written[0] == 5 - data.CLOSING_SILENCE
+    (tmp_path / "m.jsonl").write_text(json.dumps({"turns": [line | {"patience": -1}]}))
+    with pytest.raises(data.DataError, match="line 1: patience is seconds"):
+        data.read_manifest(tmp_path / "m.jsonl", "response-tts")
 
 
 def test_one_channel_formats(folder, tmp_path):

@@ -145,8 +145,8 @@ def _record_dialogs(work, name, planned):
         spoken = f"speech/{_name(job['answer'], voices.MODEL_VOICE)}"
         jobs[heard] = (str(work / heard), job["text"], job["voice"], job["speed"], job["pitch"])
         jobs[spoken] = (str(work / spoken), job["answer"], voices.MODEL_VOICE, 1.0, 1.0)
-        patience = {"patience": PATIENCE[job["kind"]]} if job["kind"] in PATIENCE else {}
-        lines.append({"turns": [{"heard": heard, "transcript": job["text"], "spoken": spoken, "response": job["answer"], **patience}],
+        lines.append({"turns": [{"heard": heard, "transcript": job["text"], "spoken": spoken, "response": job["answer"],
+                                 "patience": PATIENCE.get(job["kind"])}],
                       **{k: v for k, v in job.items() if k in ("kind", "voice", "unseen_words")}})
         users.append({"audio": heard, "text": job["text"]})
         joe[job["answer"]] = spoken

@@ -33,8 +33,8 @@ ESPEAK_VARIANTS = ("Alex Alicia Andy Annie Denis Diogo Gene Henrique Hugo Jacky 
 FLITE = ["kal16", "awb", "slt"]
 FESTIVAL = ["ked_diphone", "cmu_us_slt_arctic_hts"]
 KOKORO = ["jf_gongitsune", "jf_nezumi", "jf_tebukuro"]
-# How many of its users are new speakers, and how far their styles are moved at most, in standard deviations of these voices' styles:
-# Whisper tiny reads 1.5 as well as none, 2.5 three times as badly (LOG.md).
+# How many of Kokoro's users are new speakers, and how far their styles are moved at most, in standard deviations between the voices
+# above: LOG.md says from where on they are hard to understand.
 KOKORO_MOVED_PROBABILITY, KOKORO_MOVED = 0.7, 1.7
 HELD_OUT = ["kokoro:jf_alpha", "kokoro:jm_kumo", "flite:rms", "espeak:en-us+f5", "espeak:en-us+m3",
             "espeak:en-gb-scotland+Andrea", "espeak:en-gb-scotland+steph3", "espeak:en-us+klatt4"]
