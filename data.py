@@ -38,9 +38,10 @@ NOISE_LOUDNESS, NO_NOISE_PROBABILITY = (-70, -40), 0.3  # dB, section 3.2.1
 GAIN_PROBABILITY, GAIN, LOUDNESS_FLOOR = 0.6, (-24, 20), -40  # dB, and dB after the gain, section 3.2.1
 LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # amplitude, seconds, section 3.2.2
 # Decision: the paper's recordings bring their rooms and hesitations along. Where clean speech stands for them, some of what is
-# heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound) and a pause inside the sentence, and
-# noise may be louder.
+# heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound), a microphone (dB, standard deviation
+# of its response from octave to octave) and a pause inside the sentence, and noise may be louder.
 ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.4, (0.1, 0.6), (0, 15), (-70, -30)
+MICROPHONE_PROBABILITY, MICROPHONE = 0.5, 4
 PAUSE_PROBABILITY, PAUSE, QUIET = 0.35, (0.2, 1.0), 0.1  # seconds; the quiet places, a share of all
 BACKCHANNEL_PROBABILITY = 0.8       # Decision: the paper does not say how many responses are given one; what finds no room is left out
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
@@ -84,6 +85,14 @@ def room(audio, rng):
     size = 1 << (len(audio) + n).bit_length()
     wet = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(echo / np.linalg.norm(echo), size), size)[:len(audio) + n]
     return np.pad(audio, (0, n)) + (10 ** (-direct / 20) * wet).astype(np.float32)
+
+
+def microphone(audio, rng):
+    """audio [N] through a microphone that favours some octaves: a random gain at each, the eight below 12 kHz, a line between
+    them."""
+    octaves, size = np.arange(-8, 1), 1 << len(audio).bit_length()
+    gains = np.interp(np.log2(np.arange(1, size // 2 + 2) / (size // 2)), octaves, [rng.gauss(0, MICROPHONE) for _ in octaves])
+    return np.fft.irfft(np.fft.rfft(audio, size) * 10 ** (gains / 20), size)[:len(audio)].astype(np.float32)
 
 
 def hesitate(audio, seconds, rng):
@@ -133,7 +142,7 @@ def silence(rng):
 class Encoder:
     """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
     noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
-    get a room, pauses and louder noise."""
+    get a room, a microphone, pauses and louder noise."""
 
     def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False):
         from tokenizers import Tokenizer
@@ -181,6 +190,8 @@ class Encoder:
                 clip, _ = hesitate(clip, rng.uniform(*PAUSE), rng)
             late = rng.randrange(FRAME)  # people do not begin on a frame
             frames = -(-(late + len(clip)) // FRAME)
+            if self.rooms and rng.random() < MICROPHONE_PROBABILITY:
+                clip = microphone(clip, rng)
             if self.rooms and rng.random() < ROOM_PROBABILITY:
                 clip = room(clip, rng)
             return np.pad(random_gain(clip, rng), (late, 0)), frames
@@ -386,7 +397,7 @@ def main(arguments=None):
     add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
     add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free")
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
-    add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a pause inside the sentence, or louder noise")
+    add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a microphone, a pause inside, or louder noise")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
         a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,

@@ -243,6 +243,16 @@ def test_a_room_echoes_behind_the_voice():
     assert 10 ** (-data.ROOM_DIRECT[1] / 10) * 0.9 < (echo ** 2).sum() < 1.1 and (echo[-decay // 10:] ** 2).sum() < 1e-4 * (echo[:decay // 10] ** 2).sum()
 
 
+def test_a_microphone_favours_octaves_at_random():
+    """Catches a response that is flat, the same in every octave or of another spread, and one that moves the sound in time."""
+    octaves = np.array([750.0, 3000.0])
+    tones = np.sin(2 * np.pi * octaves[:, None] * np.arange(24_000) / 24_000).astype(np.float32)
+    gains = np.array([[(tone @ data.microphone(tone, random.Random(seed))) / (tone @ tone) for tone in tones] for seed in range(200)])
+    decibels = 20 * np.log10(gains)  # a sound that came later or earlier would not correlate like this
+    assert decibels.std(0) == pytest.approx([data.MICROPHONE] * 2, rel=0.2) and np.abs(decibels.mean(0)).max() < 1
+    assert abs(np.corrcoef(decibels.T)[0, 1]) < 0.3
+
+
 def test_a_pause_falls_between_words():
     """Catches a pause inside a word: of two tones and a gap it must lengthen the gap."""
     tone = np.sin(np.arange(12_000, dtype=np.float32))
