@@ -17,7 +17,7 @@ What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
 
 Unusual here:
 - Semantic codes stand one row before the acoustic codes of their frame, in both directions (stream.py). So a frame is
-  complete, and can be decoded, one step after its semantic code was sampled, and the first step returns nothing.
+  complete, and can be decoded, one step after its semantic code was sampled, and the first step says nothing.
 - Frame s of the answer is written beside frame s of the question, as in the grid. Live it is heard 80 ms later, when
   the question's frame has been listened to.
 - A step draws nothing: numbers 0 .. 1 come in with the frame and pick the tokens. So it can be replayed as a CUDA graph,
@@ -86,11 +86,6 @@ class Sampling:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from None
 
-    @classmethod
-    def greedy(cls, penalty_text=1.0, penalty_audio=1.0):
-        """Always the likeliest token."""
-        return cls(temperature_text=0, temperature_audio=0, penalty_text=penalty_text, penalty_audio=penalty_audio)
-
     def channel(self, c):
         """What channel c (0: text, 1 ..: codes) is drawn with: window, penalty, temperature, top_p, top_k."""
         kind = "audio" if c else "text"
@@ -137,7 +132,7 @@ class Duplex:
         size = codec.config.frame_size if codec else 0
         self.packet = torch.zeros(batch, 2 + K + (size or K), pin_memory=device.type == "cuda")  # is there, chances, heard
         self.given = self.packet.to(device)
-        self.answer = torch.zeros(batch, 2 + K + size, device=device)  # frames so far, text, codes, said; ids up to 2^24 are exact
+        self.answer = torch.zeros(batch, 1 + K + size, device=device)  # text, codes, said; ids up to 2^24 are exact
         self.h, self.text = norm.new_zeros(batch, config.hidden_size), self.frames[:, 0].clone()  # between two parts
         self.seen = {c: self.frames.repeat(1, window) for c in range(1 + K) if (window := sampling.channel(c)[0])}
         self.parts = {"encode": self._encode, "backbone": self._backbone, "depth": self._depth, "decode": self._decode}
@@ -177,8 +172,8 @@ class Duplex:
             self.codec.reset(i)
 
     def step(self, heard):
-        """heard, the user's codes [8], or samples [frame_size] with a codec -> None in the first frame, then (text id, a list
-        of 8 codes, samples or none) of this frame."""
+        """heard, the user's codes [8], or samples [frame_size] with a codec -> (text id, a list of 8 codes, samples or none)
+        of this frame. The first stands for nothing (spec section 3): <wait>, codes that begin with a pad, silence."""
         return self.steps({0: heard})[0]
 
     @torch.inference_mode()
@@ -193,8 +188,8 @@ class Duplex:
         for part in self.parts.values():
             part()
         answer = self.answer.to("cpu", copy=True)  # the frame's one wait for the device
-        ids = answer[:, :2 + K].long().tolist()
-        return {i: (ids[i][1], ids[i][2:], answer[i, 2 + K:]) if ids[i][0] > 1 else None for i in heard}
+        ids = answer[:, :1 + K].long().tolist()
+        return {i: (ids[i][0], ids[i][1:], answer[i, 1 + K:]) for i in heard}
 
     def _encode(self):
         """What is heard, as codes."""
@@ -230,15 +225,15 @@ class Duplex:
             state.copy_(torch.where(active, value, state))
 
     def _decode(self):
-        """What is said, as sound: silence in a first frame and where a code is the empty id."""
+        """What is said, as sound: silence where a code is the empty id or, in a first frame, a pad."""
         said = self.answer[:, :0]
         if self.codec:
             codes, size = self.told[:, 1:], self.codec.config.codebook_size
-            speaks = (self.cache.active > 0) & (self.frames[:, 0] > 1) & (codes < size).all(1)
+            speaks = (self.cache.active > 0) & (codes < size).all(1)
             self.codec.active.copy_(speaks)
             said = self.codec.from_latent(self.codec.quantizer.decode(codes.clamp(max=size - 1)[..., None]))[:, 0]
             said = torch.where(speaks[:, None], said, 0)
-        self.answer.copy_(torch.cat([self.frames, self.told, said], 1))
+        self.answer.copy_(torch.cat([self.told, said], 1))
 
 
 class Monologue:
@@ -246,7 +241,7 @@ class Monologue:
 
     def __init__(self, tokenizer, wait_token, print=print, stamps=True):
         self.tokenizer, self.wait_token, self.print, self.stamps = tokenizer, wait_token, print, stamps
-        self.ids, self.shown, self.lines = [], "", []  # lines: (seconds, text)
+        self.ids, self.lines = [], []  # lines: (seconds, text)
 
     def add(self, seconds, text_id):
         if text_id == self.wait_token:
@@ -254,16 +249,15 @@ class Monologue:
         if not self.ids:
             self.print(f"{seconds:7.2f} s  " * self.stamps, end="", flush=True)
             self.lines.append((seconds, ""))
-        self.ids.append(text_id)
-        text = self.tokenizer.decode(self.ids[-99:], skip_special_tokens=False).rstrip("\ufffd")  # a character may take two ids
-        self.print(text[len(self.shown):], end="", flush=True)
-        self.shown = text
-        self.lines[-1] = (self.lines[-1][0], text)
+        self.ids = [*self.ids[-98:], text_id]  # enough to tell what the last one adds: a character may take two ids
+        before, text = (self.tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd") for ids in (self.ids[:-1], self.ids))
+        self.print(text[len(before):], end="", flush=True)
+        self.lines[-1] = self.lines[-1][0], self.lines[-1][1] + text[len(before):]
 
     def close(self):
         if self.ids:
             self.print(flush=True)
-        self.ids, self.shown = [], ""
+        self.ids = []
 
 
 class Partner:
@@ -288,33 +282,18 @@ class Partner:
         self.duplex = Duplex(self.model, sampling, codec=self.codec, **self.shape)
         list(hold(self, torch.zeros(3, self.codec.config.frame_size), self.monologue(lambda *_, **__: None)))
 
-    def begin(self, seat=0, seed=None):
-        """From here on `frame` and `frames` talk with someone who has not talked before."""
-        self.duplex.reset(seat, seed)
-
     def monologue(self, print=print, stamps=True):
         return Monologue(self.tokenizer, self.model.config.wait_token, print, stamps)
-
-    def frame(self, heard):
-        """heard [frame_size] float32 -> (said [frame_size], text id or None)"""
-        return self.frames({0: heard})[0]
-
-    def frames(self, heard):
-        """{seat: heard [frame_size]} -> {seat: (said [frame_size], text id or None)}: one step for several conversations."""
-        answers = self.duplex.steps(heard)
-        return {i: (answer[2], answer[0]) if answer else (torch.zeros_like(heard[i]), None) for i, answer in answers.items()}
 
 
 def hold(partner, frames, monologue, seed=None, keep=None):
     """One conversation, frame by frame -> (heard, said, seconds it took) for each. keep: a SoundFile for both voices."""
-    size, rate = partner.codec.config.frame_size, partner.codec.config.sample_rate
-    partner.begin(seed=seed)
+    partner.duplex.reset(seed=seed)
     for i, heard in enumerate(frames):
         started = time.perf_counter()
-        said, text = partner.frame(heard)
+        text, _, said = partner.duplex.step(heard)
         took = time.perf_counter() - started
-        if text is not None:
-            monologue.add(i * size / rate, text)
+        monologue.add(i / partner.codec.config.frame_rate, text)
         if keep:
             keep.write(torch.stack([heard, said], 1).numpy())
         yield heard, said, took
@@ -486,7 +465,7 @@ def talk_to_microphone(partner, args):
                 behind = card.heard.qsize() * budget / 1000
                 print(f"{clear}you {level(heard)} model {level(said)} {1000 * seconds:3.0f} of {budget:.0f} ms, {late} late"
                       f"{f', {behind:.1f} s behind' * (behind > 0.2)}{f', {card.lost} lost' * (card.lost > 0)}"
-                      f"  {monologue.shown[-40:]}", end="", flush=True) if clear else None
+                      f"  {''.join(text for _, text in monologue.lines)[-40:]}", end="", flush=True) if clear else None
     except sounddevice.PortAudioError as error:
         raise ValueError(f"no microphone and loudspeaker to use ({error}): connect them, or give --in and --out") from None
 
@@ -555,9 +534,8 @@ def run(args):
         raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from None
     if args.source:
         args.question = mimi.read_audio(args.source)
-        check_target(args.target, args.source, args.overwrite)
-    if args.record:
-        check_target(args.record, args.source, args.overwrite)
+    for target in filter(None, (args.target, args.record)):
+        check_target(target, args.source, args.overwrite)
     given = {field.name: value for field in fields(Sampling) if (value := getattr(args, field.name)) is not None}
     dtype = torch.bfloat16 if args.bfloat16 or args.bits < 16 else torch.float32
     shape = dict(context=args.context, batch=args.sessions if args.serve is not None else 1,

@@ -42,7 +42,6 @@ import stream
 import train
 from batch import collate
 from data import FRAME
-from flm import K
 from manifest import SAMPLE_RATE, read_lines, write_lines
 
 TAIL = 5.0                    # seconds of silence after a question, in which it must have been answered
@@ -116,9 +115,8 @@ def encode(codec, waves):
 
 
 def decode(codec, codes):
-    """Codes [T, K] -> waveform. Frame 0, and one with the empty id, is silence, as chat.py plays it."""
+    """Codes [T, K] -> waveform. Frame 0, which has a pad, and one with the empty id are silence, as chat.py plays them."""
     spoken, said = (codes < codec.config.codebook_size).all(-1), torch.zeros(len(codes), codec.config.frame_size)
-    spoken[0] = False
     if spoken.any():
         decoded = codec.decode(codes[spoken].T[None].to(next(codec.parameters()).device))  # [1, 1, N]
         said[spoken] = decoded.float().cpu().view(-1, codec.config.frame_size)
@@ -126,65 +124,37 @@ def decode(codec, codes):
 
 
 @torch.inference_mode()
-def play(model, sampling, listen, seeds=None, batch=32, text=None, speak=None, done=lambda i, written: None):
-    """Run the model beside what is heard, codes [T, K] of each conversation, `batch` at once -> (text ids [T], codes [T, K]) of
-    each, which done(i, that) gets as each batch is over. A conversation has draws of its own (seeds; None: 0 for all).
+def play(model, sampling, listen, seeds=None, batch=32, text=None, speak=None):
+    """Run the model beside what is heard, codes [T, K] of each conversation, `batch` at once; yields (which one, (text ids [T],
+    codes [T, K])) as each batch is over, short ones first. A conversation has draws of its own (seeds; None: 0 for all).
     text, speak: rows to read in place of what was sampled, [T + 1] and [T + 1, K] (stream.delay makes them)."""
-    order, written = sorted(range(len(listen)), key=lambda i: len(listen[i])), [None] * len(listen)
+    order = sorted(range(len(listen)), key=lambda i: len(listen[i]))
     for group in (order[i:i + batch] for i in range(0, len(order), batch)):
-        frames = len(listen[group[-1]])
+        frames, written = len(listen[group[-1]]), [([], []) for _ in group]
         duplex = chat.Duplex(model, sampling, min(chat.CONTEXT, frames), len(group))
         for b, i in enumerate(group):
             duplex.reset(b, seeds[i] if seeds else 0)
-            written[i] = [model.config.wait_token], [[model.config.pad_token] * K]
         for t in range(frames):
             for b, told in duplex.steps({b: listen[i][t] for b, i in enumerate(group) if t < len(listen[i])}).items():
-                for column, value in zip(written[group[b]], told or ()):
+                for column, value in zip(written[b], told):
                     column.append(value)
                 if text:
                     duplex.written[b, 0] = text[group[b]][t + 1]
                 if speak:
                     duplex.written[b, 1:] = speak[group[b]][t + 1]
-        for i in group:
-            written[i] = written[i][0], torch.tensor(written[i][1])
-            done(i, written[i])
-    return written
+        for i, (ids, codes) in zip(group, written):
+            yield i, (ids, torch.tensor(codes))
 
 
-def lines_of(model, tokenizer, ids):
-    """Text ids, one a frame -> (seconds, text) of each thing thought."""
-    monologue = chat.Monologue(tokenizer, model.config.wait_token, print=lambda *_, **__: None)
-    for t, token in enumerate(ids):
-        monologue.add(t / stream.FRAME_RATE, token)
-    return monologue.lines
-
-
-def converse(model, codec, tokenizer, waves, sampling, seeds=None, batch=32, done=lambda i, talk: None):
-    """Hold a conversation with each recording, float32 [N] at 24 kHz -> a list of Conversation, the ones that chat.py would
-    hold with these seeds; done(i, Conversation) gets each as its batch is over."""
-    found = [None] * len(waves)
-
-    def keep(i, written):
-        found[i] = Conversation(waves[i], decode(codec, written[1])[:len(waves[i])], lines_of(model, tokenizer, written[0]), *written)
-        done(i, found[i])
-    play(model, sampling, encode(codec, waves), seeds, batch, done=keep)
-    return found
-
-
-def transcripts(model, tokenizer, grids, sampling, seeds=None, batch=32):
-    """ASR-style (section 3.1, Table 4): what a grid hears is heard, nothing is spoken, and the text is sampled -> what was
-    written beside each. Of what has an <asr> (section 3.2.2), the part up to <answer>."""
-    rows = [stream.delay(grid, stream.Ids.of(model.config)) for grid in grids]
-    played = play(model, sampling, [grid.listen for grid in grids], seeds, batch, speak=[row.speak for row in rows])
-    lines = [[line for _, line in lines_of(model, tokenizer, ids)] for ids, _ in played]
-    return [" ".join(line.split("<asr>")[-1].split("<answer>")[0].strip() for line in some) for some in lines]
-
-
-def speech(model, codec, grids, sampling, seeds=None, batch=32):
-    """TTS-style (section 3.1, Table 5): a grid's text is given, as a voice is tested, and the speech is sampled -> waveforms."""
-    rows = [stream.delay(grid, stream.Ids.of(model.config)) for grid in grids]
-    played = play(model, sampling, [grid.listen for grid in grids], seeds, batch, text=[row.text for row in rows])
-    return [decode(codec, codes) for _, codes in played]
+def converse(partner, waves, seeds=None, batch=32, listen=None, **given):
+    """Hold a conversation with each recording, float32 [N] at 24 kHz; yields (which one, Conversation) as each batch is over,
+    what chat.py would hold with these seeds. listen: codes to hear in place of the recordings'; given: text, speak of `play`."""
+    listen = encode(partner.codec, waves) if listen is None else listen
+    for i, (ids, codes) in play(partner.model, partner.duplex.sampling, listen, seeds, batch, **given):
+        monologue = partner.monologue(lambda *_, **__: None)
+        for t, token in enumerate(ids):
+            monologue.add(t / stream.FRAME_RATE, token)
+        yield i, Conversation(waves[i], decode(partner.codec, codes)[:len(waves[i])], monologue.lines, ids, codes)
 
 
 @torch.no_grad()
@@ -339,7 +309,6 @@ class Run:
         if changed := [key for key in made if known.get(key, made[key]) != made[key]]:
             raise ValueError(f"{args.out} holds results of another {', '.join(changed)}: choose another folder, or remove it")
         self.partner = chat.Partner(folder, sampling, args.device, torch.bfloat16 if args.bfloat16 else torch.float32)
-        self.all = (self.partner.model, self.partner.codec, self.partner.tokenizer)
         args.out.mkdir(parents=True, exist_ok=True)
         write_lines(about, [known | made])
 
@@ -349,22 +318,20 @@ class Run:
 
     def hold(self, part, scenes, play=None):
         """Play scenes, (input, row) or None, or read what came of them before -> rows, as OUT/PART/NUMBER.json keep them beside a
-        recording, the user left, the model right. play(inputs, seeds, done): `converse`, or what stands for it."""
-        folder, sampling = self.args.out / part.replace(" ", "-"), self.partner.duplex.sampling
-        play = play or (lambda waves, seeds, done: converse(*self.all, waves, sampling, seeds, self.args.batch, done))
+        recording, the user left, the model right. play(inputs, seeds): `converse`, or what stands for it."""
+        folder = self.args.out / part.replace(" ", "-")
+        play = play or (lambda waves, seeds: converse(self.partner, waves, seeds, self.args.batch))
         files = {i: folder / f"{i:04d}.json" for i, made in enumerate(scenes) if made}
         todo = [i for i, file in files.items() if not file.exists()]
         folder.mkdir(exist_ok=True)
-        with tqdm(total=len(files), initial=len(files) - len(todo), desc=part, unit="talk") as bar:
-            def done(n, talk, **more):
-                file, row = files[todo[n]], scenes[todo[n]][1]
-                chat.write_audio(file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1).numpy(), SAMPLE_RATE)
-                if row.get("output"):
-                    chat.write_audio(Path(row["output"]), talk.said.numpy(), SAMPLE_RATE)
-                write_lines(file, [dict(row, **more, seconds=len(talk.said) / SAMPLE_RATE, audio=f"{folder.name}/{file.stem}.wav",
-                                        lines=talk.lines, spans=spans(talk.said))])
-                bar.update()
-            play([scenes[i][0] for i in todo], [self.args.seed + i for i in todo], done)
+        played = play([scenes[i][0] for i in todo], [self.args.seed + i for i in todo])
+        for n, talk in tqdm(played, total=len(files), initial=len(files) - len(todo), desc=part, unit="talk"):
+            file, row = files[todo[n]], scenes[todo[n]][1]
+            chat.write_audio(file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1).numpy(), SAMPLE_RATE)
+            if row.get("output"):
+                chat.write_audio(Path(row["output"]), talk.said.numpy(), SAMPLE_RATE)
+            write_lines(file, [dict(row, seconds=len(talk.said) / SAMPLE_RATE, audio=f"{folder.name}/{file.stem}.wav",
+                                    lines=talk.lines, spans=spans(talk.said))])
         return [json.loads(file.read_text()) for file in files.values()]
 
     def transcribe(self, rows):
@@ -412,9 +379,6 @@ class Run:
         def in_a_row(clips):
             starts = np.cumsum([0] + [len(one["wave"]) / SAMPLE_RATE + TURN_PAUSE for one in clips]).tolist()
             return scene(list(zip(starts, clips)))
-
-        def in_a_room(i, wave, row):
-            return torch.from_numpy(data.room(wave.numpy(), rng("room", i))[:len(wave)]).clip(-1, 1), row
         parts = {
             "pause": [with_pause(one, rng("pause", i)) for i, one in enumerate(asked)],
             "interruption": [intruding(one, row, other, rng("interruption", i)) for i, one, row, other in every],
@@ -423,22 +387,24 @@ class Run:
             "turns": [in_a_row(asked[i + r:i + TURNS] + asked[i:i + r])  # each question once in each place
                       for i in range(0, len(asked) - TURNS + 1, TURNS) for r in range(TURNS)],
             **{f"noise {snr:g} dB": [noisy(*one, snr, noises, rng(snr, i)) for i, one in enumerate(alone)] for snr in a.snr},
-            "rooms": [in_a_room(i, *one) for i, one in enumerate(alone) if a.rooms]}
+            "rooms": [(torch.from_numpy(data.room(wave.numpy(), rng("room", i))[:len(wave)]).clip(-1, 1), row)
+                      for i, (wave, row) in enumerate(alone) if a.rooms]}
         for name, scenes in parts.items():
             if scenes:
                 self.count(name, self.hold(name, scenes))
         for gain in a.leakage:
-            def aloud(waves, seeds, done):
+            def aloud(waves, seeds):
                 for n, (wave, seed) in enumerate(zip(waves, seeds)):
-                    done(n, echoing(self.partner, wave, gain, rng(seed).uniform(*data.LEAKAGE_DELAY), seed))
+                    yield n, echoing(self.partner, wave, gain, rng(seed).uniform(*data.LEAKAGE_DELAY), seed)
             self.count(f"leakage {gain:g}", self.hold(f"leakage {gain:g}", alone, aloud))
 
     def pairs(self, manifest, style):
-        """ASR-style: a recording is heard, then silence to write in. TTS-style: a text is given, with silence to say it in."""
-        (model, codec, tokenizer), scenes, hears = self.all, [], style == "asr"
+        """Section 3.1. ASR-style (Table 4): a recording is heard, then silence to write in, and nothing is spoken. TTS-style
+        (Table 5): a text is given, as a voice is tested, with silence to say it in."""
+        ids, scenes, hears = stream.Ids.of(self.partner.model.config), [], style == "asr"
         for (pair,) in self.some(data.read_manifest(manifest, style)):
-            text, script = pair["transcript" if hears else "response"], stream.Script(stream.Ids.of(model.config))
-            tokens = tokenizer.encode(text).ids
+            text, script = pair["transcript" if hears else "response"], stream.Script(ids)
+            tokens = self.partner.tokenizer.encode(text).ids
             wave = F.pad(mimi.read_audio(pair["heard"]), (SILENCE * FRAME, 0)) if hears else torch.zeros(0)
             script.wait(SILENCE)
             if hears:
@@ -447,17 +413,16 @@ class Run:
                 script.respond(tokens, SAYING * len(tokens) + WRITING)
             scenes.append(((F.pad(wave, (0, len(script) * FRAME - len(wave))), script), dict(expected=text)))
 
-        def play(inputs, seeds, done):
-            waves, how = [wave for wave, _ in inputs], (self.partner.duplex.sampling, seeds, self.args.batch)
-            codes = encode(codec, waves) if hears else [None] * len(waves)
-            grids = [script.grid(None, heard) for (_, script), heard in zip(inputs, codes)]
-            if hears:
-                for n, found in enumerate(transcripts(model, tokenizer, grids, *how)):
-                    done(n, Conversation(waves[n], 0 * waves[n], [(0, found)]), heard=found)
-            else:
-                for n, found in enumerate(speech(model, codec, grids, *how)):
-                    done(n, Conversation(waves[n], found, []))
-        self.count(style, self.transcribe(self.hold(style, scenes, play)))
+        def given(inputs, seeds):
+            waves, grids = [wave for wave, _ in inputs], [script.grid() for _, script in inputs]
+            rows = [stream.delay(grid, ids) for grid in grids]
+            more = dict(speak=[row.speak for row in rows]) if hears else dict(
+                text=[row.text for row in rows], listen=[grid.listen for grid in grids])
+            return converse(self.partner, waves, seeds, self.args.batch, **more)
+        rows = self.hold(style, scenes, given)
+        for row in rows if hears else ():  # of what has an <asr> (section 3.2.2), the part up to <answer>
+            row["heard"] = " ".join(text.split("<asr>")[-1].split("<answer>")[0].strip() for _, text in row["lines"])
+        self.count(style, self.transcribe(rows))
 
     def grids(self, folders):
         """Teacher-forced loss by format and class."""
@@ -473,7 +438,7 @@ class Run:
         """Full-Duplex-Bench's sample folders: output.wav is written beside each input.wav, in time with it."""
         scenes = []
         for i, file in enumerate(sorted(folder.rglob("input.wav"))):
-            row, side = dict(task="backchannel", question=str(file.parent), output=str(file.with_name("output.wav"))), None
+            row = dict(task="backchannel", question=str(file.parent), output=str(file.with_name("output.wav")))
             for side in filter(Path.exists, (file.with_name(f"{name}.json") for name in FDB)):
                 row["task"], place = FDB[side.stem]
                 try:

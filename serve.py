@@ -1,7 +1,7 @@
 """A partner for strangers: the page in web/ and Moshi's protocol, over websockets.
 
-What this is: what `chat.py --serve` runs. It knows of a partner only what it holds a conversation with: `begin`,
-`frames`, `monologue`, `sample_with`. What this is not: the conversation itself (chat.py), or anything of the model.
+What this is: what `chat.py --serve` runs. It knows of a partner only what it holds a conversation with: `duplex`,
+`codec`, `monologue`, `sample_with`. What this is not: the conversation itself (chat.py), or anything of the model.
 
     python chat.py --serve
     python chat.py --serve --host 0.0.0.0 --ssl cert.pem key.pem --token secret --sessions 4
@@ -18,6 +18,7 @@ import asyncio
 import hmac
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,13 +44,7 @@ class Pcm:
     longest = 2**18  # bytes of a message: 2.7 seconds
 
     def __init__(self, rate):
-        pass
-
-    def decode(self, data):
-        return np.frombuffer(data, np.float32)
-
-    def encode(self, samples):
-        return samples.tobytes()
+        self.decode, self.encode = partial(np.frombuffer, dtype=np.float32), np.ndarray.tobytes
 
 
 class Opus:
@@ -58,13 +53,7 @@ class Opus:
 
     def __init__(self, rate):
         import sphn
-        self.reader, self.writer = sphn.OpusStreamReader(rate), sphn.OpusStreamWriter(rate)
-
-    def decode(self, data):
-        return self.reader.append_bytes(data)
-
-    def encode(self, samples):
-        return self.writer.append_pcm(samples)
+        self.decode, self.encode = sphn.OpusStreamReader(rate).append_bytes, sphn.OpusStreamWriter(rate).append_pcm
 
 
 class Visitor:
@@ -119,23 +108,17 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
     """The aiohttp application. local: answer to the names of this machine alone, which stops pages of others that point
     their name at it. Raises ModuleNotFoundError without aiohttp."""
     from aiohttp import web
-    codec, step, free, pending = partner.codec.config, asyncio.Lock(), list(range(seats)), {}
+    codec, step, free, pending, answers = partner.codec.config, asyncio.Lock(), list(range(seats)), {}, {}
 
     async def answer(seat, heard):
-        """Hear a frame -> (said, text id), in one step with all conversations that have a frame by then."""
-        future = pending[seat] = (heard, asyncio.get_running_loop().create_future())
+        """Hear a frame -> what is said in it, in one step with all conversations that have a frame by then."""
+        pending[seat] = heard
         async with step:
-            if pending:
+            if seat in pending:  # nobody took it along
                 batch = dict(pending)
                 pending.clear()
-                try:
-                    said = await asyncio.to_thread(partner.frames, {i: frame for i, (frame, _) in batch.items()})
-                except Exception as error:
-                    said = dict.fromkeys(batch, error)
-                for i, (_, waits) in batch.items():
-                    if not waits.done():
-                        waits.set_exception(said[i]) if isinstance(said[i], Exception) else waits.set_result(said[i])
-        return await future[1]
+                answers.update(await asyncio.to_thread(partner.duplex.steps, batch))
+        return answers.pop(seat)
 
     async def talk(visitor, seat):
         thought, frames, late, told = [], 0, 0, time.monotonic()
@@ -144,12 +127,11 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
         await visitor.socket.send_bytes(HANDSHAKE)
         while (heard := await visitor.frame()) is not None:
             started = time.monotonic()
-            said, text = await answer(seat, heard)
+            text, _, said = await answer(seat, heard)
             took = time.monotonic() - started
             late += took > 1 / codec.frame_rate
             await visitor.send(AUDIO, visitor.wire.encode(said.numpy().astype(np.float32)))
-            if text is not None:
-                monologue.add(frames / codec.frame_rate, text)
+            monologue.add(frames / codec.frame_rate, text)
             await visitor.send(TEXT, "".join(thought).encode())
             thought.clear()
             frames += 1
@@ -166,30 +148,25 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
         try:
             if seat is None:
                 visitor.over = BUSY
-                return socket
-            try:
+            else:
                 visitor.wire = wire(codec.sample_rate)
-            except ModuleNotFoundError:
-                visitor.over = "This server has no Opus: pip install sphn"
-                return socket
-            async with step:
-                partner.begin(seat, seed)
-            listening = asyncio.create_task(visitor.listen())
-            try:
-                await talk(visitor, seat)
-            finally:
-                listening.cancel()
+                async with step:
+                    partner.duplex.reset(seat, seed)
+                listening = asyncio.create_task(visitor.listen())
+                try:
+                    await talk(visitor, seat)
+                finally:
+                    listening.cancel()
+        except ModuleNotFoundError:
+            visitor.over = "This server has no Opus: pip install sphn"
         except (ConnectionError, TimeoutError):
             visitor.over = "The answer was not taken."
         finally:
             if seat is not None:
                 free.append(seat)
-            try:
-                if visitor.over:
-                    await visitor.send(ERROR, visitor.over.encode())
+            with suppress(ConnectionError, TimeoutError):
+                await visitor.send(ERROR, (visitor.over or "").encode())  # nothing for a client that left
                 await asyncio.wait_for(socket.close(), PATIENCE)
-            except (ConnectionError, TimeoutError):
-                pass
         return socket
 
     async def settings(request):

@@ -258,7 +258,7 @@ def test_a_conversation_goes_on_and_on(partner, pytestconfig):
     frames = 3 * 3600 * 25 // 2 if pytestconfig.getoption("long") else 150
     duplex, rates, thought = partner.duplex, [], []
     partner.duplex = chat.Duplex(partner.model, chat.Sampling(), context=64, codec=partner.codec)
-    partner.begin(seed=0)
+    partner.duplex.reset(seed=0)
     if not pytestconfig.getoption("long"):
         partner.duplex.cache.position[0] = partner.model.config.max_position_embeddings - 20  # as if hours had passed
     client, server, ears = serve.Opus(24_000), serve.Opus(24_000), np.zeros(1920, np.float32)
@@ -267,10 +267,10 @@ def test_a_conversation_goes_on_and_on(partner, pytestconfig):
     for i in range(frames):
         ears = np.concatenate([ears, server.decode(client.encode(SOUND[i % 25]))])
         heard, ears = ears[:1920], ears[1920:]
-        said, text = partner.frame(torch.from_numpy(np.pad(heard, (0, 1920 - len(heard)))))
-        assert said.isfinite().all() and (i == 0) == (text is None)
+        text, _, said = partner.duplex.step(torch.from_numpy(np.pad(heard, (0, 1920 - len(heard)))))
+        assert said.isfinite().all() and (i > 0 or not said.any())
         client.decode(server.encode(said.numpy()))
-        monologue.add(i / 12.5, 0 if text is None else text)
+        monologue.add(i / 12.5, text)
         if i % part == part - 1:  # five minutes
             held[i] = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
             rates.append(1000 * (time.process_time() - started) / part)
