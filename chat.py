@@ -249,7 +249,7 @@ class Monologue:
         if not self.ids:
             self.print(f"{seconds:7.2f} s  " * self.stamps, end="", flush=True)
             self.lines.append((seconds, ""))
-        self.ids = [*self.ids[-98:], text_id]  # enough to tell what the last one adds: a character may take two ids
+        self.ids = [*self.ids[-8:], text_id]  # enough to tell what the last one adds: a character may take two ids
         before, text = (self.tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd") for ids in (self.ids[:-1], self.ids))
         self.print(text[len(before):], end="", flush=True)
         self.lines[-1] = self.lines[-1][0], self.lines[-1][1] + text[len(before):]
