@@ -17,8 +17,8 @@ import torch.nn.functional as F
 import flm
 import stream
 from data import Grids
-from flm import FRAME_RATE, K
-from stream import Loss
+from flm import K
+from stream import FRAME_RATE, Loss
 
 EXPECTED_MFU = 0.45  # what a plan reckons with; `train.py bench` measures it
 GPUS = {"A100": (80, 312), "H100": (80, 989), "H200": (141, 989), "B200": (180, 2250)}  # GB; dense bfloat16 TFLOP/s, data sheets

@@ -163,7 +163,7 @@ def losses(model, grids):
     equation, ids, found = train.Equation3(model), stream.Ids.of(model.config), []
     for grid in grids:
         rows = collate([[stream.delay(grid, ids)]], len(grid) + stream.ACOUSTIC_DELAY, ids)
-        found.append(torch.stack([equation(*(x.to(model.cos.device) for x in rows)).cpu().double(), train.counted([rows])]))
+        found.append(torch.stack([equation(*(x.to(model.lm_head.weight.device) for x in rows)).cpu().double(), train.counted([rows])]))
     return torch.stack(found, 1)
 
 

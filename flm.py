@@ -34,7 +34,6 @@ import torch.nn.functional as F
 from torch import nn
 
 K = 8
-FRAME_RATE = 12.5  # frames per second, section 2.1
 
 
 class LoadError(ValueError):
@@ -120,20 +119,17 @@ class Config:
         """The release's config.json, as a dict, -> Config. Raises ValueError that names unknown, missing or impossible keys."""
         rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
         values = {"rope_type": rope.pop("type", "default"), **rope, **values}
-        flat, unknown, grouped = {}, [], {name for keys in _GROUPS.values() for name in keys.values()}
+        known = {f.name: f.name for f in fields(cls)}  # key in the file, or group.key -> field
         for group, keys in _GROUPS.items():
+            known |= {f"{group}.{key}": known.pop(name) for key, name in keys.items()}
             inner = values.pop(group, {})
-            flat |= {name: inner[key] for key, name in keys.items() if key in inner}
-            unknown += [f"{group}.{key}" for key in inner if key not in keys and f"{group}.{key}" not in _IGNORED]
-        for key, value in values.items():
-            if key in {f.name for f in fields(cls)} - grouped:
-                flat[key] = value
-            elif key not in _IGNORED and value not in _FIXED.get(key, (value,)):
-                raise ValueError(f"{key} must be {' or '.join(map(repr, _FIXED[key]))}, not {value!r}")
-            elif key not in _IGNORED and key not in _FIXED:
-                unknown.append(key)
-        if unknown:
+            values |= {f"{group}.{key}": inner[key] for key in inner}
+        for key, allowed in _FIXED.items():
+            if values.get(key, allowed[0]) not in allowed:
+                raise ValueError(f"{key} must be {' or '.join(map(repr, allowed))}, not {values[key]!r}")
+        if unknown := values.keys() - known.keys() - _FIXED.keys() - _IGNORED:
             raise ValueError(f"unknown model setting(s) {', '.join(sorted(unknown))}")
+        flat = {known[key]: value for key, value in values.items() if key in known}
         if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in flat]:
             raise ValueError(f"missing model setting(s) {', '.join(missing)}")
         return cls(**flat)
@@ -218,10 +214,6 @@ class KVCache:
         self.active = torch.ones_like(self.position)
         self.length, self.filled, self.fixed = length, 0, self.position.device.type != "cpu"
 
-    def reset(self):
-        self.position.zero_()
-        self.filled = 0
-
     def advance(self, T):
         """Take the next T rows: sets `rows` [B, T], `span` (rows that attention reads), `mask` (None or [B, 1, T, span]);
         returns positions [B, 1, T]. Raises ValueError when several frames do not fit before the ring turns."""
@@ -261,9 +253,8 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, cache=None):
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.heads, self.d).transpose(1, 2)     # [B, H, T, d]
-        k = self.k_proj(x).view(B, T, self.kv_heads, self.d).transpose(1, 2)  # [B, H_kv, T, d]
-        v = self.v_proj(x).view(B, T, self.kv_heads, self.d).transpose(1, 2)
+        q, k, v = (proj(x).view(B, T, -1, self.d).transpose(1, 2)  # [B, H, T, d], and twice [B, H_kv, T, d]
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # [B, H_kv, span, d]
@@ -425,8 +416,6 @@ class FLM(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             self.aud_output_layers = Depth(config)
         self.text_mult = config.output_mult / config.mup_scale_factor if config.use_mup else 1.0
-        for name, table in zip(("cos", "sin"), rope(config, torch.arange(config.max_position_embeddings))):
-            self.register_buffer(name, table, persistent=False)
 
     def hidden(self, text, speak, listen, cache=None):
         """text [B, T], speak [B, T, K], listen [B, T, K] -> h [B, T, D], equation (1): what all heads read.
@@ -437,8 +426,8 @@ class FLM(nn.Module):
         assert speak.shape == listen.shape == (B, T, K), f"text {[B, T]}, speak {list(speak.shape)}, listen {list(listen.shape)}"
         if T > self.config.max_position_embeddings:
             raise ValueError(f"{T} frames are more than the model's {self.config.max_position_embeddings} positions")
-        cos, sin = (self.cos[:T], self.sin[:T]) if cache is None else rope(self.config, cache.advance(T))
-        return self.model(text, speak, listen, cos, sin, cache)
+        position = torch.arange(T, device=text.device) if cache is None else cache.advance(T)
+        return self.model(text, speak, listen, *rope(self.config, position), cache)
 
     def text_logits(self, h):
         """h [B, T, D] -> logits [B, T, V] of the next frame's text token."""
@@ -486,13 +475,13 @@ def init_weights(model, device="cpu", dtype=torch.float32):
             value.normal_(0, 0.02 / math.sqrt(2 * layers) if writes else 0.02)
         values[name] = value.to(device, dtype)
     model.load_state_dict(values, strict=False, assign=True)
-    return model.to(device)  # the RoPE tables
+    return model
 
 
 # --- loading and saving ---
 
-WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "sampling.json",
-          "mimi.json", "mimi.safetensors", "tokenizer-*.safetensors"]
+BESIDE = ("tokenizer.json", "sampling.json", "mimi.json", "mimi.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors")
+WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *BESIDE]
 
 
 def resolve(path):
@@ -565,7 +554,7 @@ def load(path, device="cpu", dtype=torch.float32, convert=None):
     except (ValueError, TypeError, AttributeError) as error:  # the last two: a value of the wrong kind
         raise LoadError(f"{folder / 'config.json'}: {error}") from None
     _fill(model, folder, device, dtype, convert=convert)
-    return model.to(device)
+    return model
 
 
 def from_qwen(path, config, device="cpu", dtype=torch.float32):
@@ -601,23 +590,18 @@ def save(model, folder, max_shard_bytes=5 * 10**9):
     """Write config.json and model.safetensors, or shards of at most `max_shard_bytes` (or one tensor) and their index.
 
     Everything is written beside and then renamed, so a full disk costs no older checkpoint. Raises OSError, one sentence."""
+    from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    folder, shards, size = Path(folder), [{}], 0
-    for name, tensor in model.state_dict().items():
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards, size = [*shards, {}], 0
-        shards[-1][name] = tensor.contiguous()
-        size += tensor.nbytes
-    n, texts = len(shards), {"config.json": model.config.to_json()}
-    names = [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
-    if n > 1:
-        texts["model.safetensors.index.json"] = {"metadata": {"total_size": sum(t.nbytes for t in model.state_dict().values())},
-                                                 "weight_map": {key: name for name, shard in zip(names, shards) for key in shard}}
+    folder, tensors, texts = Path(folder), model.state_dict(), {"config.json": model.config.to_json()}
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_bytes)
+    if split.is_sharded:
+        texts["model.safetensors.index.json"] = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    names = split.filename_to_tensors
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, shard in zip(names, shards):
-            save_file(shard, folder / f"{name}.part", metadata={"format": "pt"})
+        for name, shard in names.items():
+            save_file({key: tensors[key].contiguous() for key in shard}, folder / f"{name}.part", metadata={"format": "pt"})
         for name, values in texts.items():
             (folder / f"{name}.part").write_text(json.dumps(values, indent=1))
         for name in [*names, *texts]:

@@ -24,6 +24,7 @@ import math
 import os
 import re
 import sys
+from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -122,11 +123,9 @@ class Streaming(nn.Module):
 
 
 def _nested(name, depth, module):
-    """`module` under `depth` levels of the same name, as Moshi's checkpoint nests its convolutions."""
+    """`module` under `depth` levels of the same name, as Moshi's checkpoint nests its modules; a call goes through to it."""
     for _ in range(depth):
-        outer = nn.Module()
-        setattr(outer, name, module)
-        module = outer
+        module = nn.Sequential(OrderedDict({name: module}))
     return module
 
 
@@ -141,7 +140,7 @@ class Conv(Streaming):
     def __init__(self, c_in, c_out, kernel, stride=1, bias=True, replicate=False, nesting=1):
         super().__init__()
         self.conv = _nested("conv", nesting, nn.Conv1d(c_in, c_out, kernel, stride, bias=bias))
-        self.c_in, self.past, self.replicate, self.path = c_in, kernel - stride, replicate, "conv" + ".conv" * nesting
+        self.c_in, self.past, self.replicate = c_in, kernel - stride, replicate
 
     def start(self, batch_size, steps):  # the past, and whether there is one
         past = next(self.parameters()).new_zeros(batch_size, self.c_in, self.past)
@@ -153,7 +152,7 @@ class Conv(Streaming):
             past = torch.where(self.state[1], self.state[0], past)
         x = torch.cat([past, x], -1)
         self.keep(x[..., x.shape[-1] - self.past:], True)
-        return self.get_submodule(self.path)(x)
+        return self.conv(x)
 
 
 class ConvTranspose(Streaming):
@@ -162,17 +161,17 @@ class ConvTranspose(Streaming):
     def __init__(self, c_in, c_out, stride, bias=True, groups=1, nesting=1):
         super().__init__()
         self.convtr = _nested("convtr", nesting, nn.ConvTranspose1d(c_in, c_out, 2 * stride, stride, bias=bias, groups=groups))
-        self.c_out, self.stride, self.path = c_out, stride, "convtr" + ".convtr" * nesting
+        self.c_out, self.stride = c_out, stride
 
     def start(self, batch_size, steps):
         return [next(self.parameters()).new_zeros(batch_size, self.c_out, self.stride)]
 
     def forward(self, x):  # [B, c_in, S] -> [B, c_out, S * stride]
-        convtr = self.get_submodule(self.path)
-        y, overhang = convtr(x).tensor_split([-self.stride], -1)
+        y, overhang = self.convtr(x).tensor_split([-self.stride], -1)
         if self.state:
+            _, *bias = self.parameters()
             y[..., :self.stride] += self.state[0]
-            self.keep(overhang if convtr.bias is None else overhang - convtr.bias[:, None])  # counted once
+            self.keep(overhang - bias[0][:, None] if bias else overhang)  # counted once
         return y
 
 
@@ -188,35 +187,23 @@ class Residual(nn.Module):
         return x + self.block(x)
 
 
-class SEANetEncoder(nn.Module):
+def seanet_encoder(config):
     """[B, 1, N] -> [B, D, S]"""
-
-    def __init__(self, config):
-        super().__init__()
-        width, layers = config.n_filters, [Conv(config.channels, config.n_filters, config.kernel_size)]
-        for stride in reversed(config.ratios):
-            layers += [Residual(config, width), nn.ELU(), Conv(width, 2 * width, 2 * stride, stride)]
-            width *= 2
-        self.model = nn.Sequential(*layers, nn.ELU(), Conv(width, config.dimension, config.last_kernel_size))
-
-    def forward(self, x):
-        return self.model(x)
+    width, layers = config.n_filters, [Conv(config.channels, config.n_filters, config.kernel_size)]
+    for stride in reversed(config.ratios):
+        layers += [Residual(config, width), nn.ELU(), Conv(width, 2 * width, 2 * stride, stride)]
+        width *= 2
+    return _nested("model", 1, nn.Sequential(*layers, nn.ELU(), Conv(width, config.dimension, config.last_kernel_size)))
 
 
-class SEANetDecoder(nn.Module):
+def seanet_decoder(config):
     """[B, D, S] -> [B, 1, N]"""
-
-    def __init__(self, config):
-        super().__init__()
-        width = config.n_filters * 2 ** len(config.ratios)
-        layers = [Conv(config.dimension, width, config.kernel_size)]
-        for stride in config.ratios:
-            layers += [nn.ELU(), ConvTranspose(width, width // 2, stride), Residual(config, width // 2)]
-            width //= 2
-        self.model = nn.Sequential(*layers, nn.ELU(), Conv(width, config.channels, config.last_kernel_size))
-
-    def forward(self, x):
-        return self.model(x)
+    width = config.n_filters * 2 ** len(config.ratios)
+    layers = [Conv(config.dimension, width, config.kernel_size)]
+    for stride in config.ratios:
+        layers += [nn.ELU(), ConvTranspose(width, width // 2, stride), Residual(config, width // 2)]
+        width //= 2
+    return _nested("model", 1, nn.Sequential(*layers, nn.ELU(), Conv(width, config.channels, config.last_kernel_size)))
 
 
 # --- short-time spectrum, the miniature's ends ---
@@ -349,8 +336,7 @@ class Transformer(Streaming):
     def __init__(self, config):
         super().__init__()
         self.context, half = config.context, config.dimension // config.num_heads // 2
-        self.transformer = nn.Module()
-        self.transformer.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.transformer = _nested("layers", 1, nn.ModuleList(Layer(config) for _ in range(config.num_layers)))
         self.register_buffer("frequencies", config.max_period ** (-torch.arange(half) / half), persistent=False)
 
     def start(self, batch_size, steps):
@@ -401,8 +387,7 @@ class ResidualVQ(nn.Module):
         super().__init__()
         self.input_proj = nn.Conv1d(config.dimension, config.codebook_dim, 1, bias=False)
         self.output_proj = nn.Conv1d(config.codebook_dim, config.dimension, 1, bias=False)
-        self.vq = nn.Module()
-        self.vq.layers = nn.ModuleList(_nested("_codebook", 1, Codebook(config)) for _ in range(n))
+        self.vq = _nested("layers", 1, nn.ModuleList(_nested("_codebook", 1, Codebook(config)) for _ in range(n)))
 
     @property
     def codebooks(self):
@@ -442,11 +427,11 @@ class Mimi(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, dim = config, config.dimension
-        self.encoder = (SEANetEncoder if config.ends == "seanet" else STFTEncoder)(config)
+        self.encoder = (seanet_encoder if config.ends == "seanet" else STFTEncoder)(config)
         self.encoder_transformer, self.decoder_transformer = Transformer(config), Transformer(config)
         self.downsample = Conv(dim, dim, 4, 2, bias=False, replicate=True, nesting=2)
         self.upsample = ConvTranspose(dim, dim, 2, bias=False, groups=dim, nesting=2)
-        self.decoder = (SEANetDecoder if config.ends == "seanet" else STFTDecoder)(config)
+        self.decoder = (seanet_decoder if config.ends == "seanet" else STFTDecoder)(config)
         self.quantizer = SplitRVQ(config)
 
     def to_latent(self, audio):
@@ -522,14 +507,12 @@ def _from_transformers(tensors, config):
     def interleaved(w):
         return w.unflatten(0, (config.num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
+    strides = "|".join(map(str, range(2, 3 * len(config.ratios), 3)))  # where the decoder's stand: 2, 5, 8, 11
     renamed, fused = {}, {}
     for name, tensor in tensors.items():
-        name = name.replace("semantic_residual_vector_quantizer", "rvq_first").replace("acoustic_residual_vector_quantizer", "rvq_rest")
-        if part := re.fullmatch(r"(.+transformer)\.layers\.(\d+)\.self_attn\.([qkv])_proj\.weight", name):
-            fused.setdefault(f"{part[1]}.transformer.layers.{part[2]}.self_attn.in_proj_weight", {})[part[3]] = (
-                tensor if part[3] == "v" else interleaved(tensor))
-            continue
         for pattern, replacement in [
+            (r"semantic_residual_vector_quantizer", "rvq_first"), (r"acoustic_residual_vector_quantizer", "rvq_rest"),
+            (rf"^decoder\.layers\.({strides})\.conv\.", r"decoder.model.\1.convtr.convtr."),
             (r"^(encoder|decoder)\.layers\.(.+)\.conv\.(weight|bias)$", r"\1.model.\2.conv.conv.\3"),
             (r"^downsample\.conv\.", "downsample.conv.conv.conv."), (r"^upsample\.conv\.", "upsample.convtr.convtr.convtr."),
             (r"transformer\.layers", "transformer.transformer.layers"), (r"o_proj", "out_proj"), (r"mlp\.fc", "linear"),
@@ -539,20 +522,11 @@ def _from_transformers(tensors, config):
             (r"_codebook\.initialized$", "_codebook._initialized"),
         ]:
             name = re.sub(pattern, replacement, name)
-        if part := re.fullmatch(r"decoder\.model\.(\d+)\.conv\.conv\.(\w+)", name):
-            if int(part[1]) in range(2, 3 * len(config.ratios), 3):  # where the decoder's strides stand: 2, 5, 8, 11
-                name = f"decoder.model.{part[1]}.convtr.convtr.{part[2]}"
-        renamed[name] = tensor
+        if part := re.fullmatch(r"(.+)\.([qkv])_proj\.weight", name):
+            fused.setdefault(f"{part[1]}.in_proj_weight", {})[part[2]] = tensor if part[2] == "v" else interleaved(tensor)
+        else:
+            renamed[name] = tensor
     return renamed | {name: torch.cat([qkv[x] for x in "qkv"]) for name, qkv in fused.items()}
-
-
-def _config_from_transformers(values):
-    """The config.json beside transformers' weights -> Config."""
-    return Config(n_filters=values["num_filters"], ratios=values["upsampling_ratios"], dimension=values["hidden_size"],
-                  num_layers=values["num_hidden_layers"], num_heads=values["num_attention_heads"],
-                  dim_feedforward=values["intermediate_size"], context=values["sliding_window"],
-                  codebook_size=values["codebook_size"], codebook_dim=values["vector_quantization_hidden_dimension"],
-                  n_q_total=values.get("num_quantizers", 32))
 
 
 def _find(path):
@@ -563,7 +537,12 @@ def _find(path):
         return path / MOSHI_FILE, PRESETS["released"]
     config = path / "config.json"
     if config.exists() and (values := json.loads(config.read_text())).get("model_type") == "mimi":
-        return path / "model.safetensors", _config_from_transformers(values)
+        return path / "model.safetensors", Config(
+            n_filters=values["num_filters"], ratios=values["upsampling_ratios"], dimension=values["hidden_size"],
+            num_layers=values["num_hidden_layers"], num_heads=values["num_attention_heads"],
+            dim_feedforward=values["intermediate_size"], context=values["sliding_window"],
+            codebook_size=values["codebook_size"], codebook_dim=values["vector_quantization_hidden_dimension"],
+            n_q_total=values.get("num_quantizers", 32))
     raise LoadError(f"{path} holds no codec: neither mimi.json, nor {MOSHI_FILE}, nor transformers' Mimi")
 
 
@@ -589,8 +568,8 @@ def load(path, device="cpu"):
         raise LoadError(f"{file} cannot be read as safetensors, it is missing or damaged: {error}") from None
     if any(".q_proj." in name for name in tensors):
         tensors = _from_transformers(tensors, config)
-    with torch.device("meta"):
-        expected = {name: t.shape for name, t in Mimi(config).state_dict().items()}
+    codec = Mimi(config)
+    expected = {name: t.shape for name, t in codec.state_dict().items()}
     for name in expected.keys() | tensors.keys():
         if name not in tensors:
             raise LoadError(f"{file} lacks the tensor {name}")
@@ -598,7 +577,6 @@ def load(path, device="cpu"):
             raise LoadError(f"{file} has a tensor {name} that this codec does not")
         if tensors[name].shape != expected[name]:
             raise LoadError(f"{file}: tensor {name} is {list(tensors[name].shape)} and should be {list(expected[name])}")
-    codec = Mimi(config)  # now with values: the buffers that no file holds (windows, bands, frequencies)
     codec.load_state_dict(tensors)
     return codec.eval().requires_grad_(False).to(device)
 

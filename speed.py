@@ -81,7 +81,7 @@ class StraightforwardLoop:
 
     def advance(self, T):  # in flm.KVCache's place
         self.position += T
-        return torch.tensor([[[self.position - 1]]], device=self.model.cos.device)
+        return torch.tensor([[[self.position - 1]]], device=self.model.model.norm.weight.device)
 
     def append(self, layer, k, v):
         for held, new in ((self.k, k), (self.v, v)):
@@ -96,7 +96,7 @@ class StraightforwardLoop:
     @torch.inference_mode()
     def step(self, text, speak, listen):
         """Ids of a row -> text id and codes [8] of the next."""
-        row = (torch.tensor([[x]], device=self.model.cos.device) for x in (text, speak, listen))
+        row = (torch.tensor([[x]], device=self.model.model.norm.weight.device) for x in (text, speak, listen))
         h = self.model.hidden(*row, self)[:, 0]
         text, codes = self.model.text_logits(h).argmax(-1), torch.zeros(1, 0, dtype=torch.long, device=h.device)
         for _ in range(K):
@@ -104,17 +104,13 @@ class StraightforwardLoop:
         return text.item(), codes[0].tolist()
 
 
-def settle(device):
-    if str(device).startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def clock(run, device):
     """Seconds that `run()` takes, device included, and what it returns."""
-    settle(device)
+    settle = torch.cuda.synchronize if str(device).startswith("cuda") else lambda: None
+    settle()
     started = time.perf_counter()
     result = run()
-    settle(device)
+    settle()
     return time.perf_counter() - started, result
 
 
@@ -172,21 +168,18 @@ def bench(args, model, codec, duplex):
     duplex.cache.position.fill_(FILLED if duplex.cache.length > FILLED else 0)
     duplex.cache.filled = duplex.cache.position[0].item()
     plain.fill(duplex.cache)
-    split, slow, row = {name: [] for name in duplex.parts}, [], (config.wait_token, [config.pad_token] * K)
-    for i in range(args.frames + 3):
+    rows, row = [], (config.wait_token, [config.pad_token] * K)
+    for _ in range(args.frames + 3):
         duplex.given.copy_(torch.cat([torch.ones(1), torch.rand(1 + K), 0.1 * torch.randn(codec.config.frame_size)]))
         took = [clock(part, device)[0] for part in duplex.parts.values()]
         seconds, row = clock(lambda: plain.step(*row, duplex.listen[0].tolist()), device)
-        if i >= 3:  # the first frames warm up
-            slow.append(1000 * seconds)
-            for times, seconds in zip(split.values(), took):
-                times.append(1000 * seconds)
-    frames = torch.tensor(list(split.values())).sum(0)
-    medians = {name: torch.tensor(times).median().item() for name, times in split.items()}
+        rows.append([*took, seconds])
+    ms = 1000 * torch.tensor(rows[3:])  # the first frames warm up; the last column is the straightforward loop
+    frames, (*medians, slow) = ms[:, :-1].sum(1), ms.median(0).values.tolist()
+    medians = dict(zip(duplex.parts, medians))
     read, measured, step = weight_bytes(model), bandwidth(device), medians["backbone"] + medians["depth"]
     result = {"ms_per_frame": {"median": frames.median().item(), "p99": frames.quantile(0.99).item(), "worst": frames.max().item()},
-              "split_ms": medians, "straightforward_ms": torch.tensor(slow).median().item(),
-              "speedup": torch.tensor(slow).median().item() / step,
+              "split_ms": medians, "straightforward_ms": slow, "speedup": slow / step,
               "weight_bytes_per_frame": read, "bandwidth_bytes_per_s": measured, "bandwidth_share": read / (step / 1000) / measured,
               "model": args.random_weights or str(args.model), "bits": args.bits, "device": hardware(device),
               "dtype": str(model.model.norm.weight.dtype).removeprefix("torch.")}

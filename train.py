@@ -45,14 +45,13 @@ import cost
 import data
 import flm
 from batch import Batches, collate
-from stream import Ids, Loss
+from stream import FRAME_RATE, Ids, Loss
 
 WEIGHTS = {Loss.SEMANTIC: 1.0, Loss.ACOUSTIC: 0.5, Loss.MONOLOGUE: 1.0, Loss.WAIT: 0.01}  # equation 3, section 3.1
 PAPER_BATCH, PAPER_LENGTH = 256, 8192   # rows a step, Table 3; frames a row, section 3.1
 # Decision: the paper names neither optimizer settings nor a warm-up; these are the usual ones for a transformer.
 BETAS, WEIGHT_DECAY, CLIP, WARMUP = (0.9, 0.95), 0.1, 1.0, 0.02
 VALID_ROWS = 64  # at most so many rows of each format are read for a validation loss
-SIDE_FILES = ("tokenizer.json", "sampling.json", "mimi.json", "mimi.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors")
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # dcp's, of a run in one process
 
 
@@ -183,7 +182,7 @@ def gradients(equation, micro, weights):
     counts, sums = counted(micro), torch.zeros(len(Loss), dtype=torch.float64)
     scale = weights / counts.clamp(min=1) * (dist.get_world_size() if dist.is_initialized() else 1)  # FSDP averages
     for batch in micro:
-        found = equation(*(x.to(equation.flm.cos.device) for x in batch))
+        found = equation(*(x.to(equation.flm.lm_head.weight.device) for x in batch))
         (found * scale.to(found)).sum().backward()
         sums += found.detach().cpu()
     return summed(sums) / counts.clamp(min=1), counts
@@ -197,7 +196,7 @@ def validation(equation, batches, weights):
         order = [i for i in (range(len(grids)) if valid else sorted(batches.held_out)) if grids.formats[i] == name]
         if micro := batches.micro(grids, batches.fill(grids, order)[:VALID_ROWS]):
             with torch.no_grad():
-                sums = summed(sum(equation(*(x.to(equation.flm.cos.device) for x in batch)).cpu().double() for batch in micro))
+                sums = summed(sum(equation(*(x.to(equation.flm.lm_head.weight.device) for x in batch)).cpu().double() for batch in micro))
             found[name] = (weights * sums / counted(micro).clamp(min=1)).sum().item()
     if dist.is_initialized():
         equation.reshard()  # without a backward pass the root stays gathered
@@ -246,8 +245,6 @@ def build(settings, rank, device):
     for part in [*equation.blocks, equation]:
         fully_shard(part, mesh=mesh, mp_policy=precision)
     equation.to_empty(device=device)
-    equation.flm.cos, equation.flm.sin = (
-        table.to(device) for table in flm.rope(config[0], torch.arange(config[0].max_position_embeddings)))
     set_model_state_dict(equation.flm, source.state_dict() if source else {},
                          options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     return equation
@@ -347,7 +344,7 @@ def export(source, folder, dtype=torch.float32):
     load_checkpoint({"model": model.state_dict()}, found, no_dist=True)
     flm.save(model.to(dtype), folder)
     beside = about["beside"] or about["method"]["qwen"] or about["method"]["init"]
-    for file in [] if beside in flm.PRESETS else [flm.resolve(beside) / name for name in SIDE_FILES]:
+    for file in [] if beside in flm.PRESETS else [flm.resolve(beside) / name for name in flm.BESIDE]:
         if file.exists() and file.parent.resolve() != Path(folder).resolve():
             shutil.copy(file, folder)
 
@@ -421,7 +418,7 @@ def train(settings):
             seconds, frames = time.time() - started, counts[Loss.MONOLOGUE].item() + counts[Loss.WAIT].item()
             line = {"step": step, "loss": loss, **{kind.name.lower(): terms[kind].item() for kind in WEIGHTS if counts[kind]},
                     "lr": group["lr"], "norm": norm, "frames": frames, "frames/s": frames / seconds,
-                    "times_real_time": frames / seconds / flm.FRAME_RATE, "gigabytes": cost.memory(device) / 1e9,
+                    "times_real_time": frames / seconds / FRAME_RATE, "gigabytes": cost.memory(device) / 1e9,
                     "minutes_left": (time.time() - began) / (step - first) * (steps - step) / 60}
             if peak:
                 line["mfu"] = cost.flops(config, frames, settings.length, counts[Loss.SEMANTIC].item()) / seconds / world / peak

@@ -78,12 +78,11 @@ def test_from_qwen_reads_a_vision_language_checkpoint(tmp_path):
 
 @torch.no_grad()
 def test_cached_frames_equal_the_full_pass(model):
-    """Catches a wrong position, mask or cache row: one frame at a time, in chunks, after a reset, and batched."""
+    """Catches a wrong position, mask or cache row: one frame at a time, in chunks, and batched."""
     inputs = frames(model.config, 2, 17)
     full = model.hidden(*inputs)
-    cache = flm.KVCache(model.config, 2, 17)
     for sizes in ([1] * 17, [5, 1, 8, 3]):
-        cache.reset()
+        cache = flm.KVCache(model.config, 2, 17)
         parts = [model.hidden(*(x[:, cache.filled:cache.filled + T] for x in inputs), cache) for T in sizes]
         close(torch.cat(parts, 1), full, 2e-5)
     with pytest.raises(ValueError, match="the cache is full: it holds 17 of 17 frames"):
@@ -227,7 +226,7 @@ FAULTS = {
     "heads": (lambda f: reconfigure(f, num_attention_heads=3), "must be a multiple of num_key_value_heads"),
     "token": (lambda f: reconfigure(f, vocab_size=5), "wait_token must be an id below vocab_size 5, not 7"),
     "rope": (lambda f: reconfigure(f, rope_scaling={"type": "yarn"}), "rope_type must be 'mrope' or 'default', not 'yarn'"),
-    "group": (lambda f: reconfigure(f, aud_depthgpt=3), "config.json: argument of type 'int'"),
+    "group": (lambda f: reconfigure(f, aud_depthgpt=3), "config.json: 'int' object is not iterable"),
     "channels": (lambda f: reconfigure(f, aud_channel=4), "aud_channel must be 8, not 4"),
 }
 
