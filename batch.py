@@ -116,12 +116,9 @@ class Batches:
         for start in range(0, share, size):
             numbers = mine[start:start + size]
             made.append(collate([[self._read(grids, i) for i in rows[b]] for b in numbers] or [[]], s.length, self.ids))
-            if thinning and s.hide:
-                for number, listen in zip(numbers, made[-1][2]):
-                    hide(listen, s.hide, self.ids.empty, f"hide {thinning} {number}")
-            if thinning and s.depth_share * s.repeats < 1:
-                for number, speak, loss in zip(numbers, made[-1][1], made[-1][3]):
-                    thin(speak, loss, s.depth_share, s.repeats, f"{thinning} {number}")
+            for number, _, speak, listen, loss in zip(numbers, *made[-1]) if thinning else ():
+                hide(listen, s.hide, self.ids.empty, f"hide {thinning} {number}")
+                thin(speak, loss, s.depth_share, s.repeats, f"{thinning} {number}")
         return made
 
     def step(self, step):

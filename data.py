@@ -162,19 +162,15 @@ class Encoder:
         """A list of float32 [N] of whole frames -> a list of codes [T, K]. Causal: padding changes nothing before it."""
         order, codes = sorted(range(len(waves)), key=lambda i: len(waves[i])), {}
         for chunk in (order[i:i + ENCODED_AT_ONCE] for i in range(0, len(order), ENCODED_AT_ONCE)):
-            batch = np.zeros((len(chunk), 1, len(waves[chunk[-1]])), np.float32)
-            for row, i in zip(batch, chunk):
-                row[0, :len(waves[i])] = waves[i]
-            for i, row in zip(chunk, self.codec.encode(torch.from_numpy(batch).to(self.device)).transpose(1, 2).cpu()):
+            batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in chunk], batch_first=True)[:, None]  # [B, 1, N]
+            for i, row in zip(chunk, self.codec.encode(batch.to(self.device)).transpose(1, 2).cpu()):
                 codes[i] = row[:len(waves[i]) // FRAME]
         return [codes[i] for i in range(len(waves))]
 
     def said(self, file):
         """Codes [T, K] of a clip that the model speaks, as they follow silence. Each file is encoded once."""
         audio, before = mimi.read_audio(file).numpy(), 4
-        frames = -(-len(audio) // FRAME) + RINGING
-        padded = np.zeros((before + frames) * FRAME, np.float32)
-        padded[before * FRAME:before * FRAME + len(audio)] = audio
+        padded = np.pad(audio, (before * FRAME, -len(audio) % FRAME + RINGING * FRAME))  # to whole frames
         return self.encode([padded])[0][before:]
 
     def plan(self, turns, format, rng, speeds=(1, 1)):

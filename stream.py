@@ -31,6 +31,7 @@ from enum import IntEnum
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 K = 8
 SPEECH_DELAY = 2    # frames from a response's first word to its first sound, sections 3.1 and 3.2.2
@@ -61,12 +62,6 @@ class Ids:
     answer: int
     empty: int
     pad: int
-
-    @property
-    def end_of_pad(self):
-        """Decision: Moshi's <pad> is <wait> and its <end-of-pad> is <answer>, each the token that says the same here
-        (nothing is written now; words follow), so that a model for the comparison needs no ids of its own."""
-        return self.answer
 
     @classmethod
     def of(cls, config):
@@ -182,7 +177,10 @@ class Script:
         self.wait(max(0, start + turn.heard - len(self)))
 
     def align(self, words, frames):
-        """Moshi's monologue: each word in the frame where it sounds, or after the word before, behind <end-of-pad> if there is room."""
+        """Moshi's monologue: each word in the frame where it sounds, or after the word before, behind <end-of-pad> if there is room.
+
+        Decision: Moshi's <pad> is <wait> and its <end-of-pad> is <answer>, each the token that says the same here (nothing is
+        written now; words follow), so that a model for the comparison needs no ids of its own."""
         self.says.append((len(self), len(self) + frames))
         free = len(self)
         self.wait(frames)
@@ -192,7 +190,7 @@ class Script:
             self.wait(max(0, free - len(self)))
             self.text[start:free] = tokens
             if start > 1 and self.text[start - 1] == self.ids.wait:
-                self.text[start - 1] = self.ids.end_of_pad
+                self.text[start - 1] = self.ids.answer
 
     def grid(self, speak=None, listen=None):
         """Set codes [T, K] beside the text. None: a channel that stays empty, which carries no loss (section 3.1)."""
@@ -200,14 +198,10 @@ class Script:
         text, empty = torch.tensor(self.text), torch.full((T, K), ids.empty)
         loss = torch.zeros(T, 1 + K, dtype=torch.uint8)
         loss[1:, 0] = torch.where(text[1:] == ids.wait, Loss.WAIT, Loss.MONOLOGUE)
-        if speak is not None:
-            speak = speak.clone()
-            speak[0, 0] = ids.pad  # where the streaming loop starts; it samples the acoustic codes of frame 0 itself
-            loss[1:, 1], loss[:, 2:] = Loss.SEMANTIC, Loss.ACOUSTIC
-            loss[:, 1:][speak == ids.empty] = Loss.NONE
-        else:
-            speak = empty.clone()
-            speak[0] = ids.pad
+        loss[1:, 1], loss[:, 2:] = Loss.SEMANTIC, Loss.ACOUSTIC
+        pads, speak = (K, empty.clone()) if speak is None else (1, speak.clone())
+        loss[:, 1:][speak == ids.empty] = Loss.NONE
+        speak[0, :pads] = ids.pad  # where the streaming loop starts; it samples the acoustic codes of frame 0 itself
         return Grid(text, speak, empty if listen is None else listen, loss)
 
 
@@ -230,13 +224,8 @@ def asr_response_tts(script, turn):
 
 
 def response_tts(script, turn):
-    """Section 3.2.2, Figure 3 top right: hear, respond."""
-    script.hear(turn.heard)
-    script.respond(turn.response, turn.spoken)
-
-
-def response_tts_free(script, turn):
-    """Section 3.2.2, Figure 3 bottom right: what is heard may begin within a response and end it; a back-channel does not."""
+    """Section 3.2.2, Figure 3 right: hear, respond. Where `draw_interruptions` made the user free (bottom right), what is heard
+    may begin within a response and end it; a back-channel does not."""
     if turn.interrupts is None:
         script.hear(turn.heard)
     else:
@@ -253,7 +242,7 @@ def word_aligned(script, turn):
 
 
 FORMATS = {"tts": tts, "asr": asr, "asr-response-tts": asr_response_tts, "response-tts": response_tts,
-           "response-tts-free": response_tts_free, "word-aligned": word_aligned}
+           "response-tts-free": response_tts, "word-aligned": word_aligned}
 PAIRS = {"tts", "asr", "word-aligned"}    # formats of pairs: one channel is empty
 LISTENS = FORMATS.keys() - {"tts", "word-aligned"}  # formats whose listening channel is not empty
 SPEAKS = FORMATS.keys() - {"asr"}         # and whose speaking channel is not
@@ -283,30 +272,26 @@ def place(spans, clips, filler, T):
 
 # --- delays: frames <-> rows ---
 
-def _shift(codes, pad):
-    """[T, K] -> [T + 1, K]: acoustic codes a row later; the holes that open are pads.
+def _shift(columns, late, hole):
+    """[T, n] -> [T + 1, n]: column `late` and those after it come a row later; `hole` fills what opens. Codes, with late = 1:
 
         frame    0  1  2         row     0  1  2  3
         sem      a  b  c         sem     a  b  c  pad
         acoustic A  B  C         ac.   pad  A  B  C
     """
-    rows = torch.full((len(codes) + ACOUSTIC_DELAY, K), pad)
-    rows[:-ACOUSTIC_DELAY, 0] = codes[:, 0]
-    rows[ACOUSTIC_DELAY:, 1:] = codes[:, 1:]
-    return rows
+    return torch.cat([F.pad(columns[:, :late], (0, 0, 0, ACOUSTIC_DELAY), value=hole),
+                      F.pad(columns[:, late:], (0, 0, ACOUSTIC_DELAY, 0), value=hole)], 1)
 
 
 def delay(grid, ids):
     """T frames -> the T + 1 rows that the model reads. Loss classes move with their tokens."""
-    text = torch.cat([grid.text, torch.tensor([ids.wait] * ACOUSTIC_DELAY)])
-    loss = torch.zeros(len(text), 1 + K, dtype=torch.uint8)
-    loss[:-ACOUSTIC_DELAY, :2], loss[ACOUSTIC_DELAY:, 2:] = grid.loss[:, :2], grid.loss[:, 2:]
-    return Grid(text, _shift(grid.speak, ids.pad), _shift(grid.listen, ids.pad), loss)
+    return Grid(F.pad(grid.text, (0, ACOUSTIC_DELAY), value=ids.wait), _shift(grid.speak, 1, ids.pad),
+                _shift(grid.listen, 1, ids.pad), _shift(grid.loss, 2, Loss.NONE))
 
 
 def undelay(rows):
     """T + 1 rows -> T frames: undelay(delay(grid)) is grid."""
-    def back(x, late):  # column `late` and those after it come a row late
+    def back(x, late):
         return torch.cat([x[:-ACOUSTIC_DELAY, :late], x[ACOUSTIC_DELAY:, late:]], 1)
     return Grid(rows.text[:-ACOUSTIC_DELAY], back(rows.speak, 1), back(rows.listen, 1), back(rows.loss, 2))
 
@@ -334,17 +319,15 @@ class Shard:
 
     def __init__(self, file):
         from safetensors import SafetensorError, safe_open
-        self.file = file
         try:
             self.tensors = safe_open(file, "pt")
             self.lengths = self.tensors.get_tensor("lengths").tolist()
-            stops = list(itertools.accumulate(self.lengths))
             self.columns = [self.tensors.get_slice(name) for name in ("text", "speak", "listen", "loss")]
             if {column.get_shape()[0] for column in self.columns} != {sum(self.lengths)}:
                 raise GridError("its lengths are not its frames'")
         except (OSError, SafetensorError, GridError) as error:
             raise GridError(f"{file} is no file of token grids, or it is damaged: {error}") from None
-        self.spans = [slice(stop - length, stop) for length, stop in zip(self.lengths, stops)]
+        self.spans = [slice(stop - length, stop) for length, stop in zip(self.lengths, itertools.accumulate(self.lengths))]
 
     def __len__(self):
         return len(self.lengths)
@@ -363,35 +346,22 @@ def draw(grid, ids, names=str, width=None):
     text, semantic and acoustic codes, by their first letters."""
     width = width or shutil.get_terminal_size((120, 24)).columns
     special = {ids.wait: "~", ids.asr: "<asr>", ids.answer: "<answer>"}
-
-    def code(x):
-        return {ids.pad: "#", ids.empty: "."}.get(x, str(x))  # one id may be both
-
-    def classes(column):
-        return [Loss(x).name[0] if x else "" for x in grid.loss[:, column].tolist()]
-
+    unsaid = {ids.pad: "#", ids.empty: "."}  # one id may be both
     rows = [("frame", [str(t) for t in range(len(grid))]),
             ("text", [special.get(x) or names(x).strip().replace("\n", " ") for x in grid.text.tolist()])]
     for name, codes in (("speak", grid.speak), ("listen", grid.listen)):
-        rows += [(f"{name} {c}", [code(x) for x in codes[:, c].tolist()]) for c in range(K)]
-    rows += [("loss text", classes(0)), ("  semantic", classes(1)), ("  acoustic", classes(2))]
+        rows += [(f"{name} {c}", [unsaid.get(x, str(x)) for x in codes[:, c].tolist()]) for c in range(K)]
+    for name, classes in zip(("loss text", "  semantic", "  acoustic"), grid.loss.T.tolist()):
+        rows.append((name, [Loss(x).name[0] if x else "" for x in classes]))
     widths = [1 + max(len(cells[t]) for _, cells in rows) for t in range(len(grid))]
     lines, start, margin = [], 0, 10
     while start < len(grid):
-        stop, used = start, margin
-        while stop < len(grid) and (stop == start or used + widths[stop] <= width):
-            used, stop = used + widths[stop], stop + 1
+        stop = start + max(1, sum(used <= width - margin for used in itertools.accumulate(widths[start:])))
         for name, cells in rows:
             lines.append(f"{name:<{margin}}" + "".join(f"{cells[t]:>{widths[t]}}" for t in range(start, stop)))
         lines.append("")
         start = stop
     return "\n".join(line.rstrip() for line in lines)
-
-
-def assert_same(found, expected, ids):
-    """Raise AssertionError with both drawings where two grids differ."""
-    same = all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("text", "speak", "listen", "loss"))
-    assert same, f"the grid is\n{draw(found, ids)}\nand should be\n{draw(expected, ids)}"
 
 
 def example(format):

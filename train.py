@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -59,14 +60,7 @@ class TrainError(ValueError):
     """A run that cannot be started or goes wrong; the message is one sentence."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A column of Table 3: formats, epochs, and the learning rate at the start and at the end of the cosine."""
-    formats: tuple
-    epochs: float
-    lr: tuple
-
-
+Stage = namedtuple("Stage", "formats epochs lr")  # lr: the learning rate at the start and at the end of the cosine
 STAGES = {  # Table 3
     "post-training-1": Stage(("tts", "asr"), 3.3, (2e-4, 1e-5)),
     "post-training-2": Stage(("tts", "asr"), 1, (1e-5, 8e-6)),
@@ -286,26 +280,23 @@ class Checkpoints:
         self.pending = self.background.submit(self._finish, written, part, {"step": step, **about})
 
     def _finish(self, written, part, about):
-        failed = written.exception()
         try:
-            if failed is None and (not self.group or dist.get_rank() == 0):
+            written.result()
+            if not self.group or dist.get_rank() == 0:
                 (part / "run.json").write_text(json.dumps(about))
                 os.replace(part, part.with_suffix(""))
                 for old in checkpoints(self.folder)[:-self.keep]:
                     shutil.rmtree(old)
-        except OSError as error:
-            failed = error
-        if failed:
+        except (Exception, dcp.api.CheckpointException) as failed:  # the latter is no Exception
             why = str([failure for failure, _ in getattr(failed, "failures", {}).values()] or failed).splitlines()[0]
             shutil.rmtree(part, ignore_errors=True)
             raise TrainError(f"the checkpoint {part.with_suffix('')} cannot be written, with {shutil.disk_usage(self.folder).free / 1e9:.1f} GB "
-                             f"free there ({why}); the ones before it are kept, and the same command goes on from the last")
+                             f"free there ({why}); the ones before it are kept, and the same command goes on from the last") from None
 
     def close(self):
         """Wait until the checkpoint that is being written is whole. Raises TrainError where it cannot be written."""
-        pending, self.pending = self.pending, None
-        if pending:
-            pending.result()
+        if self.pending:
+            self.pending.result()
 
 
 def checkpoints(folder):
@@ -327,9 +318,8 @@ def resume(found, equation, optimizer, method):
     if changed := [name for name in method if method[name] != before.get(name)]:
         raise TrainError(f"{found} was made with another {', '.join(changed)}: choose another --out, or remove it")
     weights, moments = get_state_dict(equation.flm, optimizer)
-    state = {"model": weights, "optimizer": moments}
-    load_checkpoint(state, found)
-    set_state_dict(equation.flm, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    load_checkpoint({"model": weights, "optimizer": moments}, found)
+    set_state_dict(equation.flm, optimizer, model_state_dict=weights, optim_state_dict=moments)
     return about["step"]
 
 
@@ -391,8 +381,7 @@ def train(settings):
     if rank == 0:
         for part in saved.folder.glob("*.part"):
             shutil.rmtree(part)  # a kill's
-        kept = "".join(json.dumps(line) + "\n" for line in cost.read_log(out, step))  # steps after the checkpoint come again
-        (out / "log.jsonl").write_text(kept)
+        data.write_lines(out / "log.jsonl", cost.read_log(out, step))  # steps after the checkpoint come again
         screen, log = report, open(out / "log.jsonl", "a")
         if strange := set(batches.grids.formats) - {*STAGES[settings.stage].formats, "unknown"}:
             print(f"note: Table 3 has no {', '.join(sorted(strange))} in {settings.stage}")
@@ -462,7 +451,7 @@ def bench(init, length, steps, settings):
 
 # --- command line ---
 
-def make_parser():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description="Train FLM-Audio, one stage of Table 3 at a time. COMMAND --help says more.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train one stage", description="Train one stage. The same command again goes on from the newest checkpoint.",
@@ -493,11 +482,7 @@ def make_parser():
     bench_.add_argument("init", nargs="*", default=["tiny", "0.5b"], help="presets, with random weights (default: tiny 0.5b)")
     bench_.add_argument("--length", type=int, default=512, help="frames a step (default: %(default)s)")
     bench_.add_argument("--steps", type=int, default=3, help="that are timed (default: %(default)s)")
-    return parser
-
-
-def main(arguments=None):
-    args = make_parser().parse_args(arguments)
+    args = parser.parse_args(arguments)
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
     try:
         if args.command == "export":

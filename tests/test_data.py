@@ -17,6 +17,7 @@ import flm
 import manifest
 import mimi
 import stream
+from conftest import assert_same
 from stream import Ids
 
 RATE = 24_000
@@ -110,7 +111,7 @@ def test_a_stopped_run_goes_on_to_the_same_grids(folder, tmp_path, monkeypatch):
     data.encode(folder / "dialogs.jsonl", tmp_path / "stopped", "response-tts", folder, draws=2)
     assert (tmp_path / "stopped" / "shard-00000.safetensors").stat().st_mtime_ns == kept
     for a, b in zip(data.Grids([tmp_path / "whole"]), data.Grids([tmp_path / "stopped"]), strict=True):
-        stream.assert_same(a, b, Ids.of(flm.PRESETS["tiny"]))
+        assert_same(a, b, Ids.of(flm.PRESETS["tiny"]))
     with pytest.raises(data.DataError, match="grids of another manifest, model or setting"):
         data.encode(folder / "dialogs.jsonl", tmp_path / "stopped", "response-tts", folder, draws=1)
 

@@ -101,7 +101,7 @@ def test_a_step_over_the_whole_masked_cache_is_the_same(model):
 
 @torch.no_grad()
 def test_a_ring_reads_the_last_frames(model):
-    """Catches a ring that forgets too early or late, mixes up rows, or runs off the RoPE table: once it has turned, a layer's
+    """Catches a ring that forgets too early or late, mixes up rows, or runs off the positions: once it has turned, a layer's
     keys and values are those of the last frames, and attention gives what a window's mask gives."""
     config = replace(model.config, num_hidden_layers=1, max_position_embeddings=32)
     shallow = flm.FLM(config)

@@ -71,6 +71,6 @@ def test_the_aligned_monologue_has_the_same_words_and_sounds():
     for start, _ in script.says:
         for word, code in zip(words, (1, 2, 3)):
             at = start + sounds.index(code)
-            expected[at - 1:at + 1] = torch.tensor([ids.end_of_pad, word])
+            expected[at - 1:at + 1] = torch.tensor([ids.answer, word])
     assert found.text.tolist() == expected.tolist()
     assert (found.loss[1:, 0] == torch.where(expected[1:] == ids.wait, stream.Loss.WAIT, stream.Loss.MONOLOGUE)).all()

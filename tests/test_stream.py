@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import stream
-from stream import FORMATS, K, GridError, Ids, Loss, Turn, assert_same, delay, draw, example, undelay, write
+from conftest import assert_same
+from stream import FORMATS, K, GridError, Ids, Loss, Turn, delay, draw, example, undelay, write
 
 IDS = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
 
