@@ -272,16 +272,10 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     if not 1 <= first <= step:
         raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
     out, samples = Path(out), join(read_manifest(manifest, format), fewest, most, draws, seed)
-    made_from = [file for file in (Path(manifest), Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors") if file.exists()]
-    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed,
-                    made_from=hashlib.sha1(b"".join(file.read_bytes() for file in made_from)).hexdigest())
-    if tuple(speeds) != (1, 1):
-        settings["speeds"] = list(speeds)
     heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
-    if any(heard):
-        settings["heard"] = hashlib.sha1(repr(heard).encode()).hexdigest()
-    if rooms:
-        settings["rooms"] = True
+    files = [file for file in (Path(manifest), Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors") if file.exists()]
+    made_from = hashlib.sha1(b"".join([*(file.read_bytes() for file in files), repr(heard).encode()])).hexdigest()
+    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, speeds=list(speeds), rooms=rooms, made_from=made_from)
     out.mkdir(parents=True, exist_ok=True)
     about = out / "grids.json"
     if about.exists() and json.loads(about.read_text()) != settings:
