@@ -17,7 +17,7 @@ What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
 
 Unusual here:
 - Semantic codes stand one row before the acoustic codes of their frame, in both directions (stream.py). So a frame is
-  complete, and can be decoded, one step after its semantic code was sampled, and the first step says nothing.
+  complete, and can be decoded, one step after its semantic code was sampled, and the first step returns nothing.
 - Frame s of the answer is written beside frame s of the question, as in the grid. Live it is heard 80 ms later, when
   the question's frame has been listened to.
 - A step draws nothing: numbers 0 .. 1 come in with the frame and pick the tokens. So it can be replayed as a CUDA graph,
@@ -86,6 +86,11 @@ class Sampling:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from None
 
+    @classmethod
+    def greedy(cls, penalty_text=1.0, penalty_audio=1.0):
+        """Always the likeliest token."""
+        return cls(temperature_text=0, temperature_audio=0, penalty_text=penalty_text, penalty_audio=penalty_audio)
+
     def channel(self, c):
         """What channel c (0: text, 1 ..: codes) is drawn with: window, penalty, temperature, top_p, top_k."""
         kind = "audio" if c else "text"
@@ -124,7 +129,7 @@ class Duplex:
         config, norm = model.config, model.model.norm.weight
         self.model, self.sampling, self.batch, device = model, sampling, batch, norm.device
         self.cache = flm.KVCache(config, batch, min(context, config.max_position_embeddings), device, norm.dtype)
-        self.depth_cache = flm.DepthCache(config, batch, device, norm.dtype)
+        self.depth_cache = flm.depth_cache(config, batch, device, norm.dtype)
         self.opening = torch.tensor([config.wait_token] + [config.pad_token] * K, device=device)
         self.written, self.told = (self.opening.repeat(batch, 1) for _ in range(2))     # [B, 9] text, speak: read next; returned
         self.listen, self.heard = (self.opening[1:].repeat(batch, 1) for _ in range(2)) # [B, 8] of this frame; of the last one
@@ -171,14 +176,18 @@ class Duplex:
         if self.codec:
             self.codec.reset(i)
 
-    def step(self, heard):
-        """heard, the user's codes [8], or samples [frame_size] with a codec -> (text id, a list of 8 codes, samples or none)
-        of this frame. The first stands for nothing (spec section 3): <wait>, codes that begin with a pad, silence."""
-        return self.steps({0: heard})[0]
+    def step(self, listen):
+        """listen, the user's codes [8] of a frame -> None in the first, then (text id, a list of 8 codes), as the release returns
+        them (spec section 3)."""
+        first = self.frames[0, 0] == 0
+        text, codes, _ = self.steps({0: listen})[0]
+        return None if first else (text, codes)
 
     @torch.inference_mode()
     def steps(self, heard):
-        """{conversation: heard} -> {conversation: what `step` returns}. The others stand still."""
+        """{conversation: heard}, codes [8] or, with a codec, samples [frame_size] -> {conversation: (text id, a list of 8 codes,
+        samples or none)} of this frame. The first stands for nothing: <wait>, codes that begin with a pad, silence. Conversations
+        that are not named stand still."""
         self.packet.zero_()
         for i, values in heard.items():
             self.packet[i, 0] = 1
@@ -213,13 +222,13 @@ class Duplex:
 
     def _depth(self):
         """The next 8 codes, one after the other; then the state that the next frame finds."""
-        new = [self.text]
-        for c in range(K):
-            new.append(self._draw(1 + c, self.model.depth_step(self.h, new[c] if c else None, c, self.depth_cache)))
-        tokens, active = torch.stack(new, 1), self.cache.active.bool()[:, None]
+        tokens, active = self.text[:, None], self.cache.active.bool()[:, None]
+        for c in range(K):  # tokens [B, 1 + c]: the text id and the codes so far
+            logits = self.model.depth_logits(self.h, tokens[:, 1:], self.depth_cache)[:, 0]
+            tokens = torch.cat([tokens, self._draw(1 + c, logits)[:, None]], 1)
         self.told.copy_(torch.cat([self.written[:, :2], tokens[:, 2:]], 1))
         for c, seen in self.seen.items():  # the first token fills the window, which says the same as itself alone
-            later = torch.where(self.frames == 0, new[c][:, None], torch.cat([seen[:, 1:], new[c][:, None]], 1))
+            later = torch.where(self.frames == 0, tokens[:, c:c + 1], torch.cat([seen[:, 1:], tokens[:, c:c + 1]], 1))
             seen.copy_(torch.where(active, later, seen))
         for state, value in ((self.written, tokens), (self.heard, self.listen), (self.frames, self.frames + 1)):
             state.copy_(torch.where(active, value, state))
@@ -291,7 +300,7 @@ def hold(partner, frames, monologue, seed=None, keep=None):
     partner.duplex.reset(seed=seed)
     for i, heard in enumerate(frames):
         started = time.perf_counter()
-        text, _, said = partner.duplex.step(heard)
+        text, _, said = partner.duplex.steps({0: heard})[0]
         took = time.perf_counter() - started
         monologue.add(i / partner.codec.config.frame_rate, text)
         if keep:

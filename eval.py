@@ -410,7 +410,7 @@ class Run:
             if hears:
                 script.wait(len(wave) // FRAME + len(tokens) + WRITING)
             else:
-                script.respond(tokens, SAYING * len(tokens) + WRITING)
+                script.respond(stream.Turn(spoken=SAYING * len(tokens) + WRITING, response=tokens))
             scenes.append(((F.pad(wave, (0, len(script) * FRAME - len(wave))), script), dict(expected=text)))
 
         def given(inputs, seeds):

@@ -277,68 +277,28 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Embeddings(nn.Module):
-    """One position is the sum of what its 17 channels say. The empty id has an ordinary, learned row."""
-
-    def __init__(self, config):
-        super().__init__()
-        V, C, D = config.vocab_size, config.aud_vocab_size, config.hidden_size
-        self.text_embeddings = nn.Embedding(V, D)
-        self.aud_speak_embeddings = nn.ModuleList(nn.Embedding(C, D) for _ in range(K))
-        self.aud_listen_embeddings = nn.ModuleList(nn.Embedding(C, D) for _ in range(K))
-
-    def forward(self, text, speak, listen):
-        x = self.text_embeddings(text)  # [B, T, D]
-        for c in range(K):
-            x = x + self.aud_speak_embeddings[c](speak[..., c]) + self.aud_listen_embeddings[c](listen[..., c])
-        return x
-
-
-class Backbone(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.input_mult = config.input_mult if config.use_mup else 1.0
-        self.embed_tokens = Embeddings(config)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, text, speak, listen, cos, sin, cache=None):
-        x = self.embed_tokens(text, speak, listen) * self.input_mult
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        for layer in self.layers:
-            x = layer(x, cos, sin, cache)
-        return self.norm(x)
-
-
 # --- depth transformer: one frame's 8 codes, each from h_t and the codes before it ---
 
-class DepthCache:
-    """Keys and values of the 8 positions of N frames in the making. Starting again at c = 0 needs no reset: position c
-    reads positions 0 .. c, and each has been written by then."""
-
-    def __init__(self, config, N, device="cpu", dtype=torch.float32):
-        shape = (config.depth_layers, N, config.depth_heads, K, config.depth_dim // config.depth_heads)
-        self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in "kv")
-
-    def append(self, layer, c, k, v):
-        """Write k, v [N, H, 1, d] of position c; return those of positions 0 .. c, [N, H, c + 1, d] each."""
-        self.k[layer, :, :, c:c + 1] = k
-        self.v[layer, :, :, c:c + 1] = v
-        return self.k[layer, :, :, :c + 1], self.v[layer, :, :, :c + 1]
+def depth_cache(config, N, device="cpu", dtype=torch.float32):
+    """Keys and values of the 8 positions of N frames in the making: [layers, 2, N, H, K, d]. Starting again at c = 0 needs
+    no reset: position c reads positions 0 .. c, and each has been written by then."""
+    d = config.depth_dim // config.depth_heads
+    return torch.zeros(config.depth_layers, 2, N, config.depth_heads, K, d, device=device, dtype=dtype)
 
 
 class DepthAttention(nn.Module):
-    def __init__(self, config, layer):
+    def __init__(self, config):
         super().__init__()
-        self.layer, self.heads = layer, config.depth_heads
+        self.heads = config.depth_heads
         self.c_attn = nn.Linear(config.depth_dim, 3 * config.depth_dim, config.depth_bias)
         self.c_proj = nn.Linear(config.depth_dim, config.depth_dim, config.depth_bias)
 
-    def forward(self, x, c=0, cache=None):  # [N, S, n]: positions c .. c + S - 1
+    def forward(self, x, c=0, cache=None):  # [N, S, n]: positions c .. c + S - 1; cache: of this layer
         N, S, n = x.shape
         q, k, v = (y.view(N, S, self.heads, -1).transpose(1, 2) for y in self.c_attn(x).split(n, -1))  # [N, H, S, d]
         if cache is not None:
-            k, v = cache.append(self.layer, c, k, v)  # [N, H, c + 1, d]: all that position c may see
+            cache[..., c:c + S, :] = torch.stack([k, v])
+            k, v = cache[..., :c + S, :]  # [N, H, c + 1, d]: all that position c may see
         y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
         return self.c_proj(y.transpose(1, 2).reshape(N, S, n))
 
@@ -355,10 +315,10 @@ def _depth_mlp(config):
 
 
 class DepthBlock(nn.Module):
-    def __init__(self, config, layer):
+    def __init__(self, config):
         super().__init__()
         self.ln_1, self.ln_2 = _depth_norm(config), _depth_norm(config)
-        self.attn = DepthAttention(config, layer)
+        self.attn = DepthAttention(config)
         self.cmlp = config.depth_cmlp
         mlps = nn.ModuleList(_depth_mlp(config) for _ in range(K if self.cmlp else 1))
         self.add_module("mlps" if self.cmlp else "mlp", mlps if self.cmlp else mlps[0])
@@ -387,7 +347,7 @@ class Depth(nn.Module):
         self.transformer = nn.ModuleDict({
             "wtes": nn.ModuleList(nn.Embedding(C, n) for _ in range(K)),
             "wpe": nn.Embedding(K, n),
-            "h": nn.ModuleList(DepthBlock(config, i) for i in range(config.depth_layers)),
+            "h": nn.ModuleList(DepthBlock(config) for _ in range(config.depth_layers)),
             "ln_f": _depth_norm(config),
         })
         self.lm_heads = nn.ModuleList(nn.Linear(n, C, bias=False) for _ in range(K))
@@ -397,8 +357,8 @@ class Depth(nn.Module):
         seen = F.linear(h, self.linear_in.weight[c * self.n:(c + S) * self.n])            # these positions' rows: [N, S n]
         x = torch.stack([parts["wtes"][c + i](inputs[:, i]) for i in range(S)], 1)        # [N, S, n]
         x = x + parts["wpe"].weight[c:c + S] + seen.view(x.shape)
-        for block in parts["h"]:
-            x = block(x, c, cache)
+        for i, block in enumerate(parts["h"]):
+            x = block(x, c, None if cache is None else cache[i])
         x = parts["ln_f"](x)
         return torch.stack([self.lm_heads[c + i](x[:, i]) for i in range(S)], 1)
 
@@ -410,11 +370,20 @@ class FLM(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, V, C, D = config, config.vocab_size, config.aud_vocab_size, config.hidden_size
         with torch.device("meta"):
-            self.model = Backbone(config)
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.model = nn.ModuleDict({
+                "embed_tokens": nn.ModuleDict({  # the empty id has an ordinary, learned row
+                    "text_embeddings": nn.Embedding(V, D),
+                    "aud_speak_embeddings": nn.ModuleList(nn.Embedding(C, D) for _ in range(K)),
+                    "aud_listen_embeddings": nn.ModuleList(nn.Embedding(C, D) for _ in range(K)),
+                }),
+                "layers": nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers)),
+                "norm": nn.RMSNorm(D, config.rms_norm_eps),
+            })
+            self.lm_head = nn.Linear(D, V, bias=False)
             self.aud_output_layers = Depth(config)
+        self.input_mult = config.input_mult if config.use_mup else 1.0
         self.text_mult = config.output_mult / config.mup_scale_factor if config.use_mup else 1.0
 
     def hidden(self, text, speak, listen, cache=None):
@@ -427,26 +396,28 @@ class FLM(nn.Module):
         if T > self.config.max_position_embeddings:
             raise ValueError(f"{T} frames are more than the model's {self.config.max_position_embeddings} positions")
         position = torch.arange(T, device=text.device) if cache is None else cache.advance(T)
-        return self.model(text, speak, listen, *rope(self.config, position), cache)
+        written, spoken, heard = self.model.embed_tokens.values()
+        x = written(text)  # [B, T, D]; a position is the sum of what its 17 channels say
+        for c in range(K):
+            x = x + spoken[c](speak[..., c]) + heard[c](listen[..., c])
+        x = x * self.input_mult
+        cos, sin = (table.to(x.dtype) for table in rope(self.config, position))
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, cache)
+        return self.model.norm(x)
 
     def text_logits(self, h):
         """h [B, T, D] -> logits [B, T, V] of the next frame's text token."""
         return self.lm_head(h) * self.text_mult
 
-    def depth_logits(self, h, codes):
+    def depth_logits(self, h, codes, cache=None):
         """h [N, D], codes [N, k] of codebooks 0 .. k - 1 with k < K -> logits [N, k + 1, C] of codebooks 0 .. k.
 
-        Teacher-forced: position c sees the given codes before c. Training passes k = K - 1. Spec section 2."""
+        Teacher-forced: position c sees the given codes before c. Training passes k = K - 1. Spec section 2.
+        With a depth_cache, and k = 0, 1 .. K - 1 in this order, under torch.no_grad(): only those of codebook k, [N, 1, C]."""
         assert len(h) == len(codes) and codes.shape[1] < K, f"h {list(h.shape)}, codes {list(codes.shape)}"
-        return self.aud_output_layers(h, F.pad(codes, (1, 0), value=self.config.empty_token))
-
-    def depth_step(self, h, code, c, cache):
-        """h [N, D], code [N] of codebook c - 1 (None at c = 0), a DepthCache -> logits [N, C] of codebook c.
-
-        Call it with c = 0, 1 .. K - 1 in this order, under torch.no_grad(); equals depth_logits of the codes so far."""
-        assert (code is None) == (c == 0), f"codebook {c} needs {'no code' if c == 0 else 'the code before it'}"
-        code = torch.full((len(h),), self.config.empty_token, device=h.device) if c == 0 else code
-        return self.aud_output_layers(h, code[:, None], c, cache)[:, 0]
+        c = 0 if cache is None else codes.shape[1]
+        return self.aud_output_layers(h, F.pad(codes, (1, 0), value=self.config.empty_token)[:, c:], c, cache)
 
 
 def count_parameters(model):

@@ -136,7 +136,7 @@ def draw_interruptions(turns, murmurs, rng):
 
 class Script:
     """A sample before its audio: text (a list of ids, one a frame), hears and says (spans of frames, start and stop,
-    one for each turn that has them)."""
+    one for each turn that has them). Below, what FORMATS makes of a turn."""
 
     def __init__(self, ids):
         self.ids, self.text, self.hears, self.says = ids, [ids.wait], [], []
@@ -148,43 +148,50 @@ class Script:
         """Nothing is written for so many frames."""
         self.text += [self.ids.wait] * frames
 
-    def hear(self, frames):
-        self.hears.append((len(self), len(self) + frames))
-        self.wait(frames)
-
-    def write(self, tokens):
-        """A natural monologue: no gaps between its tokens (section 2.2)."""
-        self.text += tokens
-
-    def respond(self, tokens, frames):
-        """Words at once, sound SPEECH_DELAY frames behind, <wait> until the longer of both is over."""
-        start = len(self) + SPEECH_DELAY
-        self.write(tokens)
-        self.says.append((start, start + frames))
-        self.wait(max(0, start + frames - len(self)))
-
-    def interrupt(self, turn):
-        """Hear a turn within the response before it, whose words and sound both end REACTION_DELAY behind the first sound.
+    def hear(self, turn):
+        """Write nothing while the user speaks. What interrupts is heard within the response before it, whose words and sound
+        both end REACTION_DELAY behind the first sound.
 
         Decision: a cut monologue just turns into <wait>, with no token for the cut, and a cut clip into silence on a frame;
         what was never said leaves no trace, as when a person stops."""
-        sounds, end = self.says[-1]
-        start = sounds + turn.interrupts
-        cut = start + turn.onset + round(REACTION_DELAY * FRAME_RATE)  # 6.25 frames; Decision: to the nearest
-        self.says[-1] = sounds, min(end, cut)
-        self.text = self.text[:cut]
+        start = len(self)
+        if turn.interrupts is not None:
+            sounds, end = self.says[-1]
+            start = sounds + turn.interrupts
+            cut = start + turn.onset + round(REACTION_DELAY * FRAME_RATE)  # 6.25 frames; Decision: to the nearest
+            self.says[-1] = sounds, min(end, cut)
+            self.text = self.text[:cut]
         self.hears.append((start, start + turn.heard))
         self.wait(max(0, start + turn.heard - len(self)))
 
-    def align(self, words, frames):
+    def transcribe(self, turn):
+        """The words of what was heard immediately after it, without gaps between them: a natural monologue (section 2.2)."""
+        self.text += turn.transcript
+
+    def quote(self, turn):
+        """The same, between <asr> and <answer>."""
+        self.text += [self.ids.asr, *turn.transcript, self.ids.answer]
+
+    def respond(self, turn):
+        """Words at once, without gaps (section 2.2), sound SPEECH_DELAY frames behind, <wait> until the longer of both is over;
+        a back-channel changes none of it."""
+        start = len(self) + SPEECH_DELAY
+        self.text += turn.response
+        self.says.append((start, start + turn.spoken))
+        self.wait(max(0, start + turn.spoken - len(self)))
+        if turn.murmur:
+            at, frames = turn.murmur
+            self.hears.append((start + at, start + at + frames))
+
+    def align(self, turn):
         """Moshi's monologue: each word in the frame where it sounds, or after the word before, behind <end-of-pad> if there is room.
 
         Decision: Moshi's <pad> is <wait> and its <end-of-pad> is <answer>, each the token that says the same here (nothing is
         written now; words follow), so that a model for the comparison needs no ids of its own."""
-        self.says.append((len(self), len(self) + frames))
+        self.says.append((len(self), len(self) + turn.spoken))
         free = len(self)
-        self.wait(frames)
-        for start, tokens in words:
+        self.wait(turn.spoken)
+        for start, tokens in turn.words:
             start = max(free, self.says[-1][0] + start)
             free = start + len(tokens)
             self.wait(max(0, free - len(self)))
@@ -205,47 +212,17 @@ class Script:
         return Grid(text, speak, empty if listen is None else listen, loss)
 
 
-def tts(script, turn):
-    """Section 3.1, Figure 3 left: listen empty; speech begins SPEECH_DELAY frames after its words."""
-    script.respond(turn.response, turn.spoken)
-
-
-def asr(script, turn):
-    """Section 3.1, Figure 3 left: speak empty; the words stand immediately after what was heard."""
-    script.hear(turn.heard)
-    script.write(turn.transcript)
-
-
-def asr_response_tts(script, turn):
-    """Section 3.2.2, Figure 3 middle: hear, transcribe between <asr> and <answer>, respond."""
-    script.hear(turn.heard)
-    script.write([script.ids.asr, *turn.transcript, script.ids.answer])
-    script.respond(turn.response, turn.spoken)
-
-
-def response_tts(script, turn):
-    """Section 3.2.2, Figure 3 right: hear, respond. Where `draw_interruptions` made the user free (bottom right), what is heard
-    may begin within a response and end it; a back-channel does not."""
-    if turn.interrupts is None:
-        script.hear(turn.heard)
-    else:
-        script.interrupt(turn)
-    script.respond(turn.response, turn.spoken)
-    if turn.murmur:
-        start = script.says[-1][0] + turn.murmur[0]
-        script.hears.append((start, start + turn.murmur[1]))
-
-
-def word_aligned(script, turn):
-    """Figure 2 left: Moshi's monologue over a pair, where tts has a natural one. The baseline of RQ1 (section 4.4)."""
-    script.align(turn.words, turn.spoken)
-
-
-FORMATS = {"tts": tts, "asr": asr, "asr-response-tts": asr_response_tts, "response-tts": response_tts,
-           "response-tts-free": response_tts, "word-aligned": word_aligned}
-PAIRS = {"tts", "asr", "word-aligned"}    # formats of pairs: one channel is empty
-LISTENS = FORMATS.keys() - {"tts", "word-aligned"}  # formats whose listening channel is not empty
-SPEAKS = FORMATS.keys() - {"asr"}         # and whose speaking channel is not
+FORMATS = {  # what is made of each turn, in this order
+    "tts": [Script.respond],                      # section 3.1, Figure 3 left: nothing is heard
+    "asr": [Script.hear, Script.transcribe],      # section 3.1, Figure 3 left: nothing is spoken
+    "asr-response-tts": [Script.hear, Script.quote, Script.respond],  # section 3.2.2, Figure 3 middle
+    "response-tts": [Script.hear, Script.respond],       # section 3.2.2, Figure 3 top right
+    "response-tts-free": [Script.hear, Script.respond],  # and bottom right, of turns that `draw_interruptions` made free
+    "word-aligned": [Script.align],               # Figure 2 left: Moshi's monologue over a pair, the baseline of RQ1 (section 4.4)
+}
+LISTENS = {name for name, parts in FORMATS.items() if Script.hear in parts}  # formats whose listening channel is not empty
+SPEAKS = {name for name, parts in FORMATS.items() if {Script.respond, Script.align} & {*parts}}  # and whose speaking channel is not
+PAIRS = FORMATS.keys() - (LISTENS & SPEAKS)  # formats of pairs: one channel is empty
 
 
 def write(format, turns, silences, ids):
@@ -255,7 +232,8 @@ def write(format, turns, silences, ids):
     script = Script(ids)
     for turn, silence in zip(turns, silences):
         script.wait(silence)
-        FORMATS[format](script, turn)
+        for part in FORMATS[format]:
+            part(script, turn)
     script.wait(silences[-1])
     return script
 

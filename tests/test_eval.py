@@ -170,9 +170,9 @@ def test_what_comes_later_changes_nothing_before(partner, waves):
 def test_given_rows_are_read_in_their_frames(partner):
     """Catches given text, or the empty speaking channel, that reaches the model a frame late: every token that was drawn is
     the likeliest of one pass over the same rows."""
-    model, ids, greedy = partner.model, stream.Ids.of(partner.model.config), chat.Sampling(0, 0, penalty_text=1.0, penalty_audio=1.0)
+    model, ids, greedy = partner.model, stream.Ids.of(partner.model.config), chat.Sampling.greedy()
     script = stream.Script(ids)
-    script.respond([7, 8, 9], 6)
+    script.respond(stream.Turn(spoken=6, response=[7, 8, 9]))
     grid = script.grid()
     (_, (_, codes)), = evaluation.play(model, greedy, [grid.listen], text=[stream.delay(grid, ids).text])
     assert codes.shape == (len(grid), 8)
@@ -180,7 +180,7 @@ def test_given_rows_are_read_in_their_frames(partner):
     for t, row in enumerate(stream.delay(grid, ids).text[:-1]):  # by hand: the text is set before each step
         loop.written[0, 0] = row
         told = loop.step(grid.listen[t])
-        assert told[0] == row and told[1] == codes[t].tolist()
+        assert told is None if t == 0 else told == (row, codes[t].tolist())
 
     heard = script.grid(None, torch.randint(0, 500, (len(script), 8)))
     (_, (text, _)), = evaluation.play(model, greedy, [heard.listen], speak=[stream.delay(heard, ids).speak])
@@ -194,7 +194,7 @@ def test_losses_are_the_straightforward_ones(partner):
     """Catches classes mixed up, and tokens of one grid counted for another."""
     torch.manual_seed(0)
     ids, script = stream.Ids.of(partner.model.config), stream.Script(stream.Ids.of(partner.model.config))
-    script.respond([5, 6], 4)
+    script.respond(stream.Turn(spoken=4, response=[5, 6]))
     grids = [script.grid(torch.randint(0, 500, (len(script), 8))), script.grid(None, torch.randint(0, 500, (len(script), 8)))]
     sums, counts = evaluation.losses(partner.model, grids)
     for grid, found, n in zip(grids, sums, counts):

@@ -136,12 +136,12 @@ def test_depth_steps_equal_teacher_forcing(change):
     config = replace(flm.PRESETS["tiny"], num_hidden_layers=1, **change)
     torch.manual_seed(0)
     model = flm.init_weights(flm.FLM(config))
-    cache = flm.DepthCache(config, 5)
+    cache = flm.depth_cache(config, 5)
     for _ in range(2):  # the second frame finds the first one's rows in the cache
         h, codes = torch.randn(5, 256), torch.randint(0, 513, (5, flm.K))
         full = model.depth_logits(h, codes[:, :-1])
-        steps = [model.depth_step(h, codes[:, c - 1] if c else None, c, cache) for c in range(flm.K)]
-        close(torch.stack(steps, 1), full, 2e-5)
+        steps = [model.depth_logits(h, codes[:, :c], cache) for c in range(flm.K)]
+        close(torch.cat(steps, 1), full, 2e-5)
         close(model.depth_logits(h, codes[:, :3]), full[:, :4], 2e-5)
 
 

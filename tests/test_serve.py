@@ -267,7 +267,7 @@ def test_a_conversation_goes_on_and_on(partner, pytestconfig):
     for i in range(frames):
         ears = np.concatenate([ears, server.decode(client.encode(SOUND[i % 25]))])
         heard, ears = ears[:1920], ears[1920:]
-        text, _, said = partner.duplex.step(torch.from_numpy(np.pad(heard, (0, 1920 - len(heard)))))
+        text, _, said = partner.duplex.steps({0: torch.from_numpy(np.pad(heard, (0, 1920 - len(heard))))})[0]
         assert said.isfinite().all() and (i > 0 or not said.any())
         client.decode(server.encode(said.numpy()))
         monologue.add(i / 12.5, text)

@@ -17,7 +17,8 @@ def random_grid(rng):
     turns = [Turn(rng.randint(1, 6), rng.randint(1, 6), [rng.randint(3, 9)] * rng.randint(1, 4), [rng.randint(3, 9)] * rng.randint(1, 9),
                   [(start, [rng.randint(3, 9)] * rng.randint(1, 3)) for start in sorted(rng.sample(range(6), 2))])
              for _ in range(rng.randint(1, 3))]
-    stream.draw_interruptions(turns, [rng.randint(0, 2) for _ in turns], rng)
+    if format == "response-tts-free":
+        stream.draw_interruptions(turns, [rng.randint(0, 2) for _ in turns], rng)
     script = write(format, turns, [rng.randint(0, 4) for _ in range(len(turns) + 1)], IDS)
     codes = torch.randint(0, 98, (2, len(script), K), generator=torch.Generator().manual_seed(rng.randint(0, 999)))
     return script.grid(codes[0] if format in stream.SPEAKS else None, codes[1] if format in stream.LISTENS else None)

@@ -1,7 +1,7 @@
 """Moshi's word-aligned monologue, Figure 2 left, for grids that have a natural one: the baseline of RQ1 (section 4.4).
 
 What this is: the same frames and the same codes with another text column, so that two models differ in it alone. What
-this is not: data.py's way, which is for recordings whose word times are known (stream.word_aligned).
+this is not: data.py's way, which is for recordings whose word times are known (stream.Script.align).
 
 When a word sounds is read from the codes themselves: a table, fitted by CTC to recordings whose words are known, says which
 two letters a code of codebook 0 stands for, and the most likely path through the letters says where each word begins.
@@ -114,7 +114,7 @@ class Aligner:
                 words += self.words(text[said:stop], grid.speak[sounds:after, 0], sounds)
             free = stop
         script = stream.Script(ids)
-        script.align([(at - 1, word) for at, word in words], T - 1)
+        script.align(stream.Turn(spoken=T - 1, words=[(at - 1, word) for at, word in words]))
         text, loss = torch.tensor(script.text[:T]), grid.loss.clone()
         loss[1:, 0] = torch.where(text[1:] == ids.wait, stream.Loss.WAIT, stream.Loss.MONOLOGUE)
         return stream.Grid(text, grid.speak, grid.listen, loss)
