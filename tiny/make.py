@@ -53,7 +53,7 @@ CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Jap
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
 BACKCHANNELS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."]
-BACKCHANNEL_CLIPS = {"espeak": 5000, "flite": 1200, "joe": 600, "kokoro": 700}
+BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "joe": (600, 1), "kokoro": (1100, 4)}
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS, POLISHING_STEPS = 4500, 1200
 # Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode.
@@ -76,7 +76,7 @@ STAGES = {
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
     "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more"], 2.4, 6e-4, 2e-5,
-                           dict(depth_share=0.25, wait_weight=1.0, hide=0.12)),
+                           dict(depth_share=0.3, wait_weight=1.0, hide=0.12)),
 }
 
 
@@ -164,12 +164,15 @@ def speech(args):
     users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0, share))
     answers = [asked.answer for asked in world.sample(_part(MORE_ANSWERS, share), 3000, held_out=False)]
     more = {answer: f"speech/{_name(answer, voices.MODEL_VOICE)}" for answer in answers}
-    rng, murmurs = random.Random(5000), []
-    drawn = [voices.draw_user(rng, engine) for engine, count in BACKCHANNEL_CLIPS.items() for _ in range(_part(count, share))]
-    for folder, said_by in (("backchannels", drawn), ("backchannels-test", [(voice, 1.0, 1.0) for voice in voices.HELD_OUT] * 3)):
+    rng, murmurs = random.Random(5000), [("backchannels-test", text, voice, 1.0, 1.0) for text, voice in
+                                         zip(itertools.cycle(BACKCHANNELS), voices.HELD_OUT * 3)]
+    for engine, (count, pitches) in BACKCHANNEL_CLIPS.items():
+        for text in itertools.islice(itertools.cycle(BACKCHANNELS), _part(count, share)):
+            voice, speed, _ = voices.draw_user(rng, engine)
+            murmurs += [("backchannels", text, voice, speed, voices.draw_user(rng, engine)[2]) for _ in range(pitches)]
+    for folder in ("backchannels", "backchannels-test"):
         (work / folder).mkdir(exist_ok=True)
-        for text, user in zip(itertools.cycle(BACKCHANNELS), said_by):
-            murmurs.append((str(work / folder / _name(text, *user)), text, *user))
+    murmurs = [(str(work / folder / _name(*said)), *said) for folder, *said in murmurs]
     _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in more.items()] + murmurs, "more")
     _write_lines(work / "users.jsonl", users)
     _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in (joe | more).items()])
