@@ -7,10 +7,9 @@ for which the paper asks a large model and people (section 4.3), nor a clock: ch
     python eval.py --dialogs tiny/work/test.jsonl --backchannels tiny/work/backchannels-test --rooms --whisper --out results
     python eval.py --model runs/pt2 --asr pairs.jsonl --tts pairs.jsonl --grids grids/asr --whisper --out results-pt2
 
-Causality makes it fast: what is written at a frame depends on nothing later, so what is heard is encoded at once, many
-conversations step together, and what was said is decoded at the end: the tokens that chat.py's loop gives, sooner. It
-makes it exact, too: a conversation held again, with an interruption, is the same up to there, so that "it stopped" is a
-comparison with what would have been said.
+Many conversations step together in one chat.Duplex, so that each is the one that chat.py holds, and all are over sooner.
+Causality makes it exact: what is written at a frame depends on nothing later, so a conversation held again, with an
+interruption, is the same up to there, and "it stopped" is a comparison with what would have been said.
 
     questions     ask -----.  answer       speaks after: from the end of the user's sound to the model's first
     pause         ask - | - ask  answer    false start: a sound after the pause began and before the user was done
@@ -106,55 +105,51 @@ def number(values, unit):
 
 # What a model did beside one recording. heard, said: float32 [N]; lines: (seconds, text) of what it thought; text [T] and
 # codes [T, K]: the ids of each frame, of which frame 0 stands for nothing.
-Conversation = namedtuple("Conversation", "heard said lines text codes", defaults=(None, None))
-
-
-def encode(codec, waves):
-    """Waveforms [N] -> codes [T, K] each. The codec is causal: frame t is what a live stream gives."""
-    return [codec.encode(wave[None, None].to(next(codec.parameters()).device))[0].T.cpu() for wave in waves]
-
-
-def decode(codec, codes):
-    """Codes [T, K] -> waveform. Frame 0, which has a pad, and one with the empty id are silence, as chat.py plays them."""
-    spoken, said = (codes < codec.config.codebook_size).all(-1), torch.zeros(len(codes), codec.config.frame_size)
-    if spoken.any():
-        decoded = codec.decode(codes[spoken].T[None].to(next(codec.parameters()).device))  # [1, 1, N]
-        said[spoken] = decoded.float().cpu().view(-1, codec.config.frame_size)
-    return said.flatten()
+Conversation = namedtuple("Conversation", "heard said lines text codes")
 
 
 @torch.inference_mode()
-def play(model, sampling, listen, seeds=None, batch=32, text=None, speak=None):
-    """Run the model beside what is heard, codes [T, K] of each conversation, `batch` at once; yields (which one, (text ids [T],
-    codes [T, K])) as each batch is over, short ones first. A conversation has draws of its own (seeds; None: 0 for all).
-    text, speak: rows to read in place of what was sampled, [T + 1] and [T + 1, K] (stream.delay makes them)."""
-    order = sorted(range(len(listen)), key=lambda i: len(listen[i]))
+def play(model, sampling, heard, seeds=None, batch=32, codec=None, text=None, speak=None, echo=None):
+    """Run the model beside what is heard in each conversation, codes [T, K] or, with a codec, samples [T, FRAME], `batch` at
+    once; yields (which one, (text ids [T], codes [T, K], samples said [T * FRAME] or none)) as each batch is over, short ones
+    first. A conversation has draws of its own (seeds; None: 0 for all). Lists with an item for each, where given:
+    speak: rows to read in place of what was sampled, [T + 1, K] (stream.delay makes them). text: the same, [T + 1], beside
+    which nothing is heard: the channel is empty, as of no sound. echo: (gain, seconds), what is said is heard too, changing
+    `heard`, so many times as loud, so much later (more than a frame)."""
+    order = sorted(range(len(heard)), key=lambda i: len(heard[i]))
     for group in (order[i:i + batch] for i in range(0, len(order), batch)):
-        frames, written = len(listen[group[-1]]), [([], []) for _ in group]
-        duplex = chat.Duplex(model, sampling, min(chat.CONTEXT, frames), len(group))
+        frames, written = len(heard[group[-1]]), [([], [], []) for _ in group]
+        duplex = chat.Duplex(model, sampling, min(chat.CONTEXT, frames), len(group), codec=codec)
+        if text:
+            del duplex.parts["encode"]  # so that what follows stays
+            duplex.listen.fill_(model.config.empty_token)
         for b, i in enumerate(group):
             duplex.reset(b, seeds[i] if seeds else 0)
         for t in range(frames):
-            for b, told in duplex.steps({b: listen[i][t] for b, i in enumerate(group) if t < len(listen[i])}).items():
+            for b, told in duplex.steps({b: heard[i][t] for b, i in enumerate(group) if t < len(heard[i])}).items():
                 for column, value in zip(written[b], told):
                     column.append(value)
                 if text:
                     duplex.written[b, 0] = text[group[b]][t + 1]
                 if speak:
                     duplex.written[b, 1:] = speak[group[b]][t + 1]
-        for i, (ids, codes) in zip(group, written):
-            yield i, (ids, torch.tensor(codes))
+                if echo:
+                    gain, late = echo[group[b]]
+                    later = heard[group[b]].view(-1)[t * FRAME + round(late * SAMPLE_RATE):][:FRAME]
+                    later += gain * told[2][:len(later)]
+        for i, (ids, codes, said) in zip(group, written):
+            yield i, (ids, torch.tensor(codes), torch.cat(said))
 
 
-def converse(partner, waves, seeds=None, batch=32, listen=None, **given):
+def converse(partner, waves, seeds=None, batch=32, **given):
     """Hold a conversation with each recording, float32 [N] at 24 kHz; yields (which one, Conversation) as each batch is over,
-    what chat.py would hold with these seeds. listen: codes to hear in place of the recordings'; given: text, speak of `play`."""
-    listen = encode(partner.codec, waves) if listen is None else listen
-    for i, (ids, codes) in play(partner.model, partner.duplex.sampling, listen, seeds, batch, **given):
-        monologue = partner.monologue(lambda *_, **__: None)
+    what chat.py would hold with these seeds. given: text, speak, echo of `play`."""
+    heard = [F.pad(wave, (0, -len(wave) % FRAME)).view(-1, FRAME) for wave in waves]
+    for i, (ids, codes, said) in play(partner.model, partner.duplex.sampling, heard, seeds, batch, partner.codec, **given):
+        monologue, N = partner.monologue(lambda *_, **__: None), len(waves[i])
         for t, token in enumerate(ids):
             monologue.add(t / stream.FRAME_RATE, token)
-        yield i, Conversation(waves[i], decode(partner.codec, codes)[:len(waves[i])], monologue.lines, ids, codes)
+        yield i, Conversation(heard[i].flatten()[:N], said[:N], monologue.lines, ids, codes)
 
 
 @torch.no_grad()
@@ -165,18 +160,6 @@ def losses(model, grids):
         rows = collate([[stream.delay(grid, ids)]], len(grid) + stream.ACOUSTIC_DELAY, ids)
         found.append(torch.stack([equation(*(x.to(model.lm_head.weight.device) for x in rows)).cpu().double(), train.counted([rows])]))
     return torch.stack(found, 1)
-
-
-def echoing(partner, wave, gain, delay, seed):
-    """chat.py's own loop where the microphone hears the model too, `gain` times as loud, `delay` seconds (more than a frame)
-    late -> Conversation. What is heard follows from what was said, so nothing can be encoded at once."""
-    late, monologue, said = round(delay * SAMPLE_RATE), partner.monologue(lambda *_, **__: None), []
-    heard = F.pad(wave, (0, -len(wave) % FRAME + FRAME + late))
-    frames = (heard[i:i + FRAME] for i in range(0, len(wave), FRAME))  # views: they hold what is added before their turn
-    for _, frame, _ in chat.hold(partner, frames, monologue, seed):
-        heard[len(said) * FRAME + late:][:FRAME] += gain * frame
-        said.append(frame)
-    return Conversation(heard[:len(wave)], torch.cat(said)[:len(wave)], monologue.lines)
 
 
 # --- scenes: what is said to the model, and when ---
@@ -316,15 +299,15 @@ class Run:
         """--most of them, evenly spaced."""
         return things[::-(-len(things) // self.args.most)]
 
-    def hold(self, part, scenes, play=None):
-        """Play scenes, (input, row) or None, or read what came of them before -> rows, as OUT/PART/NUMBER.json keep them beside a
-        recording, the user left, the model right. play(inputs, seeds): `converse`, or what stands for it."""
+    def hold(self, part, scenes, **given):
+        """Play scenes, (waveform, row) or None, or read what came of them before -> rows, as OUT/PART/NUMBER.json keep them beside
+        a recording, the user left, the model right. given: of `converse`, lists with an item for each scene."""
         folder = self.args.out / part.replace(" ", "-")
-        play = play or (lambda waves, seeds: converse(self.partner, waves, seeds, self.args.batch))
         files = {i: folder / f"{i:04d}.json" for i, made in enumerate(scenes) if made}
         todo = [i for i, file in files.items() if not file.exists()]
         folder.mkdir(exist_ok=True)
-        played = play([scenes[i][0] for i in todo], [self.args.seed + i for i in todo])
+        played = converse(self.partner, [scenes[i][0] for i in todo], [self.args.seed + i for i in todo], self.args.batch,
+                          **{key: [values[i] for i in todo] for key, values in given.items()})
         for n, talk in tqdm(played, total=len(files), initial=len(files) - len(todo), desc=part, unit="talk"):
             file, row = files[todo[n]], scenes[todo[n]][1]
             chat.write_audio(file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1).numpy(), SAMPLE_RATE)
@@ -393,15 +376,13 @@ class Run:
             if scenes:
                 self.count(name, self.hold(name, scenes))
         for gain in a.leakage:
-            def aloud(waves, seeds):
-                for n, (wave, seed) in enumerate(zip(waves, seeds)):
-                    yield n, echoing(self.partner, wave, gain, rng(seed).uniform(*data.LEAKAGE_DELAY), seed)
-            self.count(f"leakage {gain:g}", self.hold(f"leakage {gain:g}", alone, aloud))
+            echo = [(gain, rng(a.seed + i).uniform(*data.LEAKAGE_DELAY)) for i in range(len(alone))]
+            self.count(f"leakage {gain:g}", self.hold(f"leakage {gain:g}", alone, echo=echo))
 
     def pairs(self, manifest, style):
         """Section 3.1. ASR-style (Table 4): a recording is heard, then silence to write in, and nothing is spoken. TTS-style
         (Table 5): a text is given, as a voice is tested, with silence to say it in."""
-        ids, scenes, hears = stream.Ids.of(self.partner.model.config), [], style == "asr"
+        ids, scenes, delayed, hears = stream.Ids.of(self.partner.model.config), [], [], style == "asr"
         for (pair,) in self.some(data.read_manifest(manifest, style)):
             text, script = pair["transcript" if hears else "response"], stream.Script(ids)
             tokens = self.partner.tokenizer.encode(text).ids
@@ -411,15 +392,10 @@ class Run:
                 script.wait(len(wave) // FRAME + len(tokens) + WRITING)
             else:
                 script.respond(stream.Turn(spoken=SAYING * len(tokens) + WRITING, response=tokens))
-            scenes.append(((F.pad(wave, (0, len(script) * FRAME - len(wave))), script), dict(expected=text)))
-
-        def given(inputs, seeds):
-            waves, grids = [wave for wave, _ in inputs], [script.grid() for _, script in inputs]
-            rows = [stream.delay(grid, ids) for grid in grids]
-            more = dict(speak=[row.speak for row in rows]) if hears else dict(
-                text=[row.text for row in rows], listen=[grid.listen for grid in grids])
-            return converse(self.partner, waves, seeds, self.args.batch, **more)
-        rows = self.hold(style, scenes, given)
+            scenes.append((F.pad(wave, (0, len(script) * FRAME - len(wave))), dict(expected=text)))
+            delayed.append(stream.delay(script.grid(), ids))
+        given = {"speak": [grid.speak for grid in delayed]} if hears else {"text": [grid.text for grid in delayed]}
+        rows = self.hold(style, scenes, **given)
         for row in rows if hears else ():  # of what has an <asr> (section 3.2.2), the part up to <answer>
             row["heard"] = " ".join(text.split("<asr>")[-1].split("<answer>")[0].strip() for _, text in row["lines"])
         self.count(style, self.transcribe(rows))
@@ -535,7 +511,7 @@ def main(arguments=None):
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="the questions again, in noise so far below the voice")
     add("--noise", nargs="+", default=[], metavar="FOLDER", help="recordings for --snr (default: pink noise)")
     add("--rooms", action="store_true", help="the questions again, in made-up rooms")
-    add("--leakage", type=float, nargs="+", default=[], metavar="GAIN", help="again, while it hears itself at this gain (no batch)")
+    add("--leakage", type=float, nargs="+", default=[], metavar="GAIN", help="again, while it hears itself at this gain")
     add = parser.add_argument_group("the paper's tables, for post-trained models, and others'").add_argument
     add("--asr", type=Path, metavar="JSONL", help="pairs, heard in ASR style: errors of the monologue (Table 4)")
     add("--tts", type=Path, metavar="JSONL", help="pairs, said in TTS style: errors of what --whisper hears (Table 5)")

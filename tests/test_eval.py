@@ -174,7 +174,7 @@ def test_given_rows_are_read_in_their_frames(partner):
     script = stream.Script(ids)
     script.respond(stream.Turn(spoken=6, response=[7, 8, 9]))
     grid = script.grid()
-    (_, (_, codes)), = evaluation.play(model, greedy, [grid.listen], text=[stream.delay(grid, ids).text])
+    (_, (_, codes, _)), = evaluation.play(model, greedy, [grid.listen], text=[stream.delay(grid, ids).text])
     assert codes.shape == (len(grid), 8)
     loop = chat.Duplex(model, greedy)
     for t, row in enumerate(stream.delay(grid, ids).text[:-1]):  # by hand: the text is set before each step
@@ -183,7 +183,7 @@ def test_given_rows_are_read_in_their_frames(partner):
         assert told is None if t == 0 else told == (row, codes[t].tolist())
 
     heard = script.grid(None, torch.randint(0, 500, (len(script), 8)))
-    (_, (text, _)), = evaluation.play(model, greedy, [heard.listen], speak=[stream.delay(heard, ids).speak])
+    (_, (text, _, _)), = evaluation.play(model, greedy, [heard.listen], speak=[stream.delay(heard, ids).speak])
     rows = stream.delay(stream.Grid(torch.tensor(text), heard.speak, heard.listen, heard.loss), ids)
     with torch.no_grad():
         likeliest = model.text_logits(model.hidden(rows.text[None], rows.speak[None], rows.listen[None]))[0].argmax(-1).tolist()
@@ -206,12 +206,14 @@ def test_losses_are_the_straightforward_ones(partner):
 
 
 def test_an_echo_is_heard_after_its_delay(partner, waves):
-    """Catches a loudspeaker that leaks before it sounds, and a loop that differs from the batch where nothing leaks."""
-    silent = evaluation.echoing(partner, waves[2], 0.0, 0.15, 5)
+    """Catches a loudspeaker that leaks before it sounds, into another conversation, or into the recording itself."""
     (_, alone), = evaluation.converse(partner, [waves[2]], [5])
-    torch.testing.assert_close(silent.said, alone.said, rtol=0, atol=1e-5)
-    loud, late = evaluation.echoing(partner, waves[2], 0.5, 0.15, 5), 3600
-    torch.testing.assert_close(loud.heard - waves[2], torch.nn.functional.pad(0.5 * loud.said, (late, 0))[:len(waves[2])], rtol=0, atol=1e-6)
+    for i, found in evaluation.converse(partner, [waves[2]] * 2, [5, 5], echo=[(0.0, 0.15), (0.5, 0.15)]):
+        if i == 0:
+            torch.testing.assert_close(found.said, alone.said, rtol=0, atol=1e-5)
+        echo = torch.nn.functional.pad((0.0, 0.5)[i] * found.said, (3600, 0))[:len(waves[2])]
+        torch.testing.assert_close(found.heard - waves[2], echo, rtol=0, atol=1e-6)
+    assert not torch.equal(found.heard, waves[2]) and torch.equal(alone.heard, waves[2])
 
 
 # --- the command ---

@@ -42,7 +42,7 @@ class Judge:
         return [grid for shard in sorted((self.work / "grids" / name).glob("shard-*")) for grid in stream.Shard(shard)]
 
     def play(self, heard, **forced):
-        return [written for _, written in sorted(evaluate.play(self.model, self.sampling, heard, batch=len(heard), **forced))]
+        return [written[:2] for _, written in sorted(evaluate.play(self.model, self.sampling, heard, batch=len(heard), **forced))]
 
     def text(self, tokens):
         return self.tokenizer.decode([t for t in tokens if t not in (self.ids.wait, self.ids.asr, self.ids.answer)])
