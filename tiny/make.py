@@ -239,7 +239,7 @@ def evaluation(args):
     """The questions of test.jsonl, asked of work/model, also paused, interrupted and disturbed: work/evaluation/results.txt."""
     work = args.work
     evaluate.main(["--dialogs", str(work / "test.jsonl"), "--most", "240", "--model", str(work / "model"), "--out", str(work / "evaluation"),
-                   "--backchannels", str(work / "backchannels-test"), "--snr", "20", "10", "5", "--rooms", "--whisper"])
+                   "--backchannels", str(work / "backchannels-test"), "--snr", "20", "10", "5", "--rooms", "--leakage", "0.1", "--whisper"])
 
 
 def examples(args):
