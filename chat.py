@@ -474,7 +474,7 @@ def talk_to_microphone(partner, args):
                 behind = card.heard.qsize() * budget / 1000
                 print(f"{clear}you {level(heard)} model {level(said)} {1000 * seconds:3.0f} of {budget:.0f} ms, {late} late"
                       f"{f', {behind:.1f} s behind' * (behind > 0.2)}{f', {card.lost} lost' * (card.lost > 0)}"
-                      f"  {''.join(text for _, text in monologue.lines)[-40:]}", end="", flush=True) if clear else None
+                      f"  {''.join(text for _, text in monologue.lines[-1:])[-40:]}", end="", flush=True) if clear else None
     except sounddevice.PortAudioError as error:
         raise ValueError(f"no microphone and loudspeaker to use ({error}): connect them, or give --in and --out") from None
 
