@@ -43,8 +43,8 @@ import world  # noqa: E402
 # the codec and the stages up to the last learn, and a second for the last, with more lists of words: LISTS of them, asked by
 # several users each.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
-MORE_RECORDINGS = {"espeak": (60_000, 1), "flite": (5000, 1), "festival": (2000, 2), "joe": (3500, 2), "kokoro": (3900, 4)}
-LIST_RECORDINGS, LISTS = {"espeak": (20_000, 1), "flite": (3000, 1), "joe": (800, 2), "kokoro": (700, 4)}, 9000
+MORE_RECORDINGS = {"espeak": (70_000, 1), "flite": (7500, 1), "festival": (2000, 2), "pico": (2000, 2), "joe": (3800, 2), "kokoro": (7000, 4)}
+LIST_RECORDINGS, LISTS = {"espeak": (20_000, 1), "flite": (3000, 1), "pico": (800, 2), "joe": (800, 2), "kokoro": (1500, 4)}, 9000
 HELD_OUT_PER_VOICE = 30
 PATIENCE = {"repeat": 0.24}  # seconds of silence before the answer, a frame more than data.py's: a list may go on (LOG.md)
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
@@ -52,20 +52,23 @@ QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
 CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
-BACKCHANNELS = ["Uh huh.", "Mm hm.", "Okay.", "Right.", "Yeah.", "I see."]
-BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "joe": (600, 1), "kokoro": (1100, 4)}
+BACKCHANNELS = ["Uh huh.", "Sure.", "Okay.", "Right.", "Yeah.", "I see."]  # and no "mm hm", which all engines spell: "em em aitch em"
+BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "festival": (300, 1), "pico": (500, 2), "joe": (600, 1), "kokoro": (1100, 4)}
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS, POLISHING_STEPS = 4500, 1200
-# Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode.
+# Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode. A user of the
+# second helping murmurs as the same engine: where only strangers murmur, their voice alone tells a murmur from a question (LOG.md).
 GRIDS = {
     "tts": ("joe.jsonl", "tts", 1, 4, 1, {}),
     "asr": ("users.jsonl", "asr", 1, 4, 1, dict(speeds=(0.9, 1.1))),
     "asr-response-tts": ("train.jsonl", "asr-response-tts", 1, 3, 1, dict(speeds=(0.9, 1.1))),
     "response-tts": ("train.jsonl", "response-tts", 1, 3, 2, dict(speeds=(0.88, 1.13))),
-    "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13))),
-    "response-tts-more": ("more.jsonl", "response-tts", 1, 3, 1, dict(speeds=(0.88, 1.13), rooms=True)),
-    "response-tts-free-more": ("more.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13), rooms=True)),
+    "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13), backchannels="backchannels")),
 }
+for _engine in MORE_RECORDINGS:
+    _file, _more = f"more-{_engine}.jsonl", dict(speeds=(0.88, 1.13), rooms=True)
+    GRIDS[f"response-tts-{_engine}"] = (_file, "response-tts", 1, 3, 1, _more)
+    GRIDS[f"response-tts-free-{_engine}"] = (_file, "response-tts-free", 2, 4, 1, dict(_more, backchannels=f"backchannels/{_engine}"))
 # The four stages, the last in two parts: grids, epochs, learning rate at the start and at the end, other fields of
 # train.Settings. The rates of Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more.
 # In the last stage speech is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
@@ -75,7 +78,7 @@ STAGES = {
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
-    "fine-tuning-2-more": (["response-tts-more", "response-tts-free-more"], 2.4, 6e-4, 2e-5,
+    "fine-tuning-2-more": ([name for name, (file, *_) in GRIDS.items() if file.startswith("more-")], 2.4, 6e-4, 2e-5,
                            dict(depth_share=0.3, wait_weight=1.0, hide=0.12)),
 }
 
@@ -155,34 +158,46 @@ def _record_dialogs(work, name, planned):
     return users, joe
 
 
+def _record_backchannels(work, said):
+    """said: (folder, text, voice, speed, pitch) of each."""
+    jobs = [(str(work / folder / _name(*how)), *how) for folder, *how in said]
+    for folder in {folder for folder, *_ in said}:
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    _record_all(jobs, "back-channels")
+
+
+def test_speech(args):
+    """What is evaluated on: voices kept for it ask, dialogs in test.jsonl, and murmur, in the folder backchannels-test."""
+    _record_dialogs(args.work, "test", _plan_test(args.share))
+    _record_backchannels(args.work, [("backchannels-test", text, voice, 1.0, 1.0)
+                                     for text, voice in zip(itertools.cycle(BACKCHANNELS), voices.HELD_OUT * 3)])
+
+
 def speech(args):
-    """Text to speech: every question by its user's voice, every answer by Joe. Manifests: dialogs in train.jsonl and
-    test.jsonl, pairs of the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl; and
-    users' "uh huh" in the folders backchannels and, of voices kept for evaluation, backchannels-test."""
+    """Text to speech: every question by its user's voice, every answer by Joe. Manifests: dialogs in train.jsonl, pairs of
+    the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl; and users' "uh huh" in the
+    folder backchannels."""
     work, share = args.work, args.share
-    _record_dialogs(work, "test", _plan_test(share))
     users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0, share))
     answers = [asked.answer for asked in world.sample(_part(MORE_ANSWERS, share), 3000, held_out=False)]
     more = {answer: f"speech/{_name(answer, voices.MODEL_VOICE)}" for answer in answers}
-    rng, murmurs = random.Random(5000), [("backchannels-test", text, voice, 1.0, 1.0) for text, voice in
-                                         zip(itertools.cycle(BACKCHANNELS), voices.HELD_OUT * 3)]
+    rng, murmurs = random.Random(5000), []
     for engine, (count, pitches) in BACKCHANNEL_CLIPS.items():
         for text in itertools.islice(itertools.cycle(BACKCHANNELS), _part(count, share)):
             voice, speed, _ = voices.draw_user(rng, engine)
-            murmurs += [("backchannels", text, voice, speed, voices.draw_user(rng, engine)[2]) for _ in range(pitches)]
-    for folder in ("backchannels", "backchannels-test"):
-        (work / folder).mkdir(exist_ok=True)
-    murmurs = [(str(work / folder / _name(*said)), *said) for folder, *said in murmurs]
-    _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in more.items()] + murmurs, "more")
+            murmurs += [(f"backchannels/{engine}", text, voice, speed, voices.draw_user(rng, engine)[2]) for _ in range(pitches)]
+    _record_backchannels(work, murmurs)
+    _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in more.items()], "answers")
     _write_lines(work / "users.jsonl", users)
     _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in (joe | more).items()])
 
 
 def more_speech(args):
-    """The second helping: dialogs in more.jsonl."""
+    """The second helping: dialogs by each engine in more-ENGINE.jsonl."""
     lists = world.sample(_part(LISTS, args.share), 2, held_out=False, kind="repeat")
     planned = _plan_speech(MORE_RECORDINGS, 1, args.share) + _plan_speech(LIST_RECORDINGS, 3, args.share, lists)
-    _record_dialogs(args.work, "more", planned)
+    for engine in MORE_RECORDINGS:
+        _record_dialogs(args.work, f"more-{engine}", [job for job in planned if job["voice"].partition(":")[0] == engine])
 
 
 def codec(args):
@@ -210,9 +225,10 @@ def grids(args):
     """Encoded grids of every manifest in the formats that the stages need."""
     work = args.work
     for name, (manifest, format, fewest, most, draws, more) in GRIDS.items():
-        murmurs = [work / "backchannels"] if format == "response-tts-free" else ()
+        if "backchannels" in more:
+            more = {**more, "backchannels": [work / more["backchannels"]]}
         data.encode(work / manifest, work / "grids" / name, format, work / "start", fewest, most, draws, device=args.device,
-                    backchannels=murmurs, workers=os.cpu_count(), **more)
+                    workers=os.cpu_count(), **more)
 
 
 def stage(name, args):
@@ -252,7 +268,7 @@ def examples(args):
     soundfile.write(out / "questions.flac", np.concatenate([start, *said]), voices.SAMPLE_RATE)
 
 
-STEPS = {"speech": speech, "codec": codec, "tokenizer": tokenizer, "more-speech": more_speech, "grids": grids,
+STEPS = {"test": test_speech, "speech": speech, "codec": codec, "tokenizer": tokenizer, "more-speech": more_speech, "grids": grids,
          **{name: functools.partial(stage, name) for name in STAGES}, "model": model, "examples": examples, "evaluation": evaluation}
 
 

@@ -115,7 +115,7 @@ def write_manifests(work, source, split):
 
 def split(source):
     """The small world: {"train": rows, "test": rows}. What differs in pitch alone, and stands side by side, stays together."""
-    rows = [json.loads(line) for name in ("train", "more") for line in open(source / f"{name}.jsonl")]
+    rows = [json.loads(line) for name in ("train", *(f"more-{user}" for user in USERS)) for line in open(source / f"{name}.jsonl")]
     rows = [row for row in rows if row["kind"] in KINDS and row["voice"].split(":")[0] in USERS]
     takes = [rows[i:i + 2] for i in range(0, len(rows), 2)]
     random.Random(0).shuffle(takes)

@@ -1,14 +1,14 @@
-"""The voices that make the small model's data: five engines behind one function, `say`.
+"""The voices that make the small model's data: six engines behind one function, `say`.
 
-What this is: text in, 24 kHz waveform out, by espeak-ng, flite, festival, piper's Joe, and Kokoro-82M fed with English
-phonemes.
+What this is: text in, 24 kHz waveform out, by espeak-ng, flite, festival, SVOX Pico, piper's Joe, and Kokoro-82M fed with
+English phonemes.
 The model speaks as Joe (`MODEL_VOICE`); users are drawn from all of them. Some voices are kept for evaluation alone
 (`HELD_OUT`), jf_alpha and jm_kumo among them: they are never trained on, nor is a mix of them.
 What this is not: anything that a user runs in order to chat.
 
     python tiny/voices.py --voice kokoro:jf_nezumi+jf_tebukuro:0.4 --text "What is three plus four?" --out q.wav
 
-A voice is named `engine:speaker`: espeak:en-us+f3, flite:slt, festival:ked_diphone, joe, kokoro:jf_nezumi,
+A voice is named `engine:speaker`: espeak:en-us+f3, flite:slt, festival:ked_diphone, pico:en-US, joe, kokoro:jf_nezumi,
 kokoro:jf_nezumi+jf_tebukuro:0.4 (a mix of two styles, 0.4 of the first; a share outside of 0 .. 1 goes beyond either),
 kokoro:jf_nezumi+jf_tebukuro:0.4~17 (that mix moved at random, by its 17th draw, to a speaker who is none of theirs).
 """
@@ -32,6 +32,7 @@ ESPEAK_VARIANTS = ("Alex Alicia Andy Annie Denis Diogo Gene Henrique Hugo Jacky 
                    "ian iven2 iven3 iven4 klatt5 klatt6 mike2").split()
 FLITE = ["kal16", "awb", "slt"]
 FESTIVAL = ["ked_diphone", "cmu_us_slt_arctic_hts"]
+PICO = ["en-US", "en-GB"]
 KOKORO = ["jf_gongitsune", "jf_nezumi", "jf_tebukuro"]
 # How many of Kokoro's users are new speakers, and how far their styles are moved at most, in standard deviations between the voices
 # above: LOG.md says from where on they are hard to understand.
@@ -53,6 +54,8 @@ def draw_user(rng, engine):
         return f"flite:{rng.choice(FLITE)}", rng.uniform(0.85, 1.2), rng.uniform(0.9, 1.12)
     if engine == "festival":
         return f"festival:{rng.choice(FESTIVAL)}", rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.12)
+    if engine == "pico":
+        return f"pico:{rng.choice(PICO)}", rng.uniform(0.85, 1.25), rng.uniform(0.75, 1.12)
     if engine == "joe":
         return "joe", rng.uniform(0.85, 1.2), rng.uniform(0.88, 1.3)
     (a, b), moved = rng.sample(KOKORO, 2), f"~{rng.randrange(10 ** 6)}" * (rng.random() < KOKORO_MOVED_PROBABILITY)
@@ -97,6 +100,20 @@ def festival(text, speaker, speed):
     with tempfile.NamedTemporaryFile("w+", suffix=".txt") as file:
         print(text, file=file, flush=True)
         return _command(["text2wave", "-eval", setup, "-o", "{out}", file.name])
+
+
+@functools.cache
+def _pico(speaker):
+    import ttspico
+    engine = ttspico.TtsEngine(speaker)
+    engine.volume = 50  # per cent; at 100 its peaks are clipped
+    return engine
+
+
+def pico(text, speaker, speed):
+    engine = _pico(speaker)
+    engine.rate = round(100 * speed)
+    return np.frombuffer(engine.speak(text), np.int16).astype(np.float32), 16_000
 
 
 def _session(path):
@@ -161,7 +178,7 @@ def kokoro(text, speaker, speed):
     return _kokoro_speech(text, speaker, speed), SAMPLE_RATE
 
 
-ENGINES = {"espeak": espeak, "flite": flite, "festival": festival, "joe": joe, "kokoro": kokoro}
+ENGINES = {"espeak": espeak, "flite": flite, "festival": festival, "pico": pico, "joe": joe, "kokoro": kokoro}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Say a sentence with one of the voices that make the data.")
