@@ -385,8 +385,8 @@ def main(arguments=None):
     add("--seed", type=int, default=0)
     add = made.add_argument_group("what is heard").add_argument
     add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
-    add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free; "
-        "by the manifest's own users: where strangers murmur, a voice alone tells it from a question")
+    add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free: of the "
+        "manifest's own users, since a stranger's voice gives a murmur away")
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
     add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a microphone, a pause inside, or louder noise")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")

@@ -4,7 +4,7 @@ What this is: the order of things and their sizes. Text comes from world.py, spe
 codec.py, everything else from the rooms of the house, called as a user would call them. What this is not: needed in
 order to chat.
 
-    pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite g++ festival festvox-kdlpc16k festvox-us-slt-hts
+    pip install -r requirements.txt -r tiny/requirements.txt; apt install espeak-ng flite g++ python3-dev festival festvox-kdlpc16k festvox-us-slt-hts
     python tiny/make.py                      # every step that is not done yet; work files go to tiny/work/
     python tiny/make.py --only fine-tuning-2 # one step; if it was stopped, it goes on from its checkpoint
     python tiny/make.py --share 0.01 --work /tmp/rehearsal   # everything in small: has this machine what it needs?
@@ -52,7 +52,7 @@ QUESTION = ("espeak:en-us+m3", "What is the capital of France?")
 CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Japan?", "How much is seven plus eight?",
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
-BACKCHANNELS = ["Uh huh.", "Sure.", "Okay.", "Right.", "Yeah.", "I see."]  # and no "mm hm", which all engines spell: "em em aitch em"
+BACKCHANNELS = ["Uh huh.", "Sure.", "Okay.", "Right.", "Yeah.", "I see."]  # no "mm hm": most engines spell it, "em em aitch em"
 BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "festival": (300, 1), "pico": (500, 2), "joe": (600, 1), "kokoro": (1100, 4)}
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS, POLISHING_STEPS = 4500, 1200
