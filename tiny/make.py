@@ -69,7 +69,7 @@ for _engine in MORE_RECORDINGS:
     _file, _more = f"more-{_engine}.jsonl", dict(speeds=(0.88, 1.13), rooms=True)
     GRIDS[f"response-tts-{_engine}"] = (_file, "response-tts", 1, 3, 1, _more)
     GRIDS[f"response-tts-free-{_engine}"] = (_file, "response-tts-free", 2, 4, 1, dict(_more, backchannels=f"backchannels/{_engine}"))
-# The four stages, the last in two parts: grids, epochs, learning rate at the start and at the end, other fields of
+# The four stages, the last in three parts: grids, epochs, learning rate at the start and at the end, other fields of
 # train.Settings. The rates of Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more.
 # In the last stage speech is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
 ALL_STAGES = dict(batch=4, length=640, repeats=0.2, bfloat16=True, compile=True)
@@ -80,6 +80,8 @@ STAGES = {
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
     "fine-tuning-2-more": ([name for name, (file, *_) in GRIDS.items() if file.startswith("more-")], 2.4, 6e-4, 2e-5,
                            dict(depth_share=0.3, wait_weight=1.0, hide=0.12)),
+    "fine-tuning-2-murmurs": ([name for name in GRIDS if name.startswith("response-tts-free-")], 0.25, 3e-4, 1e-5,
+                              dict(depth_share=0.8, wait_weight=1.0, hide=0.12)),
 }
 
 
@@ -238,14 +240,17 @@ def stage(name, args):
         init = work / names[names.index(name) - 1]
     folders, epochs, lr, lr_end, settings = STAGES[name]
     train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name,
-                               stage=name.removesuffix("-more"),
+                               stage="-".join(name.split("-")[:3]),
                                epochs=epochs, lr=(lr, lr_end), device=args.device, **{**ALL_STAGES, **settings}))
 
 
 def model(args):
-    """The model folder that ships: the last stage's, 16 bits a weight, in work/model."""
-    work, last, out = args.work, args.work / list(STAGES)[-1], args.work / "model"
-    flm.save(flm.load(last, dtype=torch.float16), out)
+    """The model folder that ships, in work/model: weights half of the way through the last part (LOG.md), 16 bits each."""
+    work, out, (before, after) = args.work, args.work / "model", (flm.load(args.work / name) for name in list(STAGES)[-2:])
+    with torch.no_grad():
+        for weight, last in zip(before.parameters(), after.parameters()):
+            weight.lerp_(last, 0.5)
+    flm.save(before.half(), out)
     for name in ("tokenizer.json", "mimi.json", "mimi.safetensors"):
         shutil.copy(work / "start" / name, out / name)
     shutil.copy(HERE / "model" / "sampling.json", out / "sampling.json")
