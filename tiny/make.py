@@ -240,7 +240,7 @@ def stage(name, args):
         init = work / names[names.index(name) - 1]
     folders, epochs, lr, lr_end, settings = STAGES[name]
     train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name,
-                               stage="-".join(name.split("-")[:3]),
+                               stage="-".join(name.split("-")[:3]),  # parts have a fourth word
                                epochs=epochs, lr=(lr, lr_end), device=args.device, **{**ALL_STAGES, **settings}))
 
 
