@@ -1,12 +1,15 @@
-"""The shipped model through the command that people run, the world that it lives in, and what is recorded to make it."""
+"""The shipped model through the command that people run, the world that it lives in, what is recorded to make it, its codec's training."""
 import asyncio
+import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import chat
 import flm
@@ -14,6 +17,7 @@ import serve
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tiny"))
+import codec as trainer  # noqa: E402
 import make  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
@@ -184,3 +188,31 @@ def test_answers_are_true(kind):
             assert asked.answer == f"The capital of {country} is {world.CAPITALS[country]}."
         if kind == "count":
             assert words == world.NUMBERS[1:len(words) + 1] and words[-1] in asked.question.lower()
+
+
+def test_each_part_of_the_codec_s_training_moves_its_own(tmp_path):
+    """Catches codebooks that move after the language model could have learnt them, codes that change while the decoder is
+    polished, and a stopped run that forgets what the encoder is to hear."""
+    for name in ("heard", "spoken"):
+        shutil.copy(ROOT / "examples" / "question.wav", tmp_path / name)
+    turn = dict(heard="heard", transcript="What is the capital of France?", spoken="spoken", response="It is Paris.")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"turns": [turn]}))
+
+    def after(*steps):
+        trainer.train(tmp_path, tmp_path / "start", *steps)
+        return torch.load(tmp_path / "codec.pt")
+
+    def moved(a, b):
+        return {name.split(".")[0] if "quantizer" not in name else name.split(".")[2] for name in a if not torch.equal(a[name], b[name])}
+    learnt, heard, polished = after(1, 0, 0), after(1, 1, 0), after(1, 1, 1)
+    assert not moved(learnt["codec"], heard["teacher"]) and not moved(heard["teacher"], polished["teacher"])
+    assert moved(learnt["codec"], heard["codec"]) == {"encoder", "encoder_transformer", "downsample"}
+    assert moved(heard["codec"], polished["codec"]) == {"decoder", "decoder_transformer", "upsample", "output_proj"}
+
+
+def test_an_encoder_that_hears_what_its_teacher_hears_has_nothing_to_learn():
+    """Catches distances that are not between the same things."""
+    codec, clean = trainer.mimi.load(chat.SHIPPED), torch.from_numpy(example_frames(0).ravel())[None, None]
+    same, noisy = (trainer.hear(codec, codec, clean + level * torch.randn_like(clean), clean) for level in (0, 0.05))
+    assert same["semantic"] == same["acoustic"] == 0
+    assert all(noisy[name] > same[name] for name in ("choice", "semantic", "acoustic"))

@@ -6,11 +6,14 @@ alone, serves the same end. What this is not: the codec; that is mimi.py, whose 
 
     python tiny/make.py --only codec
 
-Decision: only the model's voice is ever decoded in a conversation, so the last steps hold encoder and codebooks still, and
-with them every code, and teach the decoder that voice alone.
 Decision: users are encoded with noise and at any level, and decoded clean and at the level they came in: only what is
 said has to survive the codec, and noise would otherwise spend codes.
+Decision: then codebooks and decoder stand still, and the encoder learns to hear: from a clip in louder noise, a room, another
+microphone it makes what it made of the clean clip before. The language model reads words in place of noise.
+Decision: only the model's voice is ever decoded in a conversation, so the last steps hold encoder and codebooks still, and
+with them every code, and teach the decoder that voice alone.
 """
+import copy
 import json
 import math
 import os
@@ -24,15 +27,18 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+import data
 import mimi
 
 FRAMES = 44                             # of a clip: 3.52 s
 MODEL_CLIPS, USER_CLIPS = 4, 8          # in a batch; all are encoded,
 DECODED = 6                             # only the first ones decoded: users matter for what they say
 BATCH = MODEL_CLIPS + USER_CLIPS
-LEARNING_RATE, POLISHING_RATE, WARMUP = 1.5e-3, 8e-4, 100
+LEARNING_RATE, HEARING_RATE, POLISHING_RATE, WARMUP = 1.5e-3, 6e-4, 8e-4, 100
 QUANTIZE_FROM = 0.15                    # share of the steps before the quantizer begins
-DECAY, COMMIT, CTC_WEIGHT = 0.98, 0.1, 0.3
+DECAY = 0.98
+WEIGHTS = {"spectral": 1, "ctc": 0.3, "commitment": 0.1, "choice": 1, "semantic": 0.2, "acoustic": 2}  # of the losses
+UNDISTURBED, MUFFLED, IN_ROOM, SNR = 0.35, 0.4, 0.5, (-2, 35)  # while it learns to hear: shares of the users, the last two of the others; dB
 SCALES = (2048, 1024, 512, 256)         # windows of the spectral losses, in samples
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 
@@ -52,9 +58,9 @@ class Clips:
                     self.audio.append(soundfile.read(work / file, dtype="int16")[0])
                     self.letters.append([LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS])
 
-    def batch(self, rng, model_clips=MODEL_CLIPS):
+    def batch(self, rng, model_clips=MODEL_CLIPS, hearing=False):
         """input, target [B, 1, N]; letters: a list of B lists, empty where the clip is cut. The first `model_clips` are the
-        model's."""
+        model's. hearing: whether users get rooms and louder noise."""
         n = FRAMES * 1920
         dirty, clean, letters = np.zeros((BATCH, n), np.float32), np.zeros((BATCH, n), np.float32), []
         for b in range(BATCH):
@@ -65,9 +71,24 @@ class Clips:
             letters.append(self.letters[i] if len(clip) + start <= n else [])
             clip = clip[:n - start] * 10 ** (rng.uniform(-24, 5) / 20 if user else rng.uniform(-3, 1) / 20)
             clean[b, start:start + len(clip)] = dirty[b, start:start + len(clip)] = clip
-            if user and rng.random() < 0.6:
+            if user and hearing:
+                dirty[b] = disturbed(dirty[b], clip, random)
+            elif user and rng.random() < 0.6:
                 dirty[b] += rng.standard_normal(n, np.float32) * 10 ** (rng.uniform(-75, -40) / 20)
         return torch.from_numpy(dirty)[:, None], torch.from_numpy(clean)[:, None], letters
+
+
+def disturbed(wave, clip, rng):
+    """A waveform [N] with a clip inside as data.py's rooms have it, the noise by its distance from the clip's loudness."""
+    if rng.random() < UNDISTURBED:
+        return wave
+    n = len(wave)
+    if rng.random() < MUFFLED:
+        wave = data.microphone(wave, rng)
+    if rng.random() < IN_ROOM:
+        wave = data.room(wave, rng)[:n]
+    level = data.loudness(clip) - rng.uniform(*SNR)
+    return (wave + data.noise(n, rng, levels=(level, level))).clip(-1, 1)
 
 
 def spectral_loss(decoded, target):
@@ -107,7 +128,7 @@ def quantize(vq, latent, n):
 
 
 def forward(codec, ctc_head, dirty, clean, letters, quantized):
-    """One batch's losses: (spectral, ctc, commitment)"""
+    """One batch's losses, by the names of WEIGHTS."""
     latent = codec.to_latent(dirty)
     first, rest = codec.quantizer.rvq_first, codec.quantizer.rvq_rest
     if quantized:
@@ -124,62 +145,81 @@ def forward(codec, ctc_head, dirty, clean, letters, quantized):
     whole = [b for b, x in enumerate(letters) if x]
     ctc = F.ctc_loss(logits[whole].transpose(0, 1), torch.tensor(sum((letters[b] for b in whole), [])),
                      torch.full((len(whole),), logits.shape[1]), torch.tensor([len(letters[b]) for b in whole]), zero_infinity=True)
-    return spectral, ctc, commit
+    return dict(spectral=spectral, ctc=ctc, commitment=commit)
+
+
+def hear(codec, teacher, dirty, clean):
+    """How far the encoder's latents of disturbed clips [B, 1, N] are from the teacher's of the clean ones where codebooks take them
+    over: codebook 0's choice in nats, and squares, those of codebook 0 in its own quantization errors."""
+    first, rest = teacher.quantizer.rvq_first, teacher.quantizer.rvq_rest
+    (a, b), (true_a, true_b) = (([vq.input_proj(latent).transpose(1, 2) for vq in (first, rest)])
+                                for latent in (codec.to_latent(dirty), teacher.to_latent(clean)))       # [B, T, codebook_dim] each
+    entries, chosen = first.codebooks[0].entries, first.codebooks[0].nearest(true_a)
+    error = (true_a - F.embedding(chosen, entries)).square().sum(-1).mean()
+    closeness = -torch.cdist(a, entries).square() / (2 * error)
+    return dict(choice=F.cross_entropy(closeness.flatten(0, 1), chosen.flatten()), semantic=(a - true_a).square().sum(-1).mean() / error,
+                acoustic=(b - true_b).square().sum(-1).mean() / true_b.var((0, 1)).sum())
 
 
 def polish(codec, clean):
     """The spectral loss of the decoder on the codes of clips [B, 1, N] of the model's voice."""
     decoded, lag = codec.from_latent(codec.quantizer.decode(codec.encode(clean)))[:, 0], codec.config.lag
-    return spectral_loss(decoded[:, lag:], clean[:, 0, :-lag])
+    return dict(spectral=spectral_loss(decoded[:, lag:], clean[:, 0, :-lag]))
 
 
-def learning_rate(step, steps, polishing_steps):
-    """A cosine for each part, the first with a warm-up."""
-    if step < steps:
-        return LEARNING_RATE * min((step + 1) / WARMUP, 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-    return POLISHING_RATE * (0.02 + 0.49 * (1 + math.cos(math.pi * (step - steps) / polishing_steps)))
+def learning_rate(rate, share):
+    """A cosine from `rate` to a fiftieth of it, at a share of a part's steps."""
+    return rate * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
 
 
-def train(work, out, steps, polishing_steps, device="cpu", seed=0):
-    """Train everything for `steps` and the decoder for `polishing_steps`, resuming from work/codec.pt, and write the codec
-    to the folder `out`."""
+def train(work, out, steps, hearing_steps, polishing_steps, device="cpu", seed=0):
+    """Train everything for `steps`, the encoder to hear, the decoder to speak, resuming from work/codec.pt, and write the codec to
+    the folder `out`."""
     torch.manual_seed(seed)
     checkpoint, clips = work / "codec.pt", Clips(work)
     codec = mimi.Mimi(mimi.PRESETS["tiny"]).to(device)
+    teacher = copy.deepcopy(codec).requires_grad_(False)
     ctc_head = nn.Linear(codec.config.codebook_dim, 2 * (len(LETTERS) + 1)).to(device)
     parameters = [*codec.parameters(), *ctc_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.8, 0.95), weight_decay=1e-3)
-    step = 0
+    kept, step = dict(codec=codec, teacher=teacher, ctc=ctc_head, optimizer=optimizer), 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device)
-        codec.load_state_dict(saved["codec"]), ctc_head.load_state_dict(saved["ctc"]), optimizer.load_state_dict(saved["optimizer"])
+        for name, thing in kept.items():
+            thing.load_state_dict(saved[name])
         step = saved["step"]
         print(f"codec: resumed at step {step}")
-    started, seconds, average, total = time.time(), FRAMES * BATCH / 12.5, None, steps + polishing_steps
+    started, seconds, average, total = time.time(), FRAMES * BATCH / 12.5, {}, steps + hearing_steps + polishing_steps
     while step < total:
         rng = np.random.default_rng((seed, step))
         random.seed(f"{seed} {step}"), torch.manual_seed(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, polishing_steps)
         if step < steps:
+            rate = learning_rate(LEARNING_RATE, step / steps) if step >= WARMUP else LEARNING_RATE * (step + 1) / WARMUP
             dirty, clean, letters = clips.batch(rng)
             losses = forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)
+        elif step < steps + hearing_steps:
+            if step == steps:
+                teacher.load_state_dict(codec.state_dict())
+            rate = learning_rate(HEARING_RATE, (step - steps) / hearing_steps)
+            dirty, clean, _ = clips.batch(rng, 1, hearing=True)
+            losses = hear(codec, teacher, dirty.to(device), clean.to(device))
         else:
-            spectral = polish(codec, clips.batch(rng, BATCH)[1].to(device))
-            losses = spectral, torch.zeros(()), torch.zeros(())
+            rate = learning_rate(POLISHING_RATE, (step - steps - hearing_steps) / polishing_steps)
+            losses = polish(codec, clips.batch(rng, BATCH)[1].to(device))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         optimizer.zero_grad()
-        (losses[0] + CTC_WEIGHT * losses[1] + COMMIT * losses[2]).backward()
+        sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
-        now = np.array([x.item() for x in losses])
-        average = now if average is None else 0.95 * average + 0.05 * now
+        average = {name: 0.95 * average.get(name, loss.item()) + 0.05 * loss.item() for name, loss in losses.items()}
         if step % 20 == 0:
             spent = time.time() - started
-            print(f"codec step {step}/{total}  spectral {average[0]:.3f}  ctc {average[1]:.3f}  commit {average[2]:.3f}  "
-                  f"{20 * seconds / spent:.0f} x real time  left {spent / 20 * (total - step) / 60:.0f} min", flush=True)
+            print(f"codec step {step}/{total}  " + "  ".join(f"{name} {value:.3f}" for name, value in average.items()) +
+                  f"  {20 * seconds / spent:.0f} x real time  left {spent / 20 * (total - step) / 60:.0f} min", flush=True)
             started = time.time()
         if step % 200 == 0 or step == total:
-            torch.save(dict(codec=codec.state_dict(), ctc=ctc_head.state_dict(), optimizer=optimizer.state_dict(), step=step), f"{checkpoint}.part")
+            torch.save({name: thing.state_dict() for name, thing in kept.items()} | {"step": step}, f"{checkpoint}.part")
             os.replace(f"{checkpoint}.part", checkpoint)
     mimi.save(codec.half().cpu(), out)  # half the size; data is encoded with these rounded weights
