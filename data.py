@@ -40,7 +40,7 @@ LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # 
 # Decision: the paper's recordings bring their rooms and hesitations along. Where clean speech stands for them, some of what is
 # heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound), a microphone (dB, standard deviation
 # of its response from octave to octave) and a pause inside the sentence, and noise may be louder.
-ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.5, (0.1, 0.6), (0, 15), (-70, -25)
+ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.4, (0.1, 0.6), (0, 15), (-70, -30)
 MICROPHONE_PROBABILITY, MICROPHONE = 0.5, 4
 PAUSE_PROBABILITY, PAUSE, QUIET = 0.35, (0.2, 1.0), 0.1  # seconds; the quiet places, a share of all
 BACKCHANNEL_PROBABILITY = 0.8       # Decision: the paper does not say how many responses are given one; what finds no room is left out

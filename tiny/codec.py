@@ -5,15 +5,16 @@ a speech model; here the words are known (the speech is synthetic), so a CTC los
 alone, serves the same end. What this is not: the codec; that is mimi.py, whose modules run here unchanged.
 
     python tiny/make.py --only codec
+    python tiny/make.py --only hearing
 
-Decision: users are encoded with noise and at any level, and decoded clean and at the level they came in: only what is
-said has to survive the codec, and noise would otherwise spend codes.
-Decision: then codebooks and decoder stand still, and the encoder learns to hear: from a clip in louder noise, a room, another
-microphone it makes what it made of the clean clip before. The language model reads words in place of noise.
 Decision: only the model's voice is ever decoded in a conversation, so the last steps hold encoder and codebooks still, and
 with them every code, and teach the decoder that voice alone.
+Decision: users are encoded with noise and at any level, and decoded clean and at the level they came in: only what is
+said has to survive the codec, and noise would otherwise spend codes.
+Decision: the codec that ships has an encoder that learned to hear: codebooks and decoder held still, it makes of a clip in
+louder noise, a room, another microphone what the encoder before it makes of the clean clip. The language model is trained on
+the codes of that one, which its own voice is written in (LOG.md says what comes of the other way).
 """
-import copy
 import json
 import math
 import os
@@ -38,7 +39,8 @@ LEARNING_RATE, HEARING_RATE, POLISHING_RATE, WARMUP = 1.5e-3, 6e-4, 8e-4, 100
 QUANTIZE_FROM = 0.15                    # share of the steps before the quantizer begins
 DECAY = 0.98
 WEIGHTS = {"spectral": 1, "ctc": 0.3, "commitment": 0.1, "choice": 1, "semantic": 0.2, "acoustic": 2}  # of the losses
-UNDISTURBED, MUFFLED, IN_ROOM, SNR = 0.35, 0.4, 0.5, (-2, 35)  # while it learns to hear: shares of the users, the last two of the others; dB
+# While it learns to hear: the share of users without disturbance, and of the others that with a microphone and in a room; dB.
+UNDISTURBED, MUFFLED, IN_ROOM, SNR = 0.35, 0.4, 0.5, (-2, 35)
 SCALES = (2048, 1024, 512, 256)         # windows of the spectral losses, in samples
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 
@@ -149,16 +151,17 @@ def forward(codec, ctc_head, dirty, clean, letters, quantized):
 
 
 def hear(codec, teacher, dirty, clean):
-    """How far the encoder's latents of disturbed clips [B, 1, N] are from the teacher's of the clean ones where codebooks take them
-    over: codebook 0's choice in nats, and squares, those of codebook 0 in its own quantization errors."""
-    first, rest = teacher.quantizer.rvq_first, teacher.quantizer.rvq_rest
-    (a, b), (true_a, true_b) = (([vq.input_proj(latent).transpose(1, 2) for vq in (first, rest)])
-                                for latent in (codec.to_latent(dirty), teacher.to_latent(clean)))       # [B, T, codebook_dim] each
-    entries, chosen = first.codebooks[0].entries, first.codebooks[0].nearest(true_a)
-    error = (true_a - F.embedding(chosen, entries)).square().sum(-1).mean()
-    closeness = -torch.cdist(a, entries).square() / (2 * error)
-    return dict(choice=F.cross_entropy(closeness.flatten(0, 1), chosen.flatten()), semantic=(a - true_a).square().sum(-1).mean() / error,
-                acoustic=(b - true_b).square().sum(-1).mean() / true_b.var((0, 1)).sum())
+    """How far what the codebooks get of disturbed clips [B, 1, N] is from what the teacher gives them of the clean ones: codebook 0's
+    choice in nats; mean squares, the semantic ones in units of codebook 0's own error, the acoustic ones in units of their variance."""
+    split = teacher.quantizer.rvq_first, teacher.quantizer.rvq_rest
+    found, true = ([vq.input_proj(latent).transpose(1, 2) for vq in split]                 # two of [B, T, codebook_dim] each
+                   for latent in (codec.to_latent(dirty), teacher.to_latent(clean)))
+    semantic, acoustic = ((a - b).square().sum(-1).mean() for a, b in zip(found, true))
+    entries, chosen = split[0].codebooks[0].entries, split[0].codebooks[0].nearest(true[0])
+    error = (true[0] - F.embedding(chosen, entries)).square().sum(-1).mean()
+    closeness = -torch.cdist(found[0], entries).square() / (2 * error)                      # [B, T, codebook_size]
+    return dict(choice=F.cross_entropy(closeness.flatten(0, 1), chosen.flatten()), semantic=semantic / error,
+                acoustic=acoustic / true[1].var((0, 1)).sum())
 
 
 def polish(codec, clean):
@@ -172,54 +175,64 @@ def learning_rate(rate, share):
     return rate * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
 
 
-def train(work, out, steps, hearing_steps, polishing_steps, device="cpu", seed=0):
-    """Train everything for `steps`, the encoder to hear, the decoder to speak, resuming from work/codec.pt, and write the codec to
-    the folder `out`."""
-    torch.manual_seed(seed)
-    checkpoint, clips = work / "codec.pt", Clips(work)
-    codec = mimi.Mimi(mimi.PRESETS["tiny"]).to(device)
-    teacher = copy.deepcopy(codec).requires_grad_(False)
-    ctc_head = nn.Linear(codec.config.codebook_dim, 2 * (len(LETTERS) + 1)).to(device)
-    parameters = [*codec.parameters(), *ctc_head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.8, 0.95), weight_decay=1e-3)
-    kept, step = dict(codec=codec, teacher=teacher, ctc=ctc_head, optimizer=optimizer), 0
+def run(name, checkpoint, steps, learn, seed, **kept):
+    """Steps of training, resuming from the file `checkpoint`. learn: step, random generator -> learning rate and losses; kept: what
+    has a state, "optimizer" among it."""
+    step, started, average, seconds = 0, time.time(), {}, FRAMES * BATCH / 12.5
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device)
-        for name, thing in kept.items():
-            thing.load_state_dict(saved[name])
+        saved = torch.load(checkpoint, map_location="cpu")
+        for key, thing in kept.items():
+            thing.load_state_dict(saved[key])
         step = saved["step"]
-        print(f"codec: resumed at step {step}")
-    started, seconds, average, total = time.time(), FRAMES * BATCH / 12.5, {}, steps + hearing_steps + polishing_steps
-    while step < total:
-        rng = np.random.default_rng((seed, step))
+        print(f"{name}: resumed at step {step}")
+    while step < steps:
         random.seed(f"{seed} {step}"), torch.manual_seed(step)
-        if step < steps:
-            rate = learning_rate(LEARNING_RATE, step / steps) if step >= WARMUP else LEARNING_RATE * (step + 1) / WARMUP
-            dirty, clean, letters = clips.batch(rng)
-            losses = forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)
-        elif step < steps + hearing_steps:
-            if step == steps:
-                teacher.load_state_dict(codec.state_dict())
-            rate = learning_rate(HEARING_RATE, (step - steps) / hearing_steps)
-            dirty, clean, _ = clips.batch(rng, 1, hearing=True)
-            losses = hear(codec, teacher, dirty.to(device), clean.to(device))
-        else:
-            rate = learning_rate(POLISHING_RATE, (step - steps - hearing_steps) / polishing_steps)
-            losses = polish(codec, clips.batch(rng, BATCH)[1].to(device))
-        for group in optimizer.param_groups:
+        rate, losses = learn(step, np.random.default_rng((seed, step)))
+        for group in kept["optimizer"].param_groups:
             group["lr"] = rate
-        optimizer.zero_grad()
-        sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        kept["optimizer"].zero_grad()
+        sum(WEIGHTS[key] * loss for key, loss in losses.items()).backward()
+        nn.utils.clip_grad_norm_([p for group in kept["optimizer"].param_groups for p in group["params"]], 1.0)
+        kept["optimizer"].step()
         step += 1
-        average = {name: 0.95 * average.get(name, loss.item()) + 0.05 * loss.item() for name, loss in losses.items()}
+        average = {key: 0.95 * average.get(key, loss.item()) + 0.05 * loss.item() for key, loss in losses.items()}
         if step % 20 == 0:
             spent = time.time() - started
-            print(f"codec step {step}/{total}  " + "  ".join(f"{name} {value:.3f}" for name, value in average.items()) +
-                  f"  {20 * seconds / spent:.0f} x real time  left {spent / 20 * (total - step) / 60:.0f} min", flush=True)
+            print(f"{name} step {step}/{steps}  " + "  ".join(f"{key} {value:.3f}" for key, value in average.items()) +
+                  f"  {20 * seconds / spent:.0f} x real time  left {spent / 20 * (steps - step) / 60:.0f} min", flush=True)
             started = time.time()
-        if step % 200 == 0 or step == total:
-            torch.save({name: thing.state_dict() for name, thing in kept.items()} | {"step": step}, f"{checkpoint}.part")
+        if step % 200 == 0 or step == steps:
+            torch.save({key: thing.state_dict() for key, thing in kept.items()} | {"step": step}, f"{checkpoint}.part")
             os.replace(f"{checkpoint}.part", checkpoint)
+
+
+def train(work, out, steps, polishing_steps, device="cpu", seed=0):
+    """Train everything for `steps` and the decoder for `polishing_steps`, resuming from work/codec.pt, and write the codec
+    to the folder `out`."""
+    torch.manual_seed(seed)
+    clips, codec = Clips(work), mimi.Mimi(mimi.PRESETS["tiny"]).to(device)
+    ctc_head = nn.Linear(codec.config.codebook_dim, 2 * (len(LETTERS) + 1)).to(device)
+    optimizer = torch.optim.AdamW([*codec.parameters(), *ctc_head.parameters()], lr=LEARNING_RATE, betas=(0.8, 0.95), weight_decay=1e-3)
+
+    def learn(step, rng):
+        if step >= steps:
+            return learning_rate(POLISHING_RATE, (step - steps) / polishing_steps), polish(codec, clips.batch(rng, BATCH)[1].to(device))
+        dirty, clean, letters = clips.batch(rng)
+        rate = LEARNING_RATE * (step + 1) / WARMUP if step < WARMUP else learning_rate(LEARNING_RATE, step / steps)
+        return rate, forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)
+    run("codec", work / "codec.pt", steps + polishing_steps, learn, seed, codec=codec, ctc=ctc_head, optimizer=optimizer)
     mimi.save(codec.half().cpu(), out)  # half the size; data is encoded with these rounded weights
+
+
+def train_hearing(work, start, out, steps, device="cpu", seed=0):
+    """Teach the encoder of the folder `start` to hear, resuming from work/hearing.pt, and write the codec to the folder `out`."""
+    clips, teacher, codec = Clips(work), mimi.load(start, device), mimi.load(start, device)
+    for part in (codec.encoder, codec.encoder_transformer, codec.downsample):
+        part.requires_grad_(True)
+    optimizer = torch.optim.AdamW([p for p in codec.parameters() if p.requires_grad], lr=HEARING_RATE, betas=(0.9, 0.95), weight_decay=1e-3)
+
+    def learn(step, rng):
+        dirty, clean, _ = clips.batch(rng, 1, hearing=True)
+        return learning_rate(HEARING_RATE, step / steps), hear(codec, teacher, dirty.to(device), clean.to(device))
+    run("hearing", work / "hearing.pt", steps, learn, seed, codec=codec, optimizer=optimizer)
+    mimi.save(codec.half().cpu(), out)

@@ -43,8 +43,8 @@ import world  # noqa: E402
 # the codec and the stages up to the last learn, and a second for the last, with more lists of words: LISTS of them, asked by
 # several users each.
 RECORDINGS = {"espeak": (8000, 1), "flite": (1200, 1), "joe": (1600, 2), "kokoro": (500, 4)}
-MORE_RECORDINGS = {"espeak": (77_000, 1), "flite": (9000, 1), "festival": (2200, 2), "pico": (2500, 2), "joe": (4150, 2), "kokoro": (7950, 4)}
-LIST_RECORDINGS, LISTS = {"espeak": (23_000, 1), "flite": (3700, 1), "pico": (1050, 2), "joe": (950, 2), "kokoro": (2100, 4)}, 10_600
+MORE_RECORDINGS = {"espeak": (70_000, 1), "flite": (7500, 1), "festival": (2000, 2), "pico": (2000, 2), "joe": (3800, 2), "kokoro": (7000, 4)}
+LIST_RECORDINGS, LISTS = {"espeak": (20_000, 1), "flite": (3000, 1), "pico": (800, 2), "joe": (800, 2), "kokoro": (1500, 4)}, 9000
 HELD_OUT_PER_VOICE = 30
 PATIENCE = {"repeat": 0.24}  # seconds of silence before the answer, a frame more than data.py's: a list may go on (LOG.md)
 # What examples/ holds: questions of a voice that is never trained on, the second file's with pauses for the answers.
@@ -53,9 +53,9 @@ CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Jap
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
 BACKCHANNELS = ["Uh huh.", "Sure.", "Okay.", "Right.", "Yeah.", "I see."]  # no "mm hm": most engines spell it, "em em aitch em"
-BACKCHANNEL_CLIPS = {"espeak": (5600, 1), "flite": (1500, 1), "festival": (360, 1), "pico": (650, 2), "joe": (700, 1), "kokoro": (1240, 4)}
+BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "festival": (300, 1), "pico": (500, 2), "joe": (600, 1), "kokoro": (1100, 4)}
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
-CODEC_STEPS = 4500, 4000, 1200  # of all of it, of the encoder that learns to hear, of the decoder
+CODEC_STEPS, POLISHING_STEPS, HEARING_STEPS = 4500, 1200, 4200
 # Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode. A user of the
 # second helping murmurs as the same engine: where only strangers murmur, their voice alone tells a murmur from a question (LOG.md).
 GRIDS = {
@@ -205,7 +205,13 @@ def more_speech(args):
 def codec(args):
     """The codec, on all recordings: work/start/mimi.json and mimi.safetensors."""
     import codec as trainer
-    trainer.train(args.work, args.work / "start", *(_part(steps, args.share) for steps in CODEC_STEPS), args.device)
+    trainer.train(args.work, args.work / "start", _part(CODEC_STEPS, args.share), _part(POLISHING_STEPS, args.share), args.device)
+
+
+def hearing(args):
+    """An encoder that hears better, for the model that ships: work/hearing/mimi.json and mimi.safetensors."""
+    import codec as trainer
+    trainer.train_hearing(args.work, args.work / "start", args.work / "hearing", _part(HEARING_STEPS, args.share), args.device)
 
 
 def tokenizer(args):
@@ -251,9 +257,8 @@ def model(args):
         for weight, last in zip(before.parameters(), after.parameters()):
             weight.lerp_(last, 0.5)
     flm.save(before.half(), out)
-    for name in ("tokenizer.json", "mimi.json", "mimi.safetensors"):
-        shutil.copy(work / "start" / name, out / name)
-    shutil.copy(HERE / "model" / "sampling.json", out / "sampling.json")
+    for file in (work / "start" / "tokenizer.json", *(work / "hearing").iterdir(), HERE / "model" / "sampling.json"):
+        shutil.copy(file, out / file.name)
 
 
 def evaluation(args):
@@ -273,8 +278,8 @@ def examples(args):
     soundfile.write(out / "questions.flac", np.concatenate([start, *said]), voices.SAMPLE_RATE)
 
 
-STEPS = {"test": test_speech, "speech": speech, "codec": codec, "tokenizer": tokenizer, "more-speech": more_speech, "grids": grids,
-         **{name: functools.partial(stage, name) for name in STAGES}, "model": model, "examples": examples, "evaluation": evaluation}
+STEPS = {"test": test_speech, "speech": speech, "codec": codec, "hearing": hearing, "tokenizer": tokenizer, "more-speech": more_speech,
+         "grids": grids, **{name: functools.partial(stage, name) for name in STAGES}, "model": model, "examples": examples, "evaluation": evaluation}
 
 
 def main():
