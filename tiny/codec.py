@@ -40,7 +40,7 @@ QUANTIZE_FROM = 0.15                    # share of the steps before the quantize
 DECAY = 0.98
 WEIGHTS = {"spectral": 1, "ctc": 0.3, "commitment": 0.1, "choice": 1, "semantic": 0.2, "acoustic": 2}  # of the losses
 # While it learns to hear: the share of users without disturbance, and of the others that with a microphone and in a room; dB.
-UNDISTURBED, MUFFLED, IN_ROOM, SNR = 0.35, 0.4, 0.5, (-2, 35)
+UNDISTURBED, MUFFLED, IN_ROOM, SNR = 0.27, 0.4, 0.5, (-2, 35)
 SCALES = (2048, 1024, 512, 256)         # windows of the spectral losses, in samples
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 

@@ -257,7 +257,7 @@ def model(args):
         for weight, last in zip(before.parameters(), after.parameters()):
             weight.lerp_(last, 0.5)
     flm.save(before.half(), out)
-    for file in (work / "start" / "tokenizer.json", *(work / "hearing").iterdir(), HERE / "model" / "sampling.json"):
+    for file in (work / "start/tokenizer.json", work / "hearing/mimi.json", work / "hearing/mimi.safetensors", HERE / "model/sampling.json"):
         shutil.copy(file, out / file.name)
 
 
