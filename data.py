@@ -142,12 +142,18 @@ def silence(rng):
 class Encoder:
     """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
     noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
-    get a room, a microphone, pauses and louder noise."""
+    get a room, a microphone, pauses and louder noise; reaction: seconds in which an interruption silences the model; hearing: a
+    folder with another codec for what is heard, of the same codebooks."""
 
-    def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False):
+    def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False,
+                 reaction=stream.REACTION_DELAY, hearing=None):
         from tokenizers import Tokenizer
         self.ids, self.codec, self.device = stream.Ids.read(folder), mimi.load(folder, device), device
-        self.noises, self.backchannels, self.leakage, self.rooms = noises, backchannels, leakage, rooms
+        self.noises, self.backchannels, self.leakage, self.rooms, self.reaction = noises, backchannels, leakage, rooms, reaction
+        self.hearing = mimi.load(hearing, device) if hearing else self.codec
+        if not torch.equal(*(torch.cat([part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)])
+                             for codec in (self.codec, self.hearing))):
+            raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must be written in the same codes")
         try:
             self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         except Exception as error:  # the library raises no narrower class
@@ -158,12 +164,12 @@ class Encoder:
         self.silence = self.encode([np.zeros(50 * FRAME, np.float32)])[0][-1]  # [K]: what quiet codes settle at
         self.said = lru_cache(maxsize=20_000)(self.said)
 
-    def encode(self, waves):
+    def encode(self, waves, codec=None):
         """A list of float32 [N] of whole frames -> a list of codes [T, K]. Causal: padding changes nothing before it."""
-        order, codes = sorted(range(len(waves)), key=lambda i: len(waves[i])), {}
+        codec, order, codes = codec or self.codec, sorted(range(len(waves)), key=lambda i: len(waves[i])), {}
         for chunk in (order[i:i + ENCODED_AT_ONCE] for i in range(0, len(order), ENCODED_AT_ONCE)):
             batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in chunk], batch_first=True)[:, None]  # [B, 1, N]
-            for i, row in zip(chunk, self.codec.encode(batch.to(self.device)).transpose(1, 2).cpu()):
+            for i, row in zip(chunk, codec.encode(batch.to(self.device)).transpose(1, 2).cpu()):
                 codes[i] = row[:len(waves[i]) // FRAME]
         return [codes[i] for i in range(len(waves))]
 
@@ -192,7 +198,7 @@ class Encoder:
                 clip = room(clip, rng)
             return np.pad(random_gain(clip, rng), (late, 0)), frames
         for turn in turns:
-            shapes.append(shape := Turn())
+            shapes.append(shape := Turn(reaction=self.reaction))
             if "heard" in turn:
                 clip, frames = hear(turn["heard"])
                 clips.append(clip)
@@ -235,7 +241,7 @@ class Encoder:
                 planned.append(self.plan(turns, format, rng, speeds))
             except ValueError as error:
                 problems.append(str(error))
-        heard = iter(self.encode([wave for _, wave, _ in planned if wave is not None]))
+        heard = iter(self.encode([wave for _, wave, _ in planned if wave is not None], self.hearing))
         return [script.grid(stream.place(script.says, spoken, self.silence, len(script)) if format in stream.SPEAKS else None,
                             None if wave is None else next(heard)) for script, wave, spoken in planned], problems
 
@@ -264,18 +270,22 @@ def recordings(folders):
 
 
 def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1), noises=(),
-           backchannels=(), leakage=False, rooms=False, workers=1, part="1/1"):
+           backchannels=(), leakage=False, rooms=False, reaction=stream.REACTION_DELAY, hearing=None, workers=1, part="1/1"):
     """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
-    recordings; part "i/n": every n-th shard from the i-th on. Returns how many samples there are, and how many were left
-    out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
+    recordings; reaction, hearing: of Encoder; part "i/n": every n-th shard from the i-th on. Returns how many samples there
+    are, and how many were left out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
     first, step = map(int, part.split("/"))
     if not 1 <= first <= step:
         raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
+    if reaction < 0:
+        raise DataError(f"--reaction must not be below 0 seconds, and is {reaction:g}")
     out, samples = Path(out), join(read_manifest(manifest, format), fewest, most, draws, seed)
     heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
-    files = [file for file in (Path(manifest), Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors") if file.exists()]
+    files = [Path(manifest), Path(model) / "tokenizer.json", *(Path(codec) / "mimi.safetensors" for codec in (model, hearing) if codec)]
+    files = [file for file in files if file.exists()]
     made_from = hashlib.sha1(b"".join([*(file.read_bytes() for file in files), repr(heard).encode()])).hexdigest()
-    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, speeds=list(speeds), rooms=rooms, made_from=made_from)
+    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, speeds=list(speeds), rooms=rooms, reaction=reaction,
+                    made_from=made_from)
     out.mkdir(parents=True, exist_ok=True)
     about = out / "grids.json"
     if about.exists() and json.loads(about.read_text()) != settings:
@@ -284,7 +294,8 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", i, samples[i:i + SAMPLES_PER_SHARD])
             for i in range(0, len(samples), SAMPLES_PER_SHARD)][first - 1::step]
     todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[2]) for job in jobs), 0, 0
-    work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=(str(model), device, *heard, rooms))
+    setup = str(model), device, *heard, rooms, reaction, hearing and str(hearing)
+    work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=setup)
     with tqdm(total=total, initial=total - sum(len(job[2]) for job in todo), desc=out.name, unit="sample") as bar:
         for done, length, problems in in_parallel(work, todo, workers):
             hours, left_out = hours + length, left_out + len(problems)
@@ -389,10 +400,13 @@ def main(arguments=None):
         "manifest's own users, since a stranger's voice gives a murmur away")
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
     add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a microphone, a pause inside, or louder noise")
+    add("--hearing", metavar="FOLDER", help="another codec for it, whose encoder was trained further (default: the one of --model)")
+    add("--reaction", type=float, default=stream.REACTION_DELAY, metavar="SECONDS", help="after which an interruption silences the model: longer, "
+        "and it knows a back-channel better (default: %(default)s)")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
         a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,
-        a.workers, a.part))
+        a.reaction, a.hearing, a.workers, a.part))
     args = parser.parse_args(arguments)
     try:
         print(args.run(args))

@@ -117,8 +117,13 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
             if seat in pending:  # nobody took it along
                 batch = dict(pending)
                 pending.clear()
-                answers.update(await asyncio.to_thread(partner.duplex.steps, batch))
-        return answers.pop(seat)
+                try:
+                    answers.update(await asyncio.to_thread(partner.duplex.steps, batch))
+                except RuntimeError as error:  # torch's, out of memory for one: everybody's whose frame was in it
+                    answers.update(dict.fromkeys(batch, error))
+        if isinstance(found := answers.pop(seat), RuntimeError):
+            raise found
+        return found
 
     async def talk(visitor, seat):
         thought, frames, late, told = [], 0, 0, time.monotonic()
@@ -161,6 +166,8 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
             visitor.over = "This server has no Opus: pip install sphn"
         except (ConnectionError, TimeoutError):
             visitor.over = "The answer was not taken."
+        except RuntimeError as error:
+            visitor.over = f"The model failed: {str(error).splitlines()[0]}"
         finally:
             if seat is not None:
                 free.append(seat)

@@ -110,7 +110,8 @@ class Turn:
 
     words, for Moshi's stream alone: (frame where it sounds, ids) of each word of the response. For free user input alone, in
     frames: onset, the quiet before the first sound of what is heard; interrupts, where in the sound of the response before it
-    begins (None: in the silence after); murmur, where in the sound of this response a back-channel begins, and its length."""
+    begins (None: in the silence after), and reaction, the seconds from its first sound to the silence of that response; murmur,
+    where in the sound of this response a back-channel begins, and its length."""
     heard: int = 0
     spoken: int = 0
     transcript: tuple = ()
@@ -118,6 +119,7 @@ class Turn:
     words: tuple = ()
     onset: int = 0
     interrupts: int | None = None
+    reaction: float = REACTION_DELAY
     murmur: tuple | None = None
 
 
@@ -150,7 +152,7 @@ class Script:
 
     def hear(self, turn):
         """Write nothing while the user speaks. What interrupts is heard within the response before it, whose words and sound
-        both end REACTION_DELAY behind the first sound.
+        both end a reaction behind the first sound.
 
         Decision: a cut monologue just turns into <wait>, with no token for the cut, and a cut clip into silence on a frame;
         what was never said leaves no trace, as when a person stops."""
@@ -158,7 +160,7 @@ class Script:
         if turn.interrupts is not None:
             sounds, end = self.says[-1]
             start = sounds + turn.interrupts
-            cut = start + turn.onset + round(REACTION_DELAY * FRAME_RATE)  # 6.25 frames; Decision: to the nearest
+            cut = start + turn.onset + round(turn.reaction * FRAME_RATE)  # 0.5 s are 6.25 frames; Decision: to the nearest
             self.says[-1] = sounds, min(end, cut)
             self.text = self.text[:cut]
         self.hears.append((start, start + turn.heard))

@@ -219,6 +219,29 @@ def test_an_interruption_is_heard_where_the_answer_ends(folder, monkeypatch):
     assert cut >= 3
 
 
+def test_what_is_heard_may_have_a_codec_of_its_own(folder, tmp_path):
+    """Catches a second encoder that writes what is said, or none of what is heard; codebooks that the model
+    never met; and a reaction that stays the paper's."""
+    other = mimi.load(folder)
+    with torch.no_grad():
+        for weight in other.encoder_transformer.parameters():
+            weight.mul_(1.5)
+    mimi.save(other, tmp_path)
+    options = dict(format="response-tts-free", model=folder, fewest=2, most=2)
+    for name, more in (("one", {}), ("two", dict(hearing=tmp_path)), ("soon", dict(reaction=0.0))):
+        data.encode(folder / "dialogs.jsonl", tmp_path / name, **options, **more)
+    one, two, soon = (data.Grids([tmp_path / name])[0] for name in ("one", "two", "soon"))
+    sounds = [int((grid.speak != data.Encoder(folder).silence).any(1).sum()) for grid in (one, soon)]
+    assert sounds[1] < sounds[0] - 3
+    assert torch.equal(one.speak, two.speak) and torch.equal(one.text, two.text) and (one.listen != two.listen).float().mean() > 0.1
+    other.quantizer.rvq_first.codebooks[0].embedding_sum.mul_(2)
+    mimi.save(other, tmp_path)
+    with pytest.raises(data.DataError, match="has other codebooks than"):
+        data.Encoder(folder, hearing=tmp_path)
+    with pytest.raises(data.DataError, match="--reaction must not be below 0 seconds"):
+        data.encode(folder / "dialogs.jsonl", tmp_path / "g", **options, reaction=-1)
+
+
 def test_leakage_is_late_quiet_and_as_often_as_the_paper_says():
     """Catches another delay, gain or probability than section 3.2.2's, and a leak of what lies outside the wave."""
     rng, said, gains, delays = random.Random(0), np.zeros(RATE, np.float32), [], []

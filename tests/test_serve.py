@@ -95,6 +95,34 @@ def test_sessions_share_a_model_undisturbed(partner):
     assert "someone else" in refused
 
 
+def test_a_step_that_fails_is_told_to_all_of_it(partner, monkeypatch):
+    """Catches conversations of a failed step that end without a word, or that never end, and a seat that is lost with them."""
+    steps, failing = partner.duplex.steps, []
+
+    def fail(heard):
+        time.sleep(0.05)  # so that the others' frames wait by then
+        if failing and len(heard) > 1:
+            raise RuntimeError("out of memory\nand more")
+        return steps(heard)
+    monkeypatch.setattr(partner.duplex, "steps", fail)
+
+    async def fate(client):
+        async with client.ws_connect("/api/pcm") as socket:
+            assert await socket.receive_bytes() == serve.HANDSHAKE
+            await socket.send_bytes(serve.AUDIO + SOUND.tobytes())
+            while (message := await socket.receive_bytes(timeout=30))[:1] != serve.ERROR:
+                pass
+            return message[1:].decode()
+
+    async def scenario(client):
+        failing.append(True)
+        told = await asyncio.gather(*(asyncio.create_task(fate(client)) for _ in range(3)))
+        failing.clear()
+        return told, await converse(client, SOUND[:5])
+    told, (sound, _) = visit(partner, scenario, seats=3)
+    assert sum(sentence == "The model failed: out of memory" for sentence in told) >= 2 and len(sound) == 5
+
+
 def test_a_moshi_client(partner):
     """Catches anything that differs from Moshi's protocol: handshake, Ogg-Opus both ways, text, unknown types dropped."""
     sphn = pytest.importorskip("sphn")

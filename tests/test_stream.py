@@ -101,6 +101,8 @@ def test_an_interruption_cuts_words_that_are_being_written():
     script = write("response-tts-free", [Turn(2, 9, response=[5] * 14), Turn(3, 2, response=[6], interrupts=1, onset=2)], [0, 2, 0], IDS)
     # words from 3, sound from 5; heard from 6, its first sound at 8, so both channels end before 14; the answer is at 14
     assert script.text == [0] * 3 + [5] * 11 + [6] + [0] * 3 and script.says == [(5, 14), (16, 18)] and script.hears == [(1, 3), (6, 9)]
+    soon = write("response-tts-free", [Turn(2, 9, response=[5] * 14), Turn(3, 2, response=[6], interrupts=1, reaction=0.16)], [0, 2, 0], IDS)
+    assert soon.says[0] == (5, 8) and soon.text[8] == 0  # heard from 6, and two frames later it is quiet
 
 
 def test_users_break_in_as_often_and_wherever_the_paper_says():
