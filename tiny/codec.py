@@ -12,8 +12,9 @@ with them every code, and teach the decoder that voice alone.
 Decision: users are encoded with noise and at any level, and decoded clean and at the level they came in: only what is
 said has to survive the codec, and noise would otherwise spend codes.
 Decision: the codec that ships has an encoder that learned to hear: codebooks and decoder held still, it makes of a clip in
-louder noise, a room, another microphone what the encoder before it makes of the clean clip. The language model is trained on
-the codes of that one, which its own voice is written in (LOG.md says what comes of the other way).
+louder noise, a room, another microphone what the encoder before it makes of the clean clip. What the model hears, it hears by
+this one, from the last stage's second helping on; its own voice is written in the codes of the one before (LOG.md says what comes
+of the other way).
 """
 import json
 import math

@@ -53,9 +53,11 @@ CONVERSATION = ("espeak:en-us+m3", ["Good morning.", "What is the capital of Jap
                                     "Repeat after me: dragon, river, candle.", "Tell me the opposite of happy.", "Who are you?"])
 PAUSE = 3.6             # seconds
 BACKCHANNELS = ["Uh huh.", "Sure.", "Okay.", "Right.", "Yeah.", "I see."]  # no "mm hm": most engines spell it, "em em aitch em"
+MORE_BACKCHANNELS = ["Yes.", "Oh.", "Aha.", "Got it.", "Really?"]  # said in training alone
 BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "festival": (300, 1), "pico": (500, 2), "joe": (600, 1), "kokoro": (1100, 4)}
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS, POLISHING_STEPS, HEARING_STEPS = 4500, 1200, 4200
+REACTION = 0.64         # seconds; in the paper's 0.5, what this ear has heard of a murmur is too little to tell it by (LOG.md)
 # Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode. A user of the
 # second helping murmurs as the same engine: where only strangers murmur, their voice alone tells a murmur from a question (LOG.md).
 GRIDS = {
@@ -66,9 +68,11 @@ GRIDS = {
     "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13), backchannels="backchannels")),
 }
 for _engine in MORE_RECORDINGS:
-    _file, _more = f"more-{_engine}.jsonl", dict(speeds=(0.88, 1.13), rooms=True)
+    _file, _more = f"more-{_engine}.jsonl", dict(speeds=(0.88, 1.13), rooms=True, hearing="hearing")
     GRIDS[f"response-tts-{_engine}"] = (_file, "response-tts", 1, 3, 1, _more)
-    GRIDS[f"response-tts-free-{_engine}"] = (_file, "response-tts-free", 2, 4, 1, dict(_more, backchannels=f"backchannels/{_engine}"))
+    GRIDS[f"response-tts-free-{_engine}"] = (_file, "response-tts-free", 2, 4, 1,
+                                             dict(_more, backchannels=f"backchannels/{_engine}", reaction=REACTION))
+MORE_GRIDS = [name for name, (file, *_) in GRIDS.items() if file.startswith("more-")]
 # The four stages, the last in three parts: grids, epochs, learning rate at the start and at the end, other fields of
 # train.Settings. The rates of Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more.
 # In the last stage speech is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
@@ -78,10 +82,8 @@ STAGES = {
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
-    "fine-tuning-2-more": ([name for name, (file, *_) in GRIDS.items() if file.startswith("more-")], 2.4, 6e-4, 2e-5,
-                           dict(depth_share=0.3, wait_weight=1.0, hide=0.12)),
-    "fine-tuning-2-murmurs": ([name for name in GRIDS if name.startswith("response-tts-free-")], 0.25, 3e-4, 1e-5,
-                              dict(depth_share=0.8, wait_weight=1.0, hide=0.12)),
+    "fine-tuning-2-more": (MORE_GRIDS, 2.4, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0, hide=0.12)),
+    "fine-tuning-2-last": (MORE_GRIDS, 0.3, 4e-4, 1e-5, dict(depth_share=0.5, wait_weight=1.0, hide=0.12)),
 }
 
 
@@ -185,7 +187,7 @@ def speech(args):
     more = {answer: f"speech/{_name(answer, voices.MODEL_VOICE)}" for answer in answers}
     rng, murmurs = random.Random(5000), []
     for engine, (count, pitches) in BACKCHANNEL_CLIPS.items():
-        for text in itertools.islice(itertools.cycle(BACKCHANNELS), _part(count, share)):
+        for text in itertools.islice(itertools.cycle(BACKCHANNELS + MORE_BACKCHANNELS), _part(count, share)):
             voice, speed, _ = voices.draw_user(rng, engine)
             murmurs += [(f"backchannels/{engine}", text, voice, speed, voices.draw_user(rng, engine)[2]) for _ in range(pitches)]
     _record_backchannels(work, murmurs)
@@ -235,6 +237,8 @@ def grids(args):
     for name, (manifest, format, fewest, most, draws, more) in GRIDS.items():
         if "backchannels" in more:
             more = {**more, "backchannels": [work / more["backchannels"]]}
+        if "hearing" in more:
+            more = {**more, "hearing": work / more["hearing"]}
         data.encode(work / manifest, work / "grids" / name, format, work / "start", fewest, most, draws, device=args.device,
                     workers=os.cpu_count(), **more)
 
@@ -251,12 +255,9 @@ def stage(name, args):
 
 
 def model(args):
-    """The model folder that ships, in work/model: weights half of the way through the last part (LOG.md), 16 bits each."""
-    work, out, (before, after) = args.work, args.work / "model", (flm.load(args.work / name) for name in list(STAGES)[-2:])
-    with torch.no_grad():
-        for weight, last in zip(before.parameters(), after.parameters()):
-            weight.lerp_(last, 0.5)
-    flm.save(before.half(), out)
+    """The model folder that ships, in work/model: the last weights, 16 bits each, and the codec that hears."""
+    work, out = args.work, args.work / "model"
+    flm.save(flm.load(work / list(STAGES)[-1]).half(), out)
     for file in (work / "start/tokenizer.json", work / "hearing/mimi.json", work / "hearing/mimi.safetensors", HERE / "model/sampling.json"):
         shutil.copy(file, out / file.name)
 
