@@ -166,8 +166,9 @@ def make_app(partner, seats=1, seed=0, token=None, origins=(), local=True):
             visitor.over = "This server has no Opus: pip install sphn"
         except (ConnectionError, TimeoutError):
             visitor.over = "The answer was not taken."
-        except RuntimeError as error:
-            visitor.over = f"The model failed: {str(error).splitlines()[0]}"
+        except RuntimeError:
+            visitor.over = "The model failed; who runs it finds the reason in its log."
+            raise
         finally:
             if seat is not None:
                 free.append(seat)

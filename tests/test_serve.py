@@ -95,14 +95,15 @@ def test_sessions_share_a_model_undisturbed(partner):
     assert "someone else" in refused
 
 
-def test_a_step_that_fails_is_told_to_all_of_it(partner, monkeypatch):
-    """Catches conversations of a failed step that end without a word, or that never end, and a seat that is lost with them."""
+def test_a_step_that_fails_is_told_to_all_of_it(partner, monkeypatch, caplog):
+    """Catches conversations of a failed step that end without a word, or that never end, a seat that is lost with them, and a
+    log that does not say why."""
     steps, failing = partner.duplex.steps, []
 
     def fail(heard):
         time.sleep(0.05)  # so that the others' frames wait by then
         if failing and len(heard) > 1:
-            raise RuntimeError("out of memory\nand more")
+            raise RuntimeError("out of memory")
         return steps(heard)
     monkeypatch.setattr(partner.duplex, "steps", fail)
 
@@ -120,7 +121,7 @@ def test_a_step_that_fails_is_told_to_all_of_it(partner, monkeypatch):
         failing.clear()
         return told, await converse(client, SOUND[:5])
     told, (sound, _) = visit(partner, scenario, seats=3)
-    assert sum(sentence == "The model failed: out of memory" for sentence in told) >= 2 and len(sound) == 5
+    assert sum("The model failed" in sentence for sentence in told) >= 2 and len(sound) == 5 and "out of memory" in caplog.text
 
 
 def test_a_moshi_client(partner):
