@@ -554,7 +554,7 @@ def load(path, device="cpu"):
     from safetensors.torch import load_file
     path = Path(path)
     if not path.exists():
-        if len(path.parts) != 2:
+        if len(path.parts) != 2 or path.is_absolute():
             raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
         from huggingface_hub import snapshot_download
         path = Path(snapshot_download(str(path), allow_patterns=["mimi.*", MOSHI_FILE, "config.json", "model.safetensors"]))

@@ -199,6 +199,8 @@ def test_bad_codec_files_are_one_sentence(tmp_path):
     (tmp_path / "mimi.json").write_text(json.dumps({"unheard_of": 1}))
     with pytest.raises(ValueError, match="unheard_of"):
         mimi.load(tmp_path)
+    with pytest.raises(mimi.LoadError, match="does not exist, and is no Hub id"):
+        mimi.load("/nowhere")
     with pytest.raises(mimi.LoadError, match="holds no codec"):
         mimi.load(tmp_path.parent)
 
