@@ -151,8 +151,8 @@ class Encoder:
         self.ids, self.codec, self.device = stream.Ids.read(folder), mimi.load(folder, device), device
         self.noises, self.backchannels, self.leakage, self.rooms, self.reaction = noises, backchannels, leakage, rooms, reaction
         self.hearing = mimi.load(hearing, device) if hearing else self.codec
-        if not torch.equal(*(torch.cat([part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)])
-                             for codec in (self.codec, self.hearing))):
+        if hearing and not torch.equal(*(torch.cat([part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)])
+                                         for codec in (self.codec, self.hearing))):
             raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must be written in the same codes")
         try:
             self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
@@ -402,7 +402,7 @@ def main(arguments=None):
     add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a microphone, a pause inside, or louder noise")
     add("--hearing", metavar="FOLDER", help="another codec for it, whose encoder was trained further (default: the one of --model)")
     add("--reaction", type=float, default=stream.REACTION_DELAY, metavar="SECONDS", help="after which an interruption silences the model: longer, "
-        "and it knows a back-channel better (default: %(default)s)")
+        "and more of a back-channel is heard by then (default: %(default)s)")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
         a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,
