@@ -62,17 +62,18 @@ COUNTED = {"exact", "right at last", "takeover", "spoken right", "spoken exact"}
 SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language"  # that a folder of results keeps
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
            "seventeen eighteen nineteen twenty").split()
+TITLES = dict(dr="doctor", mr="mister", mrs="missus", prof="professor", st="saint")  # as Whisper's own normalizer reads them
 
 
 # --- text and numbers ---
 
 def words(text, language="en"):
-    """Lower case, no punctuation, digits up to twenty spelled out: what two ways of writing the same speech share. Chinese
-    has no spaces, and its words are characters."""
+    """Lower case, no punctuation, digits up to twenty and titles spelled out: what two ways of writing the same speech share.
+    Chinese has no spaces, and its words are characters."""
     text = re.sub(r"[^\w' ]+", " ", text.lower().replace("+", " plus ").replace("=", " is "))
     if language == "zh":
         return list("".join(text.split()))
-    return [NUMBERS[int(w)] if w.isdecimal() and int(w) < len(NUMBERS) else w for w in text.split()]
+    return [NUMBERS[int(w)] if w.isdecimal() and int(w) < len(NUMBERS) else TITLES.get(w, w) for w in text.split()]
 
 
 def word_errors(found, expected):

@@ -105,7 +105,7 @@ class Config:
 PRESETS = {
     "released": Config(),
     "tiny": Config(ends="stft", dimension=192, num_layers=3, num_heads=4, dim_feedforward=768, context=75,
-                   layer_scale=0.3, codebook_size=512, codebook_dim=64, n_q_total=8),
+                   layer_scale=0.3, codebook_size=512, codebook_dim=64, n_q_total=8, conv_width=512, conv_layers=8),
 }
 
 

@@ -27,6 +27,7 @@ def test_words_are_what_two_spellings_share():
     """Catches right answers counted wrong for a digit, a comma or a capital, and Chinese counted as one long word."""
     assert evaluation.words("3 plus 4 is 7.") == evaluation.words("Three plus four is seven")
     assert evaluation.words("D-O-G") == evaluation.words("d, o, g")
+    assert evaluation.words("Dr. Ticket") == evaluation.words("doctor, ticket")
     found, expected = (evaluation.words(text, "zh") for text in ("你好，世界", "你 好 世间。"))
     assert (evaluation.word_errors(found, expected), len(expected)) == (1, 4)
 

@@ -56,7 +56,7 @@ BACKCHANNELS = ["Uh huh.", "Sure.", "Okay.", "Right.", "Yeah.", "I see."]  # no 
 MORE_BACKCHANNELS = ["Yes.", "Oh.", "Aha.", "Got it.", "Really?"]  # said in training alone
 BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "festival": (300, 1), "pico": (500, 2), "joe": (600, 1), "kokoro": (1100, 4)}
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
-CODEC_STEPS, POLISHING_STEPS, HEARING_STEPS = 4500, 1200, 4200
+CODEC_STEPS, POLISHING_STEPS, HEARING_STEPS = 4500, 3000, 4200
 REACTION = 0.64         # seconds; two frames more than the paper's, so that more of a murmur is heard by then (LOG.md)
 # Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode. A user of the
 # second helping murmurs as the same engine: where only strangers murmur, their voice alone tells a murmur from a question (LOG.md).
