@@ -134,8 +134,9 @@ def _joe():
 
 def joe(text, _, speed):
     from piper.config import SynthesisConfig
-    chunks = _joe().synthesize(text, SynthesisConfig(length_scale=1 / speed))
-    return np.concatenate([c.audio_float_array for c in chunks]), _joe().config.sample_rate
+    audio = np.concatenate([c.audio_float_array for c in _joe().synthesize(text, SynthesisConfig(length_scale=1 / speed))])
+    rate, begins = _joe().config.sample_rate, np.argmax(np.abs(audio) > 0.02 * np.abs(audio).max())
+    return audio[max(0, begins - rate // 200):], rate  # no breath before it: the model answers so much sooner
 
 
 def prepare():
