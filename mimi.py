@@ -140,7 +140,7 @@ class Conv(Streaming):
     def __init__(self, c_in, c_out, kernel, stride=1, bias=True, replicate=False, nesting=1):
         super().__init__()
         self.conv = _nested("conv", nesting, nn.Conv1d(c_in, c_out, kernel, stride, bias=bias))
-        self.c_in, self.past, self.replicate = c_in, kernel - stride, replicate
+        self.c_in, self.kernel, self.stride, self.past, self.replicate = c_in, kernel, stride, kernel - stride, replicate
 
     def start(self, batch_size, steps):  # the past, and whether there is one
         past = next(self.parameters()).new_zeros(batch_size, self.c_in, self.past)
@@ -152,6 +152,9 @@ class Conv(Streaming):
             past = torch.where(self.state[1], self.state[0], past)
         x = torch.cat([past, x], -1)
         self.keep(x[..., x.shape[-1] - self.past:], True)
+        if self.state and x.shape[-1] < self.c_in:  # few steps of many channels: faster as one product (tiny/LOG.md)
+            weight, *bias = self.parameters()
+            return F.linear(x.unfold(-1, self.kernel, self.stride).transpose(1, 2).flatten(2), weight.flatten(1), *bias).transpose(1, 2)
         return self.conv(x)
 
 
