@@ -37,6 +37,7 @@ FRAMES = 44                             # of a clip: 3.52 s
 MODEL_CLIPS, USER_CLIPS = 4, 8          # in a batch; all are encoded,
 DECODED = 6                             # only the first ones decoded: users matter for what they say
 BATCH = MODEL_CLIPS + USER_CLIPS
+POLISHED = 8                            # clips of the model's voice in a batch of the last steps
 LEARNING_RATE, HEARING_RATE, POLISHING_RATE, WARMUP = 1.5e-3, 6e-4, 8e-4, 100
 QUANTIZE_FROM = 0.15                    # share of the steps before the quantizer begins
 DECAY = 0.98
@@ -218,7 +219,8 @@ def train(work, out, steps, polishing_steps, device="cpu", seed=0):
 
     def learn(step, rng):
         if step >= steps:
-            return learning_rate(POLISHING_RATE, (step - steps) / polishing_steps), polish(codec, clips.batch(rng, BATCH)[1].to(device))
+            clean = clips.batch(rng, POLISHED)[1][:POLISHED]
+            return learning_rate(POLISHING_RATE, (step - steps) / polishing_steps), polish(codec, clean.to(device))
         dirty, clean, letters = clips.batch(rng)
         rate = LEARNING_RATE * (step + 1) / WARMUP if step < WARMUP else learning_rate(LEARNING_RATE, step / steps)
         return rate, forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)

@@ -23,6 +23,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ MORE_GRIDS = [name for name, (file, *_) in GRIDS.items() if file.startswith("mor
 # The four stages, the last in three parts: grids, epochs, learning rate at the start and at the end, other fields of
 # train.Settings. The rates of Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more.
 # In the last stage speech is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
-ALL_STAGES = dict(batch=4, length=640, repeats=0.2, bfloat16=True, compile=True)
+ALL_STAGES = dict(batch=4, length=640, repeats=0.2, compile=True)
 STAGES = {
     "post-training-1": (["tts", "asr"], 2, 1e-3, 4e-4, {}),
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
@@ -243,6 +244,17 @@ def grids(args):
                     workers=os.cpu_count(), **more)
 
 
+def _computes_bfloat16(device):
+    """Whether products in 16 bits take less than three times as long as in 32: without instructions for them, fifty times."""
+    def seconds(x):
+        started = time.perf_counter()
+        for _ in range(10):
+            (x @ x).sum().item()
+        return time.perf_counter() - started
+    x = torch.randn(512, 512, device=device)
+    return min(seconds(x.bfloat16()) for _ in range(3)) < 3 * min(seconds(x) for _ in range(3))
+
+
 def stage(name, args):
     """One of the paper's four stages, from the one before it."""
     work, names, init = args.work, list(STAGES), args.work / "start"
@@ -251,7 +263,8 @@ def stage(name, args):
     folders, epochs, lr, lr_end, settings = STAGES[name]
     train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name,
                                stage="-".join(name.split("-")[:3]),  # parts have a fourth word
-                               epochs=epochs, lr=(lr, lr_end), device=args.device, **{**ALL_STAGES, **settings}))
+                               epochs=epochs, lr=(lr, lr_end), device=args.device, bfloat16=_computes_bfloat16(args.device),
+                               **{**ALL_STAGES, **settings}))
 
 
 def model(args):
