@@ -20,6 +20,8 @@ import data
 import stream
 from stream import K, Ids, Loss
 
+VALID_ROWS = 64  # at most so many rows of each format are read for a validation loss
+
 
 class BatchError(ValueError):
     """Grids that a run cannot use; the message is one sentence."""
@@ -89,6 +91,11 @@ class Batches:
         self.epoch, self.rows = 0, self._packed(0)
         if not self.rows:
             raise BatchError("no samples are left to train on: name folders of grids, and hold out fewer")
+        self.valid_grids, self.valid = data.Grids(settings.valid) if settings.valid else self.grids, {}  # rows of each format
+        for name in sorted(set(self.valid_grids.formats)):
+            order = range(len(self.valid_grids)) if settings.valid else sorted(self.held_out)
+            if rows := self.fill(self.valid_grids, [i for i in order if self.valid_grids.formats[i] == name]):
+                self.valid[name] = rows[:VALID_ROWS]
         self.steps_per_epoch = math.ceil(len(self.rows) / settings.batch)
         self.steps = math.ceil(settings.epochs * self.steps_per_epoch)
 

@@ -1,6 +1,6 @@
 """Listening and speaking at once: the sampler, the duplex loop, and the ways into a conversation.
 
-What this is: the streaming loop of the release, token by token (spec section 3), behind a microphone, a page for the
+What this is: the streaming loop of the release, token by token, behind a microphone, a page for the
 browser, Moshi's clients, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself,
 and writes its next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1).
 What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
@@ -45,7 +45,7 @@ import speed
 from flm import K
 
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers, where the model has as many positions
-PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none (spec section 3)
+PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
 LIKELIEST = 4096     # Decision: top-p looks at no more tokens than this: sorting 152,064 costs 9 ms on a CPU, these 1 ms
 PATIENCE = 5.0       # seconds without sound after which a sound card has gone
 PILE = 375           # frames (30 s) that may wait to be heard
@@ -55,7 +55,7 @@ RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalt
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the defaults are the release's (spec section 3). Temperature 0 is argmax; top_p 0 leaves the
+    """How tokens are drawn; the defaults are the release's. Temperature 0 is argmax; top_p 0 leaves the
     choice to top_k, top_k 0 to all tokens. window: tokens, or frames, that the repetition penalty looks back over."""
     temperature_text: float = 0.01
     temperature_audio: float = 0.5
@@ -85,11 +85,6 @@ class Sampling:
             return cls(**{**json.loads(file.read_text()), **changed})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from None
-
-    @classmethod
-    def greedy(cls, penalty_text=1.0, penalty_audio=1.0):
-        """Always the likeliest token."""
-        return cls(temperature_text=0, temperature_audio=0, penalty_text=penalty_text, penalty_audio=penalty_audio)
 
     def channel(self, c):
         """What channel c (0: text, 1 ..: codes) is drawn with: window, penalty, temperature, top_p, top_k."""
@@ -178,7 +173,7 @@ class Duplex:
 
     def step(self, listen):
         """listen, the user's codes [8] of a frame -> None in the first, then (text id, a list of 8 codes), as the release returns
-        them (spec section 3)."""
+        them."""
         first = self.frames[0, 0] == 0
         text, codes, _ = self.steps({0: listen})[0]
         return None if first else (text, codes)
@@ -499,9 +494,9 @@ def main(arguments=None):
     served = parser.add_argument_group("browser and Moshi clients")
     served.add_argument("--serve", type=int, nargs="?", const=8990, metavar="PORT", help="a page, and /api/chat (port %(const)s)")
     served.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is every one (default: %(default)s)")
-    served.add_argument("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"), help="https; browsers give others no microphone")
+    served.add_argument("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"), help="serve https: without it, browsers of other machines give no microphone")
     served.add_argument("--token", help="a secret that visitors must have in their link")
-    served.add_argument("--origin", action="append", default=[], help="let pages of https://HOST connect; may be repeated")
+    served.add_argument("--origin", action="append", default=[], help="let pages of another origin connect, written https://HOST; may be repeated")
     served.add_argument("--sessions", type=int, default=1, metavar="N", help="conversations at once (default: %(default)s)")
     model = parser.add_argument_group("model")
     model.add_argument("--model", default=SHIPPED,
@@ -525,6 +520,8 @@ def main(arguments=None):
         parser.error("--in and --out go together")
     try:
         run(args)
+    except torch.OutOfMemoryError:
+        sys.exit("chat.py: the GPU's memory is full: take --bfloat16, --bits 8 or 4, or a smaller --context")
     except (OSError, ValueError, KeyboardInterrupt) as error:
         print(end="\n" * sys.stdout.isatty())  # below the status line
         sys.exit(f"chat.py: {str(error) or 'stopped'}")
@@ -537,10 +534,13 @@ def run(args):
     for name, low in (("tail", 0), ("sessions", 1), ("context", 2), ("frames", 1)):
         if not low <= getattr(args, name) < 1e9:
             raise ValueError(f"--{name} must be {low} or more, and a number, not {getattr(args, name)}")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from None
+    if args.serve is not None and not 0 < args.serve < 2**16:
+        raise ValueError(f"--serve takes a port from 1 to 65535, not {args.serve}")
+    if sum(way is not None for way in (args.source, args.serve, args.replay)) > 1:
+        raise ValueError("--in, --serve and --replay are different ways in: choose one")
+    if args.record and (args.serve is not None or args.replay or args.record == args.target):
+        raise ValueError("--record keeps a talk by file or microphone, in a file of its own")
+    mimi.check_device(args.device)
     if args.source:
         args.question = mimi.read_audio(args.source)
     for target in filter(None, (args.target, args.record)):

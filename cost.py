@@ -9,6 +9,7 @@ import json
 import math
 import random
 import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -48,7 +49,9 @@ def peak(device):
 
 def memory(device):
     """The most bytes that this process has held on a torch.device."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes
 
 
 def plan(settings, hours, gpu, gpus):
@@ -122,7 +125,7 @@ def plot(folder, file):
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise CostError("plot needs a package that nothing else here needs: pip install matplotlib") from None
+        raise CostError("plot needs matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(11, 7), layout="constrained")
     for panel, names in zip(figure.subplots(2, 2).flat, (["loss"], ["semantic", "acoustic", "monologue", "wait"], ["lr", "norm"],
                                                          ["times_real_time", "mfu"])):

@@ -274,11 +274,14 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
     recordings; reaction, hearing: of Encoder; part "i/n": every n-th shard from the i-th on. Returns how many samples there
     are, and how many were left out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
-    first, step = map(int, part.split("/"))
+    first, step = map(int, part.split("/")) if re.fullmatch(r"\d+/\d+", part) else (0, 0)
     if not 1 <= first <= step:
         raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
+    if not 1 <= fewest <= most or draws < 1 or not 0 < speeds[0] <= speeds[1]:
+        raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, --speeds SLOWEST and FASTEST above 0")
     if reaction < 0:
         raise DataError(f"--reaction must not be below 0 seconds, and is {reaction:g}")
+    mimi.check_device(device)
     out, samples = Path(out), join(read_manifest(manifest, format), fewest, most, draws, seed)
     heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
     files = [Path(manifest), Path(model) / "tokenizer.json", *(Path(codec) / "mimi.safetensors" for codec in (model, hearing) if codec)]
@@ -374,18 +377,18 @@ def main(arguments=None):
     command("import", "Write the manifest of a data set.", layout=", ".join(LAYOUTS) + " (JSONL or CSV with columns audio and text)",
             source="the data set's folder, or the file of moshi-finetune and table", out="manifest to write").set_defaults(
         run=lambda a: "%d lines, %d recordings missing" % bring_in(a.layout, a.source, a.out))
-    made = command("synth", "Turn written dialogs into speech. A stopped run goes on.", "voices, as command lines (without {text} it is their "
-                   "standard input):\n  'espeak-ng -v en-us -w {out} -- {text}'\n  'piper -m en_US-joe-medium.onnx -f {out}'",
+    made = command("synth", "Turn written dialogs into speech. A stopped run goes on.", "voices, as command lines (one without {text} reads "
+                   "it from standard input):\n  'espeak-ng -v en-us -w {out} -- {text}'\n  'piper -m en_US-joe-medium.onnx -f {out}'",
                    texts='JSONL of {"turns": [{"transcript", "response"}]}', out="folder for audio/ and dialogs.jsonl")
     made.add_argument("--model-voice", required=True, metavar="COMMAND", help="the one voice of the model")
     made.add_argument("--user-voice", action="append", required=True, metavar="COMMAND", help="of several, two are drawn for each dialog")
     made.set_defaults(run=lambda a: "%d dialogs, %d clips failed" % synthesise(a.texts, a.out, a.model_voice, a.user_voice, a.workers))
     made = command("check", "Say what is wrong with a data set.", manifest="JSONL; see the top of manifest.py")
-    made.add_argument("--longest", type=float, default=60, metavar="SECONDS", help="what is longer is too long (default: %(default)s)")
+    made.add_argument("--longest", type=float, default=60, metavar="SECONDS", help="longer recordings are reported (default: %(default)s)")
     made.set_defaults(run=lambda a: "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers).most_common()))
     made = command("encode", "Encode a manifest into token grids. A stopped run goes on.", "Then: python stream.py --grid OUT/shard-00000.safetensors",
                    manifest="JSONL; see the top of manifest.py", out="folder for the shards")
-    made.add_argument("--device", default="cpu")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
     made.add_argument("--part", default="1/1", metavar="I/N", help="every N-th shard only, from the I-th on: one job of N")
     add = made.add_argument_group("samples").add_argument
     add("--format", choices=stream.FORMATS, required=True, help=f"{', '.join(sorted(stream.PAIRS))} take pairs, the others dialogs")
@@ -393,7 +396,7 @@ def main(arguments=None):
     add("--join", type=int, nargs=2, default=(1, 1), metavar=("FEWEST", "MOST"), help="manifest lines to a sample (default: %(default)s)")
     add("--draws", type=int, default=1, help="encodings of each line, with fresh silence, level and noise, each costing the disk and "
         "the time of one; train one epoch on as many as you want epochs (default: %(default)s)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     add = made.add_argument_group("what is heard").add_argument
     add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
     add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free: of the "
@@ -401,8 +404,8 @@ def main(arguments=None):
     add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
     add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a microphone, a pause inside, or louder noise")
     add("--hearing", metavar="FOLDER", help="another codec for it, whose encoder was trained further (default: the one of --model)")
-    add("--reaction", type=float, default=stream.REACTION_DELAY, metavar="SECONDS", help="after which an interruption silences the model: longer, "
-        "and more of a back-channel is heard by then (default: %(default)s)")
+    add("--reaction", type=float, default=stream.REACTION_DELAY, metavar="SECONDS", help="from an interruption's first sound to the model's "
+        "silence; in a longer one it hears more of a back-channel first (default: %(default)s)")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
         a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,

@@ -54,12 +54,12 @@ SILENCE, WRITING, SAYING = 3, 25, 8  # frames around a pair; to write in; at mos
 # Full-Duplex-Bench: output takes the turn if it lasts a second or has more than three words. Decision: its words and times
 # are a recogniser's; here times are the waveform's and words the monologue's, so that nothing else can err.
 TURN_SECONDS, TURN_WORDS, BACKCHANNEL_WORDS = 1.0, 3, 2
-FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("interruption", 1)}  # file: task, and which of
-# its first entry's times is the end of the user's turn
+FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("interruption", 1)}  # file: its task, and the
+# place, in its first entry's times, of the end of the user's turn
 GROUPS = "unseen_words", "kind", "voice"  # columns of --dialogs by which numbers are told apart
 BAD = {"false start", "false stop", "says more", "pause takeover", "backchannel takeover"}  # shares that should be 0
 COUNTED = {"exact", "right at last", "takeover", "spoken right", "spoken exact"}  # shares whose failures are not listed
-SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language"  # that a folder of results keeps
+SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language", "whisper"  # that a folder of results keeps
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
            "seventeen eighteen nineteen twenty").split()
 TITLES = dict(dr="doctor", mr="mister", mrs="missus", prof="professor", st="saint")  # as Whisper's own normalizer reads them
@@ -88,8 +88,8 @@ def word_errors(found, expected):
 
 def number(values, unit):
     """Booleans -> their share, with Wilson's interval, which has a width even at 0 of n; seconds ("s") -> their median; (part,
-    whole) pairs, for any other unit -> the sum of parts by that of wholes. These two with the middle 95 % of what they are
-    on 1,000 resamples, which every run draws alike."""
+    whole) pairs, for any other unit -> the sum of parts by that of wholes. The interval of these two is the middle 95 % of
+    1,000 bootstrap resamples, the same in every run."""
     if not (n := len(values)):
         return dict(value=None, n=0, low=None, high=None, unit=unit)
     if unit == "share":
@@ -233,7 +233,7 @@ def within(row, since, until=1e9):
 
 
 def grade(row):
-    """A row -> {name: boolean, seconds or None}. right: the first thing thought is the expected answer, word by word; exact:
+    """A row -> {name: boolean, seconds, (part, whole) or None}. right: the first thing thought is the expected answer, word by word; exact:
     all that was thought is, to the letter; spoken right, spoken exact: what a recogniser hears is. takeover:
     Full-Duplex-Bench's. What is thought or heard before the user's end is so after 0 seconds."""
     found, turns = {}, row.get("turns", ())
@@ -270,7 +270,7 @@ def grade_fdb(row):
             thought = words(" ".join(text for at, text in row["lines"] if last <= at < end))
             turns.append(end - start >= TURN_SECONDS or len(thought) > BACKCHANNEL_WORDS)
             last = end
-        return {"backchannel takeover": any(turns), "backchannels a second": 0 if any(turns) else len(turns) / row["seconds"]}
+        return {"backchannel takeover": any(turns), "backchannels a second": (0 if any(turns) else len(turns), row["seconds"])}
     _, sound, takes = within(row, row["end"] if row["task"] == "interruption" else 0)
     latency = {} if row["task"] == "pause" else {f"{row['task']} latency": max(0, sound - row["end"]) if takes else None}
     return {f"{row['task']} takeover": takes} | latency
@@ -285,8 +285,8 @@ class Run:
         self.args, self.parts, self.whisper = args, {}, None
         about, folder = args.out / "settings.json", flm.resolve(args.model)
         sampling = chat.Sampling.of(folder)
-        made = {key: str(value) for key, value in vars(args).items() if key in SETTINGS and value} | dict(
-            model=[str(folder.resolve()), *sorted(file.stat().st_mtime for file in folder.glob("model*"))], sampling=asdict(sampling))
+        made = {key: str(value) for key, value in vars(args).items() if key in SETTINGS and value is not None and (key != "noise" or args.snr)} | dict(
+            model=[str(folder.resolve()), *sorted(file.stat().st_mtime for file in folder.glob("*.safetensors"))], sampling=asdict(sampling))
         if args.out.exists() and any(args.out.iterdir()) and not about.exists():
             raise ValueError(f"{args.out} holds other things than results: choose another folder")
         known = json.loads(about.read_text()) if about.exists() else {}
@@ -336,7 +336,8 @@ class Run:
         graded, numbers = [grade(row) for row in rows], {}
         for name in dict.fromkeys(name for found in graded for name in found):
             values = [found[name] for found in graded if found.get(name) is not None]
-            numbers[name] = number(values, "share" if all(isinstance(value, bool) for value in values) else "s")
+            kinds = {type(value) for value in values}
+            numbers[name] = number(values, "share" if kinds == {bool} else "a second" if kinds == {tuple} else "s")
         errors = []
         for row in (row for row in rows if "heard" in row):
             true = words(row.get("expected") or " ".join(text for _, text in row["lines"]), self.args.language)
@@ -538,6 +539,7 @@ def main(arguments=None):
             raise ValueError(f"{lost[0]} needs the questions of --dialogs")
         if not (args.dialogs or args.asr or args.tts or args.grids or args.fdb):
             raise ValueError("nothing to measure: name --dialogs, --asr, --tts, --grids or --fdb")
+        mimi.check_device(args.device)
         run = Run(args)
         for source, measure, *style in ((args.dialogs, run.dialogs), (args.asr, run.pairs, "asr"), (args.tts, run.pairs, "tts"),
                                         (args.grids, run.grids), (args.fdb, run.fdb)):
@@ -548,6 +550,8 @@ def main(arguments=None):
         (args.out / "failures.md").write_text(failures(run.parts))
         write_lines(args.out / "results.json", [{part: numbers for part, (numbers, *_) in run.parts.items()}])
         draw(run.parts, args.out / "results.png")
+    except torch.OutOfMemoryError:
+        sys.exit("eval.py: the GPU's memory is full: take --bfloat16, or a smaller --batch")
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:

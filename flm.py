@@ -333,7 +333,7 @@ class DepthBlock(nn.Module):
 
 
 class Depth(nn.Module):
-    """Spec section 2; Moshi's RQ-Transformer, which section 2.1 follows. Position c holds code c - 1 and predicts code c.
+    """Moshi's RQ-Transformer, which section 2.1 follows. Position c holds code c - 1 and predicts code c.
 
         in    empty  code 0  code 1 ... code 6     (each + position + its own view of h_t)
         out   code 0 code 1  code 2 ... code 7
@@ -413,7 +413,7 @@ class FLM(nn.Module):
     def depth_logits(self, h, codes, cache=None):
         """h [N, D], codes [N, k] of codebooks 0 .. k - 1 with k < K -> logits [N, k + 1, C] of codebooks 0 .. k.
 
-        Teacher-forced: position c sees the given codes before c. Training passes k = K - 1. Spec section 2.
+        Teacher-forced: position c sees the given codes before c. Training passes k = K - 1.
         With a depth_cache, and k = 0, 1 .. K - 1 in this order, under torch.no_grad(): only those of codebook k, [N, 1, C]."""
         assert len(h) == len(codes) and codes.shape[1] < K, f"h {list(h.shape)}, codes {list(codes.shape)}"
         c = 0 if cache is None else codes.shape[1]
@@ -514,7 +514,7 @@ def _fill(model, folder, device, dtype, rename=lambda name: name, optional=(), c
 
 
 def load(path, device="cpu", dtype=torch.float32, convert=None):
-    """The FLM of a folder or Hub id, ready to use; dtype None keeps the file's. Files are spec section 1. `convert` (name,
+    """The FLM of a folder or Hub id, ready to use; dtype None keeps the file's. The files are the release's. `convert` (name,
     Linear -> module) replaces each Linear as it arrives: memory peaks at what that makes and one layer.
 
     Raises LoadError, one sentence, where config or weights are missing, unknown, misshapen or damaged."""

@@ -81,9 +81,12 @@ def read_lines(file):
 def write_lines(file, rows):
     """JSON objects, one a line; beside and then renamed, each process under a name of its own."""
     beside = f"{file}.{os.getpid()}.part"
-    with open(beside, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    os.replace(beside, file)
+    try:
+        with open(beside, "w", encoding="utf-8") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        os.replace(beside, file)
+    finally:
+        Path(beside).unlink(missing_ok=True)
 
 
 def read_manifest(file, format):
@@ -95,17 +98,22 @@ def read_manifest(file, format):
     names = {"audio": "heard", "text": "transcript"} if format == "asr" else {"audio": "spoken", "text": "response"}
     for number, row in read_lines(file):
         try:
-            turns = [{names.get(key, key): (given | turn)[key] for key in wanted} for turn in ([row] if pairs else row["turns"])]
+            turns = [{key: (given | turn)[key] for key in wanted} for turn in ([row] if pairs else row["turns"])]
         except (KeyError, TypeError) as error:
             raise DataError(f"{file}, line {number}: format {format} needs {', '.join(wanted)}, and there is: {error!r}") from None
         for turn in turns:
             if (patience := turn.get("patience")) is not None and not (type(patience) in (int, float) and 0 <= patience < 60):
                 raise DataError(f"{file}, line {number}: patience is seconds of silence, 0 .. 60, not {patience!r}")
-            for key in turn.keys() & {"heard", "spoken"}:
+            for key in turn.keys() - {"patience", "words"}:
+                if not isinstance(turn[key], str):
+                    raise DataError(f"{file}, line {number}: {key} must be a string, not {turn[key]!r}")
+            for key in turn.keys() & {"audio", "heard", "spoken"}:
                 turn[key] = Path(file).parent / turn[key]
                 if not turn[key].exists():
                     raise DataError(f"{file}, line {number}: {turn[key]} does not exist")
-        dialogs.append(turns)
+        if not turns:
+            raise DataError(f"{file}, line {number}: a dialog without turns")
+        dialogs.append([{names.get(key, key): value for key, value in turn.items()} for turn in turns])
     if not dialogs:
         raise DataError(f"the manifest {file} is empty")
     return dialogs
@@ -157,23 +165,31 @@ def cut_turns(file, clips):
                 turns[-1][key] = clips / f"{source.stem}-{len(turns)}-{key}.wav"
                 soundfile.write(turns[-1][key], audio[int(start * rate):int(stop * rate) + 1, channel], rate)
             before = said[-1][2]
-        yield {"turns": turns}
+        if turns:
+            yield {"turns": turns}
 
 
 def bring_in(layout, source, out):
-    """Write the manifest `out` of a data set, line by line. Returns how many lines it has, and how many recordings lack."""
+    """Write the manifest `out` of a data set, line by line. Returns how many lines it has, and how many recordings are missing.
+
+    Raises DataError, one sentence; what stood at `out` is then kept."""
+    if layout not in LAYOUTS:
+        raise DataError(f"there is no layout {layout}, only {', '.join(LAYOUTS)}")
     rows, counts = rows_in(layout, Path(source).resolve(), Path(out).resolve().with_suffix("")), Counter()
 
-    def exists(row):
-        found = "turns" in row or row["audio"].exists()
-        counts[found] += 1
-        return found or tqdm.write(f"SKIPPED: {row['audio']} does not exist", file=sys.stderr)
+    def existing():
+        for row in tqdm(rows, unit="line"):
+            counts[found := "turns" in row or row["audio"].exists()] += 1
+            if found:
+                yield row
+            else:
+                tqdm.write(f"SKIPPED: {row['audio']} does not exist", file=sys.stderr)
+        if not counts[True]:
+            raise DataError(f"{source} holds nothing laid out as {layout} but {counts[False]} recordings that do not exist")
     try:
-        write_lines(out, filter(exists, tqdm(rows, unit="line")))
+        write_lines(out, existing())
     except (LookupError, TypeError, RuntimeError, csv.Error) as error:  # soundfile's own is a RuntimeError
         raise DataError(f"{source} is not laid out as {layout}: {error!r}") from None
-    if not counts[True]:
-        raise DataError(f"{source} holds nothing laid out as {layout} but {counts[False]} recordings that do not exist")
     return counts[True], counts[False]
 
 
@@ -227,17 +243,20 @@ def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
 def _examine(line, folder, longest):
     """A manifest line -> ([(problem, detail)], a digest of its audio and text)"""
     problems, digest, (least, most) = [], hashlib.sha1(), BYTES_A_SECOND
-    clips = [(turn[audio], turn.get(text, "").encode()) for turn in line.get("turns", [line])
-             for audio, text in (("audio", "text"), ("heard", "transcript"), ("spoken", "response")) if audio in turn]
+    try:
+        clips = [(folder / turn[audio], turn.get(text, "").encode()) for turn in line.get("turns", [line])
+                 for audio, text in (("audio", "text"), ("heard", "transcript"), ("spoken", "response")) if audio in turn]
+    except (AttributeError, TypeError) as error:
+        return [("malformed", str(error))], repr(line)
     for name, text in clips:
         try:
-            audio = mimi.read_audio(folder / name).numpy()
+            audio = mimi.read_audio(name).numpy()
         except ValueError as error:
             problems.append(("unreadable", str(error)))
             continue
         digest.update(audio.tobytes() + text)
         seconds, level = len(audio) / SAMPLE_RATE, loudness(audio)
-        problems += [(problem, f"{name}: {detail}") for problem, detail, wrong in (
+        problems += [(problem, f"{name.name}: {detail}") for problem, detail, wrong in (
             ("clipped", "full scale", np.mean(np.abs(audio) > 0.999) > CLIPPED),
             ("silent", f"{level:.0f} dB", level < SILENT),
             ("too long", f"{seconds:.1f} s", seconds > longest),

@@ -178,7 +178,7 @@ class ConvTranspose(Streaming):
         return y
 
 
-# --- SEANet, the released ends (spec section 4) ---
+# --- SEANet, the released ends ---
 
 class Residual(nn.Module):
     def __init__(self, config, width):
@@ -589,8 +589,9 @@ def save(codec, folder):
     from safetensors.torch import save_file
     (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "mimi.safetensors.part")
-    (folder / "mimi.json").write_text(json.dumps(asdict(codec.config), indent=1))
-    os.replace(folder / "mimi.safetensors.part", folder / "mimi.safetensors")
+    (folder / "mimi.json.part").write_text(json.dumps(asdict(codec.config), indent=1))
+    for name in ("mimi.safetensors", "mimi.json"):
+        os.replace(folder / f"{name}.part", folder / name)
 
 
 def read_audio(path, sample_rate=24_000):
@@ -600,7 +601,7 @@ def read_audio(path, sample_rate=24_000):
     import soundfile
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
+    except (OSError, TypeError, soundfile.LibsndfileError) as error:  # TypeError: raw samples, of unknown rate
         raise ValueError(f"{path} cannot be read as audio: {error}") from None
     if not len(audio) or not abs(audio).max() < math.inf:
         raise ValueError(f"{path} holds no audio, or samples that are no numbers")
@@ -609,6 +610,14 @@ def read_audio(path, sample_rate=24_000):
         import soxr
         audio = soxr.resample(audio, rate, sample_rate)
     return torch.from_numpy(audio)
+
+
+def check_device(device):
+    """Raise ValueError, one sentence, where PyTorch cannot compute on a device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def main(arguments=None):
@@ -621,7 +630,7 @@ def main(arguments=None):
     try:
         codec, audio = load(args.model), read_audio(args.source)
         codes = codec.encode(audio[None, None])
-        soundfile.write(args.target, codec.decode(codes)[0, 0].numpy(), codec.config.sample_rate)
+        soundfile.write(args.target, codec.decode(codes)[0, 0].numpy(), codec.config.sample_rate, format="WAV")
     except (OSError, ValueError, soundfile.LibsndfileError) as error:
         sys.exit(f"mimi.py: {error}")
     print(f"{codes.shape[-1]} frames of {codes.shape[1]} codes; codebook 0: {' '.join(map(str, codes[0, 0, :12].tolist()))} ...")

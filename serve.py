@@ -6,7 +6,7 @@ What this is: what `chat.py --serve` runs. It knows of a partner only what it ho
     python chat.py --serve
     python chat.py --serve --host 0.0.0.0 --ssl cert.pem key.pem --token secret --sessions 4
 
-Messages are binary and begin with their type (spec section 5). /api/chat carries Ogg-Opus; /api/pcm (the page) float32
+Messages are binary and begin with their type, as in Moshi's protocol. /api/chat carries Ogg-Opus; /api/pcm (the page) float32
 samples, captions that begin with a time, and about once a second a type 4 with milliseconds. An audio message is of any
 length; a frame comes back for each frame heard, and the monologue as it grows.
 
@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import torch
@@ -232,7 +232,7 @@ def serve(partner, args):
             secure.load_cert_chain(*args.ssl)
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"--ssl {args.ssl[0]} {args.ssl[1]} is no certificate and its key: {error}") from None
-    link = f"http{'s' * bool(secure)}://{args.host}:{args.serve}/{f'?token={args.token}' if args.token else ''}"
+    link = f"http{'s' * bool(secure)}://{args.host}:{args.serve}/{f'?token={quote(args.token)}' if args.token else ''}"
     ready = f"Open {link} and talk; Ctrl-C ends it." + "\nBrowsers of other machines give no microphone to http: add --ssl." * (
         not local and not secure)
     app = make_app(partner, args.sessions, args.seed, args.token, args.origin, local)

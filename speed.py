@@ -165,8 +165,8 @@ def divergence(model, folder, device, frames=24):
 def bench(args, model, codec, duplex):
     """--bench: a table, and the same as JSON on the last line."""
     device, config, plain = args.device, model.config, StraightforwardLoop(model)
-    duplex.cache.position.fill_(FILLED if duplex.cache.length > FILLED else 0)
-    duplex.cache.filled = duplex.cache.position[0].item()
+    duplex.cache.filled = filled = FILLED if duplex.cache.length > FILLED else 0
+    duplex.cache.position.fill_(filled)
     plain.fill(duplex.cache)
     rows, row = [], (config.wait_token, [config.pad_token] * K)
     for _ in range(args.frames + 3):
@@ -186,7 +186,7 @@ def bench(args, model, codec, duplex):
     if args.bits < 16 and not args.random_weights:
         result["kl_nats"] = dict(zip(("text", "codes"), divergence(model, args.model, device)))
     print(f"{result['model']}, {args.bits if args.bits < 16 else result['dtype']}{' bits' * (args.bits < 16)}, {result['device']}, "
-          f"{args.frames} frames with {FILLED} in the cache, {torch.get_num_threads()} threads")
+          f"{args.frames} frames with {filled} in the cache, {torch.get_num_threads()} threads")
     for name, value in medians.items():
         print(f"{name:<28}{value:>10.2f} ms")
     for name, value in result["ms_per_frame"].items():

@@ -1,7 +1,7 @@
 """The token grid: what stands in every frame of every channel, and what of it the model is trained to write.
 
 What this is: the formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic and acoustic codes, the
-loss class of every token, and a drawing of any of it. What this is not: audio (data.py), a model, or a batch (train.py).
+loss class of every token, and a drawing of any of it. What this is not: audio (data.py), a model, or a batch (batch.py).
 
 A sample is made in two steps. A format turns the lengths and words of some turns into a `Script`: the text of every
 frame, and the spans of frames in which clips are heard and said. data.py then lays the recordings into those spans,
@@ -10,9 +10,9 @@ encodes them, and `Script.grid` sets text and codes side by side.
 Unusual here:
 - A grid is written in frames: text, 8 codes and 8 codes of the same moment. `delay` makes the rows that the model
   reads, in which acoustic codes come one row late; `undelay` takes them back. Row t is read; row t + 1 is predicted.
-- Frame 0 is the row that the streaming loop starts from (spec section 3): text <wait>, nothing spoken, no loss.
+- Frame 0 is the row that the release's streaming loop starts from: text <wait>, nothing spoken, no loss.
 - Pairs and turns of one grid see the ones before them, and nothing in a grid marks where one ends. Decision: section 3.1
-  concatenates pairs and masks nothing, and a live session is one long stream too. Grids packed into a row are train.py's.
+  concatenates pairs and masks nothing, and a live session is one long stream too. Grids packed into a row are batch.py's.
 
     python stream.py                              # draw every format
     python stream.py --format tts --delayed       # one of them, as the model reads it
@@ -78,7 +78,7 @@ class Ids:
             ids = json.loads(file.read_text())["mm_token_info"]
             return cls(*(ids[name] for name in ("text_wait_token_id", "text_asr_token_id", "text_answer_token_id",
                                                 "aud_emp_token_id", "aud_pad_token_id")))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise GridError(f"{file} gives no special ids: {error!r}") from None
 
 

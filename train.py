@@ -52,7 +52,6 @@ WEIGHTS = {Loss.SEMANTIC: 1.0, Loss.ACOUSTIC: 0.5, Loss.MONOLOGUE: 1.0, Loss.WAI
 PAPER_BATCH, PAPER_LENGTH = 256, 8192   # rows a step, Table 3; frames a row, section 3.1
 # Decision: the paper names neither optimizer settings nor a warm-up; these are the usual ones for a transformer.
 BETAS, WEIGHT_DECAY, CLIP, WARMUP = (0.9, 0.95), 0.1, 1.0, 0.02
-VALID_ROWS = 64  # at most so many rows of each format are read for a validation loss
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # dcp's, of a run in one process
 
 
@@ -77,7 +76,7 @@ def option(group, help, default=None, **more):
 
 
 # A run may go on with these changed; all else must be as it was.
-MAY_CHANGE = {"out", "beside", "paper", "valid", "valid_every", "micro", "device", "recompute", "compile", "save_every", "keep"}
+MAY_CHANGE = {"out", "beside", "paper", "valid", "valid_every", "micro", "device", "bfloat16", "recompute", "compile", "save_every", "keep"}
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,14 @@ class Settings:
     wait_weight: float = option("method", "gamma of equation 3; more makes the model slower to speak", WEIGHTS[Loss.WAIT], type=float)
     semantic_weight: float = option("method", "alpha 1 of equation 3", WEIGHTS[Loss.SEMANTIC], type=float)
     depth_share: float = option("method", "share of the spoken frames that train the depth transformer", 1.0, type=float)
-    repeats: float = option("method", "and of that share, for frames that repeat the codes before them", 1.0, type=float)
+    repeats: float = option("method", "factor on --depth-share for frames whose codes repeat those of the frame before", 1.0, type=float)
     hide: float = option("method", "share of the heard codes that are hidden, so that each draw of few recordings looks new", 0.0, type=float)
     seed: int = option("method", "of every random choice", 0, type=int)
     valid: tuple = option("validation", "folders of grids for the validation loss", (), nargs="+")
     hold_out: float = option("validation", "or a share of the samples kept for it; a recording may be in others too", 0.0, type=float)
     valid_every: int = option("validation", "steps between validations", 200, type=int)
     micro: int = option("machine", "rows a forward pass; the rest of a batch accumulates (default: all)", type=int)
-    device: str = option("machine", "cpu or cuda; torchrun starts a process for each GPU", "cpu")
+    device: str = option("machine", "torchrun starts a process for each GPU", "cpu", choices=("cpu", "cuda"))
     bfloat16: bool = option("machine", "compute in bfloat16; weights and optimizer stay float32", False)
     recompute: bool = option("machine", "activation checkpointing: less memory, a third more work", False)
     compile: bool = option("machine", "torch.compile each block; on a CPU this needs a C++ compiler", False)
@@ -184,14 +183,12 @@ def gradients(equation, micro, weights):
 
 def validation(equation, batches, weights):
     """Equation 3 by format, on the folders of `valid` or else on what is held out: {format: loss}."""
-    valid, found = batches.settings.valid, {}
-    grids = data.Grids(valid) if valid else batches.grids
-    for name in sorted(set(grids.formats)):
-        order = [i for i in (range(len(grids)) if valid else sorted(batches.held_out)) if grids.formats[i] == name]
-        if micro := batches.micro(grids, batches.fill(grids, order)[:VALID_ROWS]):
-            with torch.no_grad():
-                sums = summed(sum(equation(*(x.to(equation.flm.lm_head.weight.device) for x in batch)).cpu().double() for batch in micro))
-            found[name] = (weights * sums / counted(micro).clamp(min=1)).sum().item()
+    found = {}
+    for name, rows in batches.valid.items():
+        micro = batches.micro(batches.valid_grids, rows)
+        with torch.no_grad():
+            sums = summed(sum(equation(*(x.to(equation.flm.lm_head.weight.device) for x in batch)).cpu().double() for batch in micro))
+        found[name] = (weights * sums / counted(micro).clamp(min=1)).sum().item()
     if dist.is_initialized():
         equation.reshard()  # without a backward pass the root stays gathered
     return found
@@ -323,7 +320,7 @@ def resume(found, equation, optimizer, method):
     return about["step"]
 
 
-def export(source, folder, dtype=torch.float32):
+def export(source, folder, dtype=torch.float32, beside=None):
     """A checkpoint, or the newest of a run's folder -> a model folder in the release's format, tokenizer and codec beside."""
     source = Path(source)
     found = source if (source / "run.json").exists() else next(reversed(checkpoints(source / "checkpoints")), None)
@@ -333,7 +330,7 @@ def export(source, folder, dtype=torch.float32):
     model = flm.FLM(flm.Config.from_json(about["config"])).to_empty(device="cpu")
     load_checkpoint({"model": model.state_dict()}, found, no_dist=True)
     flm.save(model.to(dtype), folder)
-    beside = about["beside"] or about["method"]["qwen"] or about["method"]["init"]
+    beside = beside or about["beside"] or about["method"]["qwen"] or about["method"]["init"]
     for file in [] if beside in flm.PRESETS else [flm.resolve(beside) / name for name in flm.BESIDE]:
         if file.exists() and file.parent.resolve() != Path(folder).resolve():
             shutil.copy(file, folder)
@@ -366,6 +363,8 @@ def train(settings):
     """Run a stage from `init`, or from the newest checkpoint in `out`, and write the model to `out`, in the release's format.
     All processes of a torchrun call this. Raises ValueError or OSError, one sentence."""
     rank, world, device = connect(settings.device)
+    if rank == 0 and settings.beside:
+        flm.resolve(settings.beside)  # a wrong path is found out now, and not when all is trained
     equation, out = build(settings, rank, device), Path(settings.out)
     config = equation.flm.config
     settings = settings.resolve(config)
@@ -416,12 +415,12 @@ def train(settings):
                 saved.save(equation, optimizer, step, about)
             elif saved.pending and saved.pending.done():
                 saved.close()  # raises where it failed
-            if (settings.valid or batches.held_out) and (step % settings.valid_every == 0 or step == steps):
+            if batches.valid and (step % settings.valid_every == 0 or step == steps):
                 screen({"step": step, "valid": validation(equation, batches, weights)}, log, steps)
     if step < steps:
         raise TrainError(f"stopped at step {step}; the same command goes on from there")
     if rank == 0:
-        export(out, out)
+        export(out, out, beside=settings.beside)
     summed(torch.zeros(1))  # nobody leaves before the model is written
 
 
@@ -434,9 +433,14 @@ def bench(init, length, steps, settings):
     rows, optimizer, weights = cost.made_up_pairs(config, length), make_optimizer(equation), torch.tensor([0.0, *WEIGHTS.values()])
     frames, longest = sum(map(len, rows)), max(map(len, rows))
     print(f"{init}: {len(rows)} samples of at most {longest} frames, {frames} frames in all, on {device}")
-    for name, forward, batch in (("straightforward", partial(cost.straightforward, equation.flm), collate([[row] for row in rows], longest, ids)),
+    plain = partial(cost.straightforward, equation.flm)
+    if settings.bfloat16 and not dist.is_initialized():
+        plain = torch.autocast(device.type, torch.bfloat16)(plain)  # as build does with the forward pass that this replaces
+    for name, forward, batch in (("straightforward", plain, collate([[row] for row in rows], longest, ids)),
                                  ("train.py", equation.forward, collate([rows], length, ids))):
         equation.forward = forward
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         for i in range(1 + steps):
             began = time.time() if i < 2 else began  # the first compiles, allocates and warms up
             terms, counts = gradients(equation, [batch], weights)
@@ -446,7 +450,8 @@ def bench(init, length, steps, settings):
             optimizer.zero_grad()
         seconds = (time.time() - began) / steps
         mfu = f", MFU {cost.flops(config, frames, length, counts[Loss.SEMANTIC].item()) / seconds / peak:.1%}" if peak else ""
-        print(f"  {name:<15} {frames / seconds:8.1f} frames/s, loss {(weights * terms).sum():.4f}, {cost.memory(device) / 1e9:.1f} GB at most{mfu}", flush=True)
+        held = f", {cost.memory(device) / 1e9:.1f} GB at most" * (device.type == "cuda")  # a process's is of both
+        print(f"  {name:<15} {frames / seconds:8.1f} frames/s, loss {(weights * terms).sum():.4f}{held}{mfu}", flush=True)
 
 
 # --- command line ---
@@ -485,6 +490,9 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
     try:
+        for name in ("gpus", "steps"):
+            if getattr(args, name, 1) < 1:
+                raise TrainError(f"--{name} must be 1 or more, not {getattr(args, name)}")
         if args.command == "export":
             export(args.checkpoint, args.folder, getattr(torch, args.dtype))
         elif args.command == "plot":

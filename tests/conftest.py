@@ -16,6 +16,11 @@ import mimi  # noqa: E402
 import stream  # noqa: E402
 
 
+def greedy_sampling(penalty_text=1.0, penalty_audio=1.0):
+    """Sampling that takes the likeliest token always."""
+    return chat.Sampling(temperature_text=0, temperature_audio=0, penalty_text=penalty_text, penalty_audio=penalty_audio)
+
+
 def assert_same(found, expected, ids):
     """Raise AssertionError with both drawings where two grids differ."""
     same = all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("text", "speak", "listen", "loss"))

@@ -1,7 +1,8 @@
-"""Make the fixtures in tests/reference that come from other people's implementations. They are committed; rerun to renew.
+"""Make the fixtures in tests/reference that come from transformers. They are committed; rerun to renew. The others
+(flm_small, flm_small_mup, mimi_small, mimi_released_keys.json) come from the release and its own code, which is not here.
 
     python3 -m venv /opt/ref && /opt/ref/bin/pip install torch==2.13.0 transformers safetensors numpy
-    /opt/ref/bin/python tests/make_fixtures.py            # all of them, or name some: qwen_small
+    /opt/ref/bin/python tests/make_fixtures.py            # both, or name one: qwen_small
 
 Each function below makes one fixture. What it writes depends on its seed and on the library versions above alone.
 """

@@ -12,6 +12,7 @@ import chat
 import flm
 import speed
 from chat import Duplex, Monologue, Sampling, sample
+from conftest import greedy_sampling
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -23,7 +24,7 @@ def session(duplex, listen):
 
 
 @pytest.mark.parametrize("name", ["flm_small", "flm_small_mup"])
-@pytest.mark.parametrize("golden, sampling", [("stream_greedy", Sampling.greedy()), ("stream_greedy_rep", Sampling.greedy(1.03, 1.2))])
+@pytest.mark.parametrize("golden, sampling", [("stream_greedy", greedy_sampling()), ("stream_greedy_rep", greedy_sampling(1.03, 1.2))])
 def test_session_is_the_release_s(name, golden, sampling):
     """Catches any difference in delays, start row, depth order or repetition penalty."""
     tensors = load_file(REFERENCE / name / "golden.safetensors")
@@ -31,7 +32,7 @@ def test_session_is_the_release_s(name, golden, sampling):
     assert torch.equal(found, tensors[golden].long()), f"first difference in frame {(found != tensors[golden]).any(1).nonzero()[0].item()}"
 
 
-@pytest.mark.parametrize("kind", [Sampling.greedy(), Sampling(temperature_text=1.0, temperature_audio=1.0)])
+@pytest.mark.parametrize("kind", [greedy_sampling(), Sampling(temperature_text=1.0, temperature_audio=1.0)])
 def test_a_ring_that_has_not_turned_changes_nothing(kind):
     """Catches a ring, or a masked cache as on a GPU, that differs from one with room for all; and one that ends, grows,
     forgets nothing, or leaves the positions that the model has (64 here) when it has turned."""
@@ -154,6 +155,7 @@ def test_errors_are_one_sentence(tmp_path, question):
     (tmp_path / "noise.wav").write_bytes(b"this is no sound")
     soundfile.write(tmp_path / "nan.wav", np.full(9, np.nan), 24_000, subtype="FLOAT")
     (tmp_path / "kept.wav").write_bytes(b"mine")
+    (tmp_path / "a.raw").write_bytes(b"samples")
     for arguments, sentence in [
         (("--in", tmp_path / "none.wav", "--out", tmp_path / "a.wav"), "none.wav cannot be read as audio"),
         (("--in", tmp_path / "noise.wav", "--out", tmp_path / "a.wav"), "noise.wav cannot be read as audio"),
@@ -166,6 +168,10 @@ def test_errors_are_one_sentence(tmp_path, question):
         (("--in", question, "--out", tmp_path / "a.wav", "--tail", "inf"), "--tail must be 0 or more"),
         (("--in", tmp_path / "nan.wav", "--out", tmp_path / "a.wav"), "nan.wav holds no audio, or samples that are no numbers"),
         (("--in", question, "--out", tmp_path / "a.wav", "--device", "cuda:7"), "--device cuda:7 cannot be used here"),
+        (("--in", tmp_path / "a.raw", "--out", tmp_path / "a.wav"), "a.raw cannot be read as audio"),
+        (("--serve", 99_999), "--serve takes a port from 1 to 65535"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--serve"), "choose one"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--record", tmp_path / "a.wav"), "in a file of its own"),
         (("--replay", tmp_path / "noise.wav"), "is no conversation that --record kept"),
     ]:
         said = run(*arguments)
@@ -248,7 +254,7 @@ def test_bench(capsys, untrained):
 
 def test_the_straightforward_loop_says_the_same():
     """Catches a comparison with a loop that does something else."""
-    model, s = flm.load(REFERENCE / "flm_small"), Sampling.greedy()
+    model, s = flm.load(REFERENCE / "flm_small"), greedy_sampling()
     listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"].tolist()
     loop, duplex, heard = speed.StraightforwardLoop(model), Duplex(model, s), [model.config.pad_token] * 8
     row = (model.config.wait_token, [model.config.pad_token] * 8)
@@ -264,7 +270,7 @@ def test_a_compiled_step_says_the_same(pytestconfig):
         pytest.skip("--long compiles the step")
     model = flm.load(REFERENCE / "flm_small")
     listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"]
-    for sampling in (Sampling.greedy(1.03, 1.2), Sampling(temperature_text=1.0)):
+    for sampling in (greedy_sampling(1.03, 1.2), Sampling(temperature_text=1.0)):
         eager, fast = Duplex(model, sampling, 24), Duplex(model, sampling, 24, fast=True)
         compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         eager.reset(seed=1), fast.reset(seed=1)

@@ -136,7 +136,8 @@ def test_gain_and_noise_stay_in_the_paper_s_bounds():
 
 
 @pytest.mark.parametrize("line, sentence", [
-    ("not json", "line 1"), ('{"text": "no audio"}', "needs audio, text"), ('{"audio": "none.wav", "text": "x"}', "none.wav does not exist")])
+    ("not json", "line 1"), ('{"audio": "m.jsonl", "text": null}', "text must be a string"), ('{"text": "no audio"}', "needs audio, text"),
+    ('{"audio": "none.wav", "text": "x"}', "none.wav does not exist")])
 def test_bad_manifests_are_one_sentence(tmp_path, line, sentence):
     (tmp_path / "m.jsonl").write_text(line)
     with pytest.raises(data.DataError, match=sentence):
@@ -391,12 +392,13 @@ def test_check_finds_each_kind_of_offender(tmp_path):
     soundfile.write(tmp_path / "clipped.wav", np.clip(3 * np.sin(np.arange(2 * RATE) * 0.05), -1, 1), RATE, subtype="FLOAT")
     (tmp_path / "none.wav").write_bytes(b"")
     names = ("good", "other", "silent", "long", "clipped", "none", "good")
-    rows = [{"audio": f"{name}.wav", "text": "twenty letters of text"} for name in names] + [{"audio": "other.wav", "text": "x" * 90}]
+    rows = [{"audio": f"{name}.wav", "text": "twenty letters of text"} for name in names] + [{"audio": "other.wav", "text": "x" * 90},
+                                                                                            {"audio": "good.wav", "text": None}]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     counts = data.check(tmp_path / "m.jsonl", longest=4)
-    assert counts == {"none": 2, "silent": 1, "too long": 1, "clipped": 1, "unreadable": 1, "duplicate": 1, "text": 1}
+    assert counts == {"none": 2, "silent": 1, "too long": 1, "clipped": 1, "unreadable": 1, "duplicate": 1, "text": 1, "malformed": 1}
     offenders = [json.loads(line) for line in (tmp_path / "m.offenders.jsonl").read_text().splitlines()]
-    assert [(o["line"], o["problem"]) for o in offenders] == [(3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text")]
+    assert [(o["line"], o["problem"]) for o in offenders] == [(3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text"), (9, "malformed")]
     assert [row["audio"] for _, row in manifest.read_lines(tmp_path / "m.clean.jsonl")] == ["good.wav", "other.wav"]
 
 
@@ -428,10 +430,14 @@ def test_what_a_machine_does_to_a_run_is_one_sentence(folder, tmp_path):
     ("encode none.jsonl out --format tts", "none.jsonl cannot be read"), ("check none.jsonl", "none.jsonl cannot be read"),
     ("import librispeech . out.jsonl", "holds nothing laid out as librispeech"), ("import ljspeech . out.jsonl", "metadata.csv"),
     ("synth none.jsonl out --model-voice x --user-voice y", "must have an {out}"),
+    ("import librispech . out.jsonl", "there is no layout librispech"), ("encode none.jsonl out --format tts --join 0 2", "--join takes"),
+    ("encode none.jsonl out --format tts --device gpu", "--device gpu cannot be used"), ("encode none.jsonl out --format tts --part 3", "no part 3"),
     ("encode none.jsonl out --format tts --part 3/2", "there is no part 3/2")])
 def test_wrong_commands_are_one_sentence(tmp_path, monkeypatch, capsys, command, sentence):
-    """Catches a traceback for what a user can mistype."""
+    """Catches a traceback for what a user can mistype, and a manifest that a failed import empties."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.jsonl").write_text("kept")
     with pytest.raises(SystemExit) as stopped:
         data.main(command.split())
     assert sentence in f"{stopped.value.code} {capsys.readouterr().err}"
+    assert (tmp_path / "out.jsonl").read_text() == "kept" and not list(tmp_path.rglob("*.part"))

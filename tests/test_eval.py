@@ -11,6 +11,7 @@ import chat
 import cost
 import eval as evaluation
 import stream
+from conftest import greedy_sampling
 from manifest import SAMPLE_RATE
 
 
@@ -171,20 +172,20 @@ def test_what_comes_later_changes_nothing_before(partner, waves):
 def test_given_rows_are_read_in_their_frames(partner):
     """Catches given text, or the empty speaking channel, that reaches the model a frame late: every token that was drawn is
     the likeliest of one pass over the same rows."""
-    model, ids, greedy = partner.model, stream.Ids.of(partner.model.config), chat.Sampling.greedy()
+    model, ids = partner.model, stream.Ids.of(partner.model.config)
     script = stream.Script(ids)
     script.respond(stream.Turn(spoken=6, response=[7, 8, 9]))
     grid = script.grid()
-    (_, (_, codes, _)), = evaluation.play(model, greedy, [grid.listen], text=[stream.delay(grid, ids).text])
+    (_, (_, codes, _)), = evaluation.play(model, greedy_sampling(), [grid.listen], text=[stream.delay(grid, ids).text])
     assert codes.shape == (len(grid), 8)
-    loop = chat.Duplex(model, greedy)
+    loop = chat.Duplex(model, greedy_sampling())
     for t, row in enumerate(stream.delay(grid, ids).text[:-1]):  # by hand: the text is set before each step
         loop.written[0, 0] = row
         told = loop.step(grid.listen[t])
         assert told is None if t == 0 else told == (row, codes[t].tolist())
 
     heard = script.grid(None, torch.randint(0, 500, (len(script), 8)))
-    (_, (text, _, _)), = evaluation.play(model, greedy, [heard.listen], speak=[stream.delay(heard, ids).speak])
+    (_, (text, _, _)), = evaluation.play(model, greedy_sampling(), [heard.listen], speak=[stream.delay(heard, ids).speak])
     rows = stream.delay(stream.Grid(torch.tensor(text), heard.speak, heard.listen, heard.loss), ids)
     with torch.no_grad():
         likeliest = model.text_logits(model.hidden(rows.text[None], rows.speak[None], rows.listen[None]))[0].argmax(-1).tolist()
@@ -251,9 +252,9 @@ def test_full_duplex_bench_by_hand():
     assert evaluation.grade_fdb(row) == {"interruption takeover": True, "interruption latency": pytest.approx(0.4)}
     assert evaluation.grade_fdb(row | {"task": "turn-taking"})["turn-taking latency"] == 0
     murmurs = dict(task="backchannel", seconds=4.0, spans=[[0.5, 0.8], [2.0, 2.3]], lines=[[0.4, "Yes."], [1.9, "I see."]])
-    assert evaluation.grade_fdb(murmurs) == {"backchannel takeover": False, "backchannels a second": 0.5}
+    assert evaluation.grade_fdb(murmurs) == {"backchannel takeover": False, "backchannels a second": (2, 4.0)}
     murmurs["spans"][1][1] = 3.2
-    assert evaluation.grade_fdb(murmurs) == {"backchannel takeover": True, "backchannels a second": 0}
+    assert evaluation.grade_fdb(murmurs) == {"backchannel takeover": True, "backchannels a second": (0, 4.0)}
 
 
 @pytest.mark.parametrize("more, sentence", [
@@ -273,6 +274,9 @@ def test_a_folder_keeps_to_one_model(untrained, tmp_path):
     (tmp_path / "things").write_text("")
     with pytest.raises(SystemExit, match="holds other things than results"):
         evaluation.main(["--fdb", ".", "--model", str(untrained), "--out", str(tmp_path)])
-    (tmp_path / "settings.json").write_text(json.dumps({"seed": "7"}))
-    with pytest.raises(SystemExit, match="results of another seed"):
-        evaluation.main(["--fdb", ".", "--seed", "8", "--model", str(untrained), "--out", str(tmp_path)])
+    known, changed = ["--fdb", ".", "--model", str(untrained), "--out", str(tmp_path / "out")], ["--seed", "8", "--whisper", "large-v3"]
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="no input.wav"):
+            evaluation.main([*known, "--whisper"])
+    with pytest.raises(SystemExit, match="results of another whisper, seed"):
+        evaluation.main([*known, *changed])

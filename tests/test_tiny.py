@@ -163,7 +163,8 @@ def test_held_out_combinations_are_the_same_in_every_run():
 def test_what_is_kept_for_evaluation_is_not_recorded_for_training():
     """Catches a voice, a mix of it, or a combination of words of the test among the recordings to train on; a test without them."""
     lists = world.sample(200, 2, held_out=False, kind="repeat")
-    trained = make._plan_speech(make.RECORDINGS, 0, 0.05) + make._plan_speech(make.LIST_RECORDINGS, 3, 0.02, lists)
+    trained = make._plan_speech(make.RECORDINGS, 0, 0.05) + make._plan_speech(make.MORE_RECORDINGS, 1, 0.01)
+    trained += make._plan_speech(make.LIST_RECORDINGS, 3, 0.02, lists)
     speakers = {name for job in trained for name in [job["voice"], *job["voice"].split(":", 1)[-1].split(":")[0].split("+")]}
     assert not speakers & {name for voice in voices.HELD_OUT for name in (voice, voice.removeprefix("kokoro:"))}
     assert len({job["voice"] for job in trained if "~" in job["voice"]}) > 10 and all(job["text"] and job["answer"] for job in trained)
@@ -175,19 +176,33 @@ def test_what_is_kept_for_evaluation_is_not_recorded_for_training():
 @pytest.mark.parametrize("kind", world.WEIGHTS)
 def test_answers_are_true(kind):
     """Catches a world that teaches falsehoods where they can be checked."""
-    for _ in range(50):
-        asked = world.draw(random.Random(_), kind)
-        words = asked.answer.lower().replace(",", "").rstrip(".").split()
+    for seed in range(50):
+        asked = world.draw(random.Random(seed), kind)
+        question, words = asked.question.lower(), asked.answer.lower().replace(",", "").rstrip(".").split()
         if kind == "sum":
             a, b, total = (world.NUMBERS.index(words[i]) for i in (0, 2, 4))
             assert a + b == total
         if kind == "repeat":
-            assert asked.question.lower().replace(",", "").rstrip(".").endswith(" ".join(words))
+            assert question.replace(",", "").rstrip(".").endswith(" ".join(words))
         if kind == "capital":
             country = next(c for c in world.CAPITALS if c in asked.question)
             assert asked.answer == f"The capital of {country} is {world.CAPITALS[country]}."
         if kind == "count":
-            assert words == world.NUMBERS[1:len(words) + 1] and words[-1] in asked.question.lower()
+            assert words == world.NUMBERS[1:len(words) + 1] and words[-1] in question
+        if kind == "opposite":
+            assert words[3] in question and any({words[3], words[5]} == set(pair) for pair in world.OPPOSITES)
+        if kind in ("after", "before"):
+            row = next(row for row in ([w.lower() for w in row] for row in (world.DAYS, world.MONTHS, world.NUMBERS)) if words[0] in row)
+            assert words[3] in question and (row.index(words[0]) - row.index(words[3])) % len(row) == (1 if kind == "after" else len(row) - 1)
+        if kind == "color":
+            thing = " ".join(words[:-2])
+            assert thing in question and world.COLORS[thing] == words[-1]
+        if kind == "sound":
+            assert words[1] in question and world.SOUNDS[words[1]] == words[-1]
+        if kind == "spell":
+            assert words[0] in question and "".join(words[3:]) == words[0]
+        if kind in world.FIXED:
+            assert any(asked.question in wordings and asked.answer == answer for wordings, answer in world.FIXED[kind])
 
 
 def test_each_part_of_the_codec_s_training_moves_its_own(tmp_path, monkeypatch):

@@ -343,6 +343,9 @@ def test_errors_are_one_sentence(run, tmp_path):
         (["run", *grids, *start, *out, "--length", "9"], "raise --length"),
         (["run", *grids, "--init", run.init, *out, "--paper", "--length", "9999"], "more than the model's 8192 positions"),
         (["run", *start, *out], "no samples"),
+        (["run", *grids, *start, *out, "--beside", str(tmp_path / "none")], "none does not exist"),
+        (["run", *grids, *start, *out, "--valid", str(tmp_path / "none")], "holds no grids"),
+        (["run", *start, *out, "--plan", "--gpus", "0"], "--gpus must be 1 or more"),
         (["export", str(tmp_path), str(tmp_path / "m")], "is no checkpoint"),
         (["plot", str(tmp_path)], "no log.jsonl"),
     ]:

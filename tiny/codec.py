@@ -48,8 +48,13 @@ SCALES = (2048, 1024, 512, 256)         # windows of the spectral losses, in sam
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 
 
+def spelled(text):
+    """A text's letters as numbers from 1 on; 0 is CTC's blank."""
+    return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]
+
+
 class Clips:
-    """All recordings in memory; draws batches of (input, target, letters)."""
+    """The recordings of the manifest train.jsonl, in memory; draws batches of (input, target, letters)."""
 
     def __init__(self, work):
         self.audio, self.letters, self.model_clips, self.user_clips, seen = [], [], [], [], set()
@@ -61,7 +66,7 @@ class Clips:
                     seen.add(file)
                     clips.append(len(self.audio))
                     self.audio.append(soundfile.read(work / file, dtype="int16")[0])
-                    self.letters.append([LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS])
+                    self.letters.append(spelled(text))
 
     def batch(self, rng, model_clips=MODEL_CLIPS, hearing=False):
         """input, target [B, 1, N]; letters: a list of B lists, empty where the clip is cut. The first `model_clips` are the
@@ -181,7 +186,7 @@ def learning_rate(rate, share):
 def run(name, checkpoint, steps, learn, seed, **kept):
     """Steps of training, resuming from the file `checkpoint`. learn: step, random generator -> learning rate and losses; kept: what
     has a state, "optimizer" among it."""
-    step, started, average, seconds = 0, time.time(), {}, FRAMES * BATCH / 12.5
+    step, started, average = 0, time.time(), {}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location="cpu")
         for key, thing in kept.items():
@@ -202,7 +207,7 @@ def run(name, checkpoint, steps, learn, seed, **kept):
         if step % 20 == 0:
             spent = time.time() - started
             print(f"{name} step {step}/{steps}  " + "  ".join(f"{key} {value:.3f}" for key, value in average.items()) +
-                  f"  {20 * seconds / spent:.0f} x real time  left {spent / 20 * (steps - step) / 60:.0f} min", flush=True)
+                  f"  {spent / 20:.1f} s a step  left {spent / 20 * (steps - step) / 60:.0f} min", flush=True)
             started = time.time()
         if step % 200 == 0 or step == steps:
             torch.save({key: thing.state_dict() for key, thing in kept.items()} | {"step": step}, f"{checkpoint}.part")

@@ -1,4 +1,4 @@
-"""Make the small model that ships with this repository, from nothing: one command, resumable, for 2 CPU cores.
+"""Make a model like the small one that ships with this repository, from nothing: one command, resumable, for 2 CPU cores.
 
 What this is: the order of things and their sizes. Text comes from world.py, speech from voices.py, the codec from
 codec.py, everything else from the rooms of the house, called as a user would call them. What this is not: needed in
@@ -10,7 +10,7 @@ order to chat.
     python tiny/make.py --share 0.01 --work /tmp/rehearsal   # everything in small: has this machine what it needs?
 
 At the end tiny/work/model is a model folder: `python chat.py --model tiny/work/model --in ...`. To ship it, copy it to
-tiny/model, and tiny/work/examples to examples.
+tiny/model, tiny/work/examples to examples, and hold the README's conversation again.
 """
 import argparse
 import functools
@@ -206,7 +206,7 @@ def more_speech(args):
 
 
 def codec(args):
-    """The codec, on all recordings: work/start/mimi.json and mimi.safetensors."""
+    """The codec, on the first helping: work/start/mimi.json and mimi.safetensors."""
     import codec as trainer
     trainer.train(args.work, args.work / "start", _part(CODEC_STEPS, args.share), _part(POLISHING_STEPS, args.share), args.device)
 
@@ -244,7 +244,7 @@ def grids(args):
                     workers=os.cpu_count(), **more)
 
 
-def _computes_bfloat16(device):
+def computes_bfloat16(device):
     """Whether products in 16 bits take less than three times as long as in 32: without instructions for them, fifty times."""
     def seconds(x):
         started = time.perf_counter()
@@ -263,7 +263,7 @@ def stage(name, args):
     folders, epochs, lr, lr_end, settings = STAGES[name]
     train.train(train.Settings(grids=tuple(work / "grids" / folder for folder in folders), init=init, out=work / name,
                                stage="-".join(name.split("-")[:3]),  # parts have a fourth word
-                               epochs=epochs, lr=(lr, lr_end), device=args.device, bfloat16=_computes_bfloat16(args.device),
+                               epochs=epochs, lr=(lr, lr_end), device=args.device, bfloat16=computes_bfloat16(args.device),
                                **{**ALL_STAGES, **settings}))
 
 

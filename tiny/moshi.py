@@ -20,7 +20,7 @@ from tqdm import tqdm
 import data
 import mimi
 import stream
-from codec import LETTERS
+from codec import LETTERS, spelled
 
 RECORDINGS, STEPS, BATCH, RATE = 1000, 400, 64, 0.1  # of the table
 HEARING_DELAY = 12  # frames; Decision: a word that is heard is written 1 s after it begins (Moshi's recognizer waits 2 s)
@@ -46,11 +46,6 @@ def path(scores, letters):
         first[at] = t
         at -= int(moves[t][at])
     return [first[2 * i + 1] for i in range(len(letters))]
-
-
-def spelled(text):
-    """A text's letters as numbers from 1 on; 0 is CTC's blank."""
-    return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]
 
 
 def fit(codes, letters):

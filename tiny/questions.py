@@ -29,6 +29,7 @@ import data  # noqa: E402
 import flm  # noqa: E402
 import train  # noqa: E402
 from judge import measure  # noqa: E402
+from make import computes_bfloat16  # noqa: E402
 from moshi import align  # noqa: E402
 
 # --- the world: some kinds of questions, asked by few voices; whole recordings are kept for the test ---
@@ -63,7 +64,7 @@ class Arm:
     values: dict
 
 
-ALL_ARMS = dict(batch=4, length=320, epochs=1, repeats=0.2, depth_share=0.3, bfloat16=True, compile=True, save_every=200, keep=1)
+ALL_ARMS = dict(batch=4, length=320, epochs=1, repeats=0.2, depth_share=0.3, compile=True, save_every=200, keep=1)
 BASE = {
     "post-training-1": Stage(("tts", "asr"), 400, (1.5e-3, 1e-3)),
     "post-training-2": Stage(("tts", "asr"), 100, (1e-3, 8e-4)),
@@ -147,7 +148,8 @@ def run(arm, seed, source, work):
         if not (out / ".done").exists():
             print(f"--- {arm}, {name}, seed {seed}", flush=True)
             chosen = {key: value for key, value in vars(stage).items() if key not in ("grids", "steps")}
-            settings = train.Settings(tuple(work / "grids" / grids for grids in stage.grids), init, out, stage=name, seed=seed, **chosen, **ALL_ARMS)
+            settings = train.Settings(tuple(work / "grids" / grids for grids in stage.grids), init, out, stage=name, seed=seed,
+                                      bfloat16=computes_bfloat16("cpu"), **chosen, **ALL_ARMS)
             train.train(replace(settings, epochs=(stage.steps - 0.5) / batch.Batches(settings, CONFIG).steps_per_epoch))
             shutil.rmtree(out / "checkpoints")
             (out / ".done").touch()
