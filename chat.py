@@ -1,8 +1,7 @@
 """Listening and speaking at once: the sampler, the duplex loop, and the ways into a conversation.
 
-What this is: the streaming loop of the release, token by token, behind a microphone, a page for the
-browser, Moshi's clients, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself,
-and writes its next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1).
+What this is: the streaming loop of the release, token by token, behind a microphone, a page for the browser, Moshi's
+clients, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself, and writes its next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1).
 What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
 
     microphone frame --encode--> 8 codes --+                     +--> 8 codes --decode--> loudspeaker frame
@@ -494,7 +493,8 @@ def main(arguments=None):
     served = parser.add_argument_group("browser and Moshi clients")
     served.add_argument("--serve", type=int, nargs="?", const=8990, metavar="PORT", help="a page, and /api/chat (port %(const)s)")
     served.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is every one (default: %(default)s)")
-    served.add_argument("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"), help="serve https: without it, browsers of other machines give no microphone")
+    served.add_argument("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"),
+                        help="serve https: without it, browsers of other machines give no microphone")
     served.add_argument("--token", help="a secret that visitors must have in their link")
     served.add_argument("--origin", action="append", default=[], help="let pages of another origin connect, written https://HOST; may be repeated")
     served.add_argument("--sessions", type=int, default=1, metavar="N", help="conversations at once (default: %(default)s)")

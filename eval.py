@@ -285,7 +285,8 @@ class Run:
         self.args, self.parts, self.whisper = args, {}, None
         about, folder = args.out / "settings.json", flm.resolve(args.model)
         sampling = chat.Sampling.of(folder)
-        made = {key: str(value) for key, value in vars(args).items() if key in SETTINGS and value is not None and (key != "noise" or args.snr)} | dict(
+        given = {key: str(getattr(args, key)) for key in SETTINGS if getattr(args, key) is not None and (key != "noise" or args.snr)}
+        made = given | dict(
             model=[str(folder.resolve()), *sorted(file.stat().st_mtime for file in folder.glob("*.safetensors"))], sampling=asdict(sampling))
         if args.out.exists() and any(args.out.iterdir()) and not about.exists():
             raise ValueError(f"{args.out} holds other things than results: choose another folder")

@@ -450,7 +450,7 @@ def bench(init, length, steps, settings):
             optimizer.zero_grad()
         seconds = (time.time() - began) / steps
         mfu = f", MFU {cost.flops(config, frames, length, counts[Loss.SEMANTIC].item()) / seconds / peak:.1%}" if peak else ""
-        held = f", {cost.memory(device) / 1e9:.1f} GB at most" * (device.type == "cuda")  # a process's is of both
+        held = f", {cost.memory(device) / 1e9:.1f} GB at most" * (device.type == "cuda")  # a process tells only its maximum so far
         print(f"  {name:<15} {frames / seconds:8.1f} frames/s, loss {(weights * terms).sum():.4f}{held}{mfu}", flush=True)
 
 

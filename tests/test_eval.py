@@ -278,5 +278,5 @@ def test_a_folder_keeps_to_one_model(untrained, tmp_path):
     for _ in range(2):
         with pytest.raises(SystemExit, match="no input.wav"):
             evaluation.main([*known, "--whisper"])
-    with pytest.raises(SystemExit, match="results of another whisper, seed"):
+    with pytest.raises(SystemExit, match="results of another seed, whisper"):
         evaluation.main([*known, *changed])
