@@ -1,7 +1,8 @@
 """Listening and speaking at once: the sampler, the duplex loop, and the ways into a conversation.
 
 What this is: the streaming loop of the release, token by token, behind a microphone, a page for the browser, Moshi's
-clients, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself, and writes its next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1).
+clients, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself, and
+writes its next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1).
 What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
 
     microphone frame --encode--> 8 codes --+                     +--> 8 codes --decode--> loudspeaker frame
