@@ -54,12 +54,12 @@ SILENCE, WRITING, SAYING = 3, 25, 8  # frames around a pair; to write in; at mos
 # Full-Duplex-Bench: output takes the turn if it lasts a second or has more than three words. Decision: its words and times
 # are a recogniser's; here times are the waveform's and words the monologue's, so that nothing else can err.
 TURN_SECONDS, TURN_WORDS, BACKCHANNEL_WORDS = 1.0, 3, 2
-FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("interruption", 1)}  # file: its task, and the
-# place, in its first entry's times, of the end of the user's turn
+# The file beside input.wav -> the task, and which of its first entry's times is the end of the user's turn.
+FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("interruption", 1)}
 GROUPS = "unseen_words", "kind", "voice"  # columns of --dialogs by which numbers are told apart
 BAD = {"false start", "false stop", "says more", "pause takeover", "backchannel takeover"}  # shares that should be 0
 COUNTED = {"exact", "right at last", "takeover", "spoken right", "spoken exact"}  # shares whose failures are not listed
-SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language", "whisper"  # that a folder of results keeps
+SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language", "whisper"  # of a folder of results
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
            "seventeen eighteen nineteen twenty").split()
 TITLES = dict(dr="doctor", mr="mister", mrs="missus", prof="professor", st="saint")  # as Whisper's own normalizer reads them
@@ -233,7 +233,7 @@ def within(row, since, until=1e9):
 
 
 def grade(row):
-    """A row -> {name: boolean, seconds, (part, whole) or None}. right: the first thing thought is the expected answer, word by word; exact:
+    """A row -> {name: boolean, seconds or None}. right: the first thing thought is the expected answer, word by word; exact:
     all that was thought is, to the letter; spoken right, spoken exact: what a recogniser hears is. takeover:
     Full-Duplex-Bench's. What is thought or heard before the user's end is so after 0 seconds."""
     found, turns = {}, row.get("turns", ())
@@ -262,8 +262,8 @@ def grade(row):
 def grade_fdb(row):
     """Full-Duplex-Bench v1, by the file beside input.wav. takeover: of all output; after an interruption, of what follows its
     end. latency: from the end of the user's turn to the first sound, at least 0, where the turn is taken. With no file
-    beside it, it is meant for back-channels: sounds of less than a second and at most two words, by the second, none
-    where a turn is taken. (How far their timing is from people's needs the benchmark's own file.)"""
+    beside it, it is meant for back-channels: how many sounds of less than a second and at most two words there are, none
+    where a turn is taken, and the seconds in which they came. (How far their timing is from people's needs the benchmark's own file.)"""
     if row["task"] == "backchannel":
         turns, last = [], 0
         for start, end in row["spans"]:
@@ -333,7 +333,7 @@ class Run:
         return rows
 
     def count(self, part, rows, grade=grade):
-        """The numbers of a part: booleans, seconds, and errors of what was `heard`, against a pair's text or what was thought."""
+        """The numbers of a part: shares, seconds, rates, and errors of what was `heard`, against a pair's text or what was thought."""
         graded, numbers = [grade(row) for row in rows], {}
         for name in dict.fromkeys(name for found in graded for name in found):
             values = [found[name] for found in graded if found.get(name) is not None]

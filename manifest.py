@@ -244,19 +244,19 @@ def _examine(line, folder, longest):
     """A manifest line -> ([(problem, detail)], a digest of its audio and text)"""
     problems, digest, (least, most) = [], hashlib.sha1(), BYTES_A_SECOND
     try:
-        clips = [(folder / turn[audio], turn.get(text, "").encode()) for turn in line.get("turns", [line])
+        clips = [(Path(turn[audio]), turn.get(text, "").encode()) for turn in line.get("turns", [line])
                  for audio, text in (("audio", "text"), ("heard", "transcript"), ("spoken", "response")) if audio in turn]
     except (AttributeError, TypeError) as error:
         return [("malformed", str(error))], repr(line)
     for name, text in clips:
         try:
-            audio = mimi.read_audio(name).numpy()
+            audio = mimi.read_audio(folder / name).numpy()
         except ValueError as error:
             problems.append(("unreadable", str(error)))
             continue
         digest.update(audio.tobytes() + text)
         seconds, level = len(audio) / SAMPLE_RATE, loudness(audio)
-        problems += [(problem, f"{name.name}: {detail}") for problem, detail, wrong in (
+        problems += [(problem, f"{name}: {detail}") for problem, detail, wrong in (
             ("clipped", "full scale", np.mean(np.abs(audio) > 0.999) > CLIPPED),
             ("silent", f"{level:.0f} dB", level < SILENT),
             ("too long", f"{seconds:.1f} s", seconds > longest),

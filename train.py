@@ -320,7 +320,7 @@ def resume(found, equation, optimizer, method):
     return about["step"]
 
 
-def export(source, folder, dtype=torch.float32, beside=None):
+def export(source, folder, dtype=torch.float32):
     """A checkpoint, or the newest of a run's folder -> a model folder in the release's format, tokenizer and codec beside."""
     source = Path(source)
     found = source if (source / "run.json").exists() else next(reversed(checkpoints(source / "checkpoints")), None)
@@ -330,7 +330,7 @@ def export(source, folder, dtype=torch.float32, beside=None):
     model = flm.FLM(flm.Config.from_json(about["config"])).to_empty(device="cpu")
     load_checkpoint({"model": model.state_dict()}, found, no_dist=True)
     flm.save(model.to(dtype), folder)
-    beside = beside or about["beside"] or about["method"]["qwen"] or about["method"]["init"]
+    beside = about["beside"] or about["method"]["qwen"] or about["method"]["init"]
     for file in [] if beside in flm.PRESETS else [flm.resolve(beside) / name for name in flm.BESIDE]:
         if file.exists() and file.parent.resolve() != Path(folder).resolve():
             shutil.copy(file, folder)
@@ -420,7 +420,7 @@ def train(settings):
     if step < steps:
         raise TrainError(f"stopped at step {step}; the same command goes on from there")
     if rank == 0:
-        export(out, out, beside=settings.beside)
+        export(out, out)
     summed(torch.zeros(1))  # nobody leaves before the model is written
 
 

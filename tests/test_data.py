@@ -392,13 +392,14 @@ def test_check_finds_each_kind_of_offender(tmp_path):
     soundfile.write(tmp_path / "clipped.wav", np.clip(3 * np.sin(np.arange(2 * RATE) * 0.05), -1, 1), RATE, subtype="FLOAT")
     (tmp_path / "none.wav").write_bytes(b"")
     names = ("good", "other", "silent", "long", "clipped", "none", "good")
-    rows = [{"audio": f"{name}.wav", "text": "twenty letters of text"} for name in names] + [{"audio": "other.wav", "text": "x" * 90},
-                                                                                            {"audio": "good.wav", "text": None}]
+    rows = [{"audio": f"{name}.wav", "text": "twenty letters of text"} for name in names] + [
+        {"audio": "other.wav", "text": "x" * 90}, {"audio": "good.wav", "text": None}]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     counts = data.check(tmp_path / "m.jsonl", longest=4)
     assert counts == {"none": 2, "silent": 1, "too long": 1, "clipped": 1, "unreadable": 1, "duplicate": 1, "text": 1, "malformed": 1}
     offenders = [json.loads(line) for line in (tmp_path / "m.offenders.jsonl").read_text().splitlines()]
-    assert [(o["line"], o["problem"]) for o in offenders] == [(3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text"), (9, "malformed")]
+    assert [(o["line"], o["problem"]) for o in offenders] == [
+        (3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text"), (9, "malformed")]
     assert [row["audio"] for _, row in manifest.read_lines(tmp_path / "m.clean.jsonl")] == ["good.wav", "other.wav"]
 
 
