@@ -40,9 +40,9 @@ import torch.nn.functional as F
 
 import flm
 import mimi
-import serve
 import speed
 from flm import K
+from workshop import server
 
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers, where the model has as many positions
 PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
@@ -556,7 +556,7 @@ def run(args):
     args.again = read_kept(args.replay) if args.replay else None
     args.sampling = args.again[2] if args.again else Sampling.of(args.model, **given)
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
-    way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else serve.serve
+    way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else server.serve
     way(partner, args)
 
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import chat
-import serve
+from workshop.server import HANDSHAKE, make_app
 
 aiohttp = pytest.importorskip("aiohttp")
 from aiohttp.test_utils import TestServer  # noqa: E402
@@ -70,7 +70,7 @@ class Browser:
 
 def hold(folder, partner, sound, scenario):
     async def run():
-        async with TestServer(serve.make_app(partner), host="127.0.0.1") as server, Browser(folder, sound) as browser:
+        async with TestServer(make_app(partner), host="127.0.0.1") as server, Browser(folder, sound) as browser:
             await browser.call("Page.navigate", url=str(server.make_url("/")))
             await browser.until("document.readyState === 'complete' && !!document.getElementById('start')")
             return await asyncio.wait_for(scenario(browser, server), 150)
@@ -117,7 +117,7 @@ def test_the_page_holds_a_conversation(tmp_path, untrained, noise):
         async with aiohttp.ClientSession() as session:  # someone else has the seat
             for _ in range(20):
                 async with session.ws_connect(server.make_url("/api/pcm")) as first:
-                    if (await first.receive_bytes()) == serve.HANDSHAKE:
+                    if (await first.receive_bytes()) == HANDSHAKE:
                         await browser.value("document.getElementById('start').click()")
                         await browser.until("document.getElementById('status').innerText.includes('someone else')", 10)
                         break

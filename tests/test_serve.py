@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import chat
-import serve
+from workshop import server
 
 pytest.importorskip("aiohttp")
 from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError  # noqa: E402
@@ -30,7 +30,7 @@ def partner(untrained):
 def visit(partner, scenario, **options):
     """Run scenario(client) against a server."""
     async def run():
-        async with TestClient(TestServer(serve.make_app(partner, **options))) as client:
+        async with TestClient(TestServer(server.make_app(partner, **options))) as client:
             return await asyncio.wait_for(scenario(client), 120)
     return asyncio.run(run())
 
@@ -39,16 +39,16 @@ async def converse(client, frames=SOUND, path="/api/pcm", parts=40, pace=0.0):
     """A conversation in messages that are no frames -> (sound, text), as the page hears it."""
     sound, text = [], ""
     async with client.ws_connect(path) as socket:
-        assert await socket.receive_bytes() == serve.HANDSHAKE
+        assert await socket.receive_bytes() == server.HANDSHAKE
         for part in np.array_split(frames.ravel(), parts):
-            await socket.send_bytes(serve.AUDIO + part.tobytes())
+            await socket.send_bytes(server.AUDIO + part.tobytes())
             await asyncio.sleep(pace)
         while len(sound) < len(frames):
             message = await socket.receive_bytes(timeout=30)
-            assert message[:1] != serve.ERROR, message
-            if message[:1] == serve.AUDIO:
+            assert message[:1] != server.ERROR, message
+            if message[:1] == server.AUDIO:
                 sound.append(np.frombuffer(message[1:], np.float32))
-            elif message[:1] == serve.TEXT:
+            elif message[:1] == server.TEXT:
                 text += message[1:].decode()
     return np.stack(sound), text
 
@@ -58,7 +58,7 @@ async def refusal(client, path="/api/pcm"):
     async with client.ws_connect(path) as socket:
         message = await socket.receive_bytes(timeout=10)
         assert (await socket.receive(timeout=10)).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
-        assert message[:1] == serve.ERROR
+        assert message[:1] == server.ERROR
         return message[1:].decode()
 
 
@@ -67,7 +67,7 @@ def test_conversations_start_fresh_and_one_at_a_time(partner):
     async def scenario(client):
         first = await converse(client)
         async with client.ws_connect("/api/pcm") as socket:
-            assert await socket.receive_bytes() == serve.HANDSHAKE
+            assert await socket.receive_bytes() == server.HANDSHAKE
             assert "someone else" in await refusal(client) and "someone else" in await refusal(client, "/api/chat")
             await socket.send_str("no audio")
             for dropped in (b"", b"\3\0", b"\6", b"\x99nothing"):
@@ -109,9 +109,9 @@ def test_a_step_that_fails_is_told_to_all_of_it(partner, monkeypatch, caplog):
 
     async def fate(client):
         async with client.ws_connect("/api/pcm") as socket:
-            assert await socket.receive_bytes() == serve.HANDSHAKE
-            await socket.send_bytes(serve.AUDIO + SOUND.tobytes())
-            while (message := await socket.receive_bytes(timeout=30))[:1] != serve.ERROR:
+            assert await socket.receive_bytes() == server.HANDSHAKE
+            await socket.send_bytes(server.AUDIO + SOUND.tobytes())
+            while (message := await socket.receive_bytes(timeout=30))[:1] != server.ERROR:
                 pass
             return message[1:].decode()
 
@@ -224,7 +224,7 @@ def test_strangers(partner, pytestconfig):
                 pass
             last = b""
             async for message in socket:
-                last = message.data if type(message.data) is bytes and message.data[:1] == serve.ERROR else last
+                last = message.data if type(message.data) is bytes and message.data[:1] == server.ERROR else last
             return last[1:].decode()
 
     async def scenario(client):
@@ -234,7 +234,7 @@ def test_strangers(partner, pytestconfig):
         quiet = asyncio.create_task(converse(client, pace=0.05))
         await asyncio.sleep(0.05)
         await asyncio.gather(pester(client, "/api/chat", count), pester(client, "/api/pcm", count))
-        assert "Too many messages" in await too_much(client, [b"\3"] * (serve.BURST + 900))
+        assert "Too many messages" in await too_much(client, [b"\3"] * (server.BURST + 900))
         assert "seconds of sound are waiting" in await too_much(client, [b"\1" + bytes(240_000)] * 30)
         await too_much(client, [b"\1" + bytes(2**20)])
         refused = await asyncio.gather(*(asyncio.wait_for(knock(client), 30) for _ in range(200)))
@@ -246,7 +246,7 @@ def test_strangers(partner, pytestconfig):
 
     async def knock(client):
         async with client.ws_connect("/api/pcm") as socket:
-            return (await socket.receive_bytes())[:1] == serve.ERROR
+            return (await socket.receive_bytes())[:1] == server.ERROR
     alone, disturbed, again, grown = visit(partner, scenario, seats=2)
     assert np.array_equal(alone[0], again[0])
     assert np.allclose(alone[0][:5], disturbed[0][:5], atol=1e-3)
@@ -268,7 +268,7 @@ def test_a_client_that_vanished_frees_its_seat(partner):
         silent = None
         while silent is None:
             silent = await client.ws_connect("/api/pcm")
-            if (await silent.receive_bytes()) != serve.HANDSHAKE:
+            if (await silent.receive_bytes()) != server.HANDSHAKE:
                 await silent.close()
                 silent = None
                 await asyncio.sleep(0.1)
@@ -290,15 +290,15 @@ def test_a_conversation_goes_on_and_on(partner, pytestconfig):
     partner.duplex.reset(seed=0)
     if not pytestconfig.getoption("long"):
         partner.duplex.cache.position[0] = partner.model.config.max_position_embeddings - 20  # as if hours had passed
-    client, server, ears = serve.Opus(24_000), serve.Opus(24_000), np.zeros(1920, np.float32)
+    client, ear, ears = server.Opus(24_000), server.Opus(24_000), np.zeros(1920, np.float32)
     monologue = partner.monologue(lambda text="", **_: thought.append(text), stamps=False)
     held, started, part = {}, time.process_time(), max(frames // 36, 1)
     for i in range(frames):
-        ears = np.concatenate([ears, server.decode(client.encode(SOUND[i % 25]))])
+        ears = np.concatenate([ears, ear.decode(client.encode(SOUND[i % 25]))])
         heard, ears = ears[:1920], ears[1920:]
         text, _, said = partner.duplex.steps({0: torch.from_numpy(np.pad(heard, (0, 1920 - len(heard))))})[0]
         assert said.isfinite().all() and (i > 0 or not said.any())
-        client.decode(server.encode(said.numpy()))
+        client.decode(ear.encode(said.numpy()))
         monologue.add(i / 12.5, text)
         if i % part == part - 1:  # five minutes
             held[i] = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6

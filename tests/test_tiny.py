@@ -13,7 +13,7 @@ import torch
 
 import chat
 import flm
-import serve
+from workshop.server import AUDIO, HANDSHAKE, TEXT, make_app
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tiny"))
@@ -83,17 +83,17 @@ def test_the_page_s_protocol(partner):
 
     async def visit():
         frames, text, sound = example_frames(), "", []
-        async with TestClient(TestServer(serve.make_app(partner))) as client:
+        async with TestClient(TestServer(make_app(partner))) as client:
             assert "Start talking" in await (await client.get("/")).text()
             async with client.ws_connect("/api/pcm") as socket:
-                assert await socket.receive_bytes() == serve.HANDSHAKE
+                assert await socket.receive_bytes() == HANDSHAKE
                 for part in np.array_split(frames.ravel(), 999):  # messages are not frames
-                    await socket.send_bytes(serve.AUDIO + part.tobytes())
+                    await socket.send_bytes(AUDIO + part.tobytes())
                 while len(sound) < len(frames):
                     message = await socket.receive_bytes()
-                    if message[:1] == serve.AUDIO:
+                    if message[:1] == AUDIO:
                         sound.append(np.frombuffer(message[1:], np.float32))
-                    elif message[:1] == serve.TEXT:
+                    elif message[:1] == TEXT:
                         text += message[1:].decode()
         return text, np.stack(sound)
     text, sound = asyncio.run(visit())
@@ -109,7 +109,7 @@ def test_a_moshi_client_is_answered(partner):
 
     async def visit():
         writer, reader, text, sound = sphn.OpusStreamWriter(24_000), sphn.OpusStreamReader(24_000), "", []
-        async with TestClient(TestServer(serve.make_app(partner))) as client, client.ws_connect("/api/chat") as socket:
+        async with TestClient(TestServer(make_app(partner))) as client, client.ws_connect("/api/chat") as socket:
             assert await socket.receive_bytes() == b"\0"
             for frame in example_frames():
                 await socket.send_bytes(b"\1" + writer.append_pcm(frame))

@@ -33,7 +33,7 @@ HEARTBEAT = 3.0          # seconds between pings; aiohttp waits half as long for
 BACKLOG = 60.0           # seconds of sound that may wait to be heard
 BURST, RATE = 3000, 600  # messages at once, and a second: an AudioWorklet that sends each block makes 188
 LOCAL = ("localhost", "127.0.0.1", "::1")
-PAGE = Path(__file__).resolve().parent / "web" / "index.html"
+PAGE = Path(__file__).resolve().parent.parent / "web" / "index.html"
 BUSY = "The model is talking with someone else. Try again later."
 # FLM-Audio's names for what POST /api/settings may change -> ours
 RENAMED = (("temp_", "temperature_"), ("repetition_penalty_window_", "window_"), ("repetition_penalty_", "penalty_"))
