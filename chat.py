@@ -42,9 +42,10 @@ import flm
 import mimi
 import speed
 from flm import K
+from stream import FRAME_RATE
 from workshop import server
 
-CONTEXT = 4096       # frames (5.5 min) that a conversation remembers, where the model has as many positions
+CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
 PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
 LIKELIEST = 4096     # Decision: top-p looks at no more tokens than this: sorting 152,064 costs 9 ms on a CPU, these 1 ms
 PATIENCE = 5.0       # seconds without sound after which a sound card has gone
@@ -93,6 +94,16 @@ class Sampling:
         return (window if c <= PENALISED and drawn[0] != 1 else 0), *drawn
 
 
+def default_context(config):
+    """Frames of an flm.Config's model that a conversation remembers.
+
+    Attention between frames that are farther apart than the rows of training ever were is undefined: a model that was trained on
+    rows of 640 frames and remembers 4,096 falls silent after a minute and never speaks again. So a model folder says how long
+    its rows were (`trained_frames`), and no more is remembered.
+    Decision: where it does not say, as the release does not, CONTEXT, half of the paper's rows of 8,192 (section 3.1)."""
+    return min(config.trained_frames or CONTEXT, config.max_position_embeddings)
+
+
 def sample(logits, chance, seen, penalty, temperature, top_p, top_k):
     """logits [B, V], chance [B] in 0 .. 1 -> tokens [B]. seen [B, W] or None: ids that the penalty, a number or [B, 1],
     makes less likely. Nothing here waits for the device."""
@@ -116,14 +127,15 @@ class Duplex:
     """`batch` conversations with a model: `step`, or `steps`, takes what is heard in a frame and returns what is said in it.
     That is codes; with a codec it is sound.
 
-    Memory does not grow: the cache is a ring of `context` frames. fast: compile the frame, on CUDA as graphs. A frame's
+    Memory does not grow: the cache is a ring of `context` frames (None: what the model was trained on). fast: compile the frame, on CUDA as graphs. A frame's
     parts write into tensors that stay where they are, and never look at a value, so the device is waited for once: what
     a frame needs goes in as one tensor, `given`, and text id, codes and sound come back as one, `answer`."""
 
-    def __init__(self, model, sampling=Sampling(), context=CONTEXT, batch=1, fast=False, codec=None):
+    def __init__(self, model, sampling=Sampling(), context=None, batch=1, fast=False, codec=None):
         config, norm = model.config, model.model.norm.weight
+        context = min(context or default_context(config), config.max_position_embeddings)
         self.model, self.sampling, self.batch, device = model, sampling, batch, norm.device
-        self.cache = flm.KVCache(config, batch, min(context, config.max_position_embeddings), device, norm.dtype)
+        self.cache = flm.KVCache(config, batch, context, device, norm.dtype)
         self.depth_cache = flm.depth_cache(config, batch, device, norm.dtype)
         self.opening = torch.tensor([config.wait_token] + [config.pad_token] * K, device=device)
         self.written, self.told = (self.opening.repeat(batch, 1) for _ in range(2))     # [B, 9] text, speak: read next; returned
@@ -505,7 +517,8 @@ def main(arguments=None):
     model.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
     model.add_argument("--bfloat16", action="store_true", help="weights in 16 bits: half the memory, for GPUs")
     model.add_argument("--bits", type=int, choices=(4, 8, 16), default=16, help="bits of a weight; 4 and 8 compute in bfloat16")
-    model.add_argument("--context", type=int, default=CONTEXT, metavar="FRAMES", help="what is remembered (default: %(default)s)")
+    model.add_argument("--context", type=int, metavar="FRAMES",
+                       help=f"what is remembered (default: as many as the rows that the model was trained on, else {CONTEXT})")
     model.add_argument("--eager", action="store_true", help="neither compile nor capture the step on a GPU")
     timed = parser.add_argument_group("speed")
     timed.add_argument("--bench", action="store_true", help="time a frame, beside memory bandwidth and the straightforward loop")
@@ -528,11 +541,21 @@ def main(arguments=None):
         sys.exit(f"chat.py: {str(error) or 'stopped'}")
 
 
+def warn_of_context(config, context):
+    """Say so where more is to be remembered than the model was trained to."""
+    if config.trained_frames and context and context > config.trained_frames:
+        seconds = config.trained_frames / FRAME_RATE
+        print(f"chat.py: note: this model was trained on rows of {config.trained_frames} frames ({seconds:.0f} s); with "
+              f"--context {context} it may fall silent after that time", file=sys.stderr)
+
+
 def run(args):
     """The way in that was asked for. Raises OSError or ValueError, one sentence."""
     if args.list_devices:
         return print(sound_system().query_devices())
     for name, low in (("tail", 0), ("sessions", 1), ("context", 2), ("frames", 1)):
+        if getattr(args, name) is None:
+            continue
         if not low <= getattr(args, name) < 1e9:
             raise ValueError(f"--{name} must be {low} or more, and a number, not {getattr(args, name)}")
     if args.serve is not None and not 0 < args.serve < 2**16:
@@ -556,6 +579,7 @@ def run(args):
     args.again = read_kept(args.replay) if args.replay else None
     args.sampling = args.again[2] if args.again else Sampling.of(args.model, **given)
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
+    warn_of_context(partner.model.config, args.context)
     way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else server.serve
     way(partner, args)
 

@@ -42,11 +42,16 @@ LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # 
 # of its response from octave to octave) and a pause inside the sentence, and noise may be louder.
 ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.4, (0.1, 0.6), (0, 15), (-70, -30)
 MICROPHONE_PROBABILITY, MICROPHONE = 0.5, 4
+# A telephone carries 300 to 3,400 Hz. Recordings of 8 kHz are as narrow at the upper end, and often not at the lower.
+TELEPHONE_PROBABILITY, TELEPHONE_LOWEST, TELEPHONE_HIGHEST = 0.15, (20, 300), (3_300, 4_000)  # Hz
 PAUSE_PROBABILITY, PAUSE, QUIET = 0.35, (0.2, 1.0), 0.1  # seconds; the quiet places, a share of all
 BACKCHANNEL_PROBABILITY = 0.8       # Decision: the paper does not say how many responses are given one; what finds no room is left out
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
 # but present, since a model that never met ten quiet seconds starts to talk in them.
 SILENCE_MEAN, LONG_SILENCE, LONG_SILENCE_PROBABILITY = 6, (25, 125), 0.15  # frames
+# Decision: a person may think for a minute before the next question. Where a longer silence than LONG_SILENCE is
+# allowed (--longest-silence), this share of all silences is longer.
+VERY_LONG_SILENCE_PROBABILITY = 0.05
 # Decision: only silence tells that an utterance is over, so each ends with this much of it before the model may write.
 # Without it equation 3, in which a <wait> weighs a hundredth of a word, rewards speaking into every pause. A turn of
 # the manifest may ask for another ("patience", in seconds), where what is said might go on.
@@ -95,6 +100,17 @@ def microphone(audio, rng):
     return np.fft.irfft(np.fft.rfft(audio, size) * 10 ** (gains / 20), size)[:len(audio)].astype(np.float32)
 
 
+def telephone(audio, rng):
+    """audio [N] as a telephone or a file of 8 kHz carries it: a band of its frequencies, drawn anew each time."""
+    lowest = rng.uniform(*TELEPHONE_LOWEST)
+    highest = rng.uniform(*TELEPHONE_HIGHEST)
+    size = 1 << len(audio).bit_length()
+    frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
+    spectrum = np.fft.rfft(audio, size)
+    spectrum[(frequencies < lowest) | (frequencies > highest)] = 0
+    return np.fft.irfft(spectrum, size)[:len(audio)].astype(np.float32)
+
+
 def hesitate(audio, seconds, rng):
     """audio [N] with a pause at one of its quiet places -> (audio, sample where the pause begins). Any of them, not the
     quietest, which is always the first of several gaps: nobody would learn that a list may go on before its last word."""
@@ -123,15 +139,17 @@ def noise(n, rng, recordings=(), levels=NOISE_LOUDNESS):
     return np.concatenate(parts)
 
 
-def leak(heard, said, rng):
-    """Section 3.2.2: in some samples, the microphone hears what the model says. Changes `heard`."""
-    if rng.random() < LEAKAGE_PROBABILITY:
-        gain, delay = rng.uniform(*LEAKAGE_GAIN), round(rng.uniform(*LEAKAGE_DELAY) * SAMPLE_RATE)
-        heard[delay:] += gain * said[:-delay]
+def leak(user_audio, model_audio, rng):
+    """Section 3.2.2: the microphone hears what the model says. Both are float32 [N]; changes `user_audio`."""
+    gain = rng.uniform(*LEAKAGE_GAIN)
+    delay = round(rng.uniform(*LEAKAGE_DELAY) * SAMPLE_RATE)
+    user_audio[delay:] += gain * model_audio[:-delay]
 
 
-def silence(rng):
-    """Frames of a random pause."""
+def silence(rng, longest=LONG_SILENCE[1]):
+    """Frames of a random pause, at most `longest`."""
+    if longest > LONG_SILENCE[1] and rng.random() < VERY_LONG_SILENCE_PROBABILITY:
+        return rng.randint(LONG_SILENCE[1], longest)
     if rng.random() < LONG_SILENCE_PROBABILITY:
         return rng.randint(*LONG_SILENCE)
     return 1 + min(round(rng.expovariate(1 / SILENCE_MEAN)), LONG_SILENCE[0])
@@ -139,18 +157,32 @@ def silence(rng):
 
 # --- encoding ---
 
+def read_codes(file, codebook_size):
+    """Codes of a clip from a .npy file -> int64 [T, K]. Raises ValueError, one sentence."""
+    try:
+        codes = np.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as codes: {error}") from None
+    if codes.ndim != 2 or codes.shape[1] != stream.K or codes.dtype.kind not in "iu":
+        raise ValueError(f"{file} must hold whole numbers [frames, {stream.K}], not {codes.dtype} {list(codes.shape)}")
+    if not len(codes) or codes.min() < 0 or codes.max() >= codebook_size:
+        raise ValueError(f"{file} holds no codes, or codes outside 0 .. {codebook_size - 1}")
+    return torch.from_numpy(codes.astype(np.int64))
+
+
 class Encoder:
     """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
     noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
-    get a room, a microphone, pauses and louder noise; reaction: seconds in which an interruption silences the model; hearing: a
-    folder with another codec for what is heard, of the same codebooks."""
+    get a room, a microphone, a telephone, pauses and louder noise; reaction: seconds in which an interruption silences the model;
+    hearing: a folder with another codec for what is heard, of the same codebooks; longest_silence: frames between two turns."""
 
     def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False,
-                 reaction=stream.REACTION_DELAY, hearing=None):
+                 reaction=stream.REACTION_DELAY, hearing=None, longest_silence=LONG_SILENCE[1]):
         from tokenizers import Tokenizer
         self.ids, self.codec, self.device = stream.Ids.read(folder), mimi.load(folder, device), device
         self.noises, self.backchannels, self.leakage, self.rooms, self.reaction = noises, backchannels, leakage, rooms, reaction
         self.hearing = mimi.load(hearing, device) if hearing else self.codec
+        self.longest_silence = longest_silence
         if hearing and not torch.equal(*(torch.cat([part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)])
                                          for codec in (self.codec, self.hearing))):
             raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must be written in the same codes")
@@ -163,6 +195,7 @@ class Encoder:
             raise DataError(f"{folder}/tokenizer.json is another model's: its ids go up to {last}, config.json's to {size - 1}")
         self.silence = self.encode([np.zeros(50 * FRAME, np.float32)])[0][-1]  # [K]: what quiet codes settle at
         self.said = lru_cache(maxsize=20_000)(self.said)
+        self.said_audio = lru_cache(maxsize=2_000)(self.said_audio)
 
     def encode(self, waves, codec=None):
         """A list of float32 [N] of whole frames -> a list of codes [T, K]. Causal: padding changes nothing before it."""
@@ -174,10 +207,20 @@ class Encoder:
         return [codes[i] for i in range(len(waves))]
 
     def said(self, file):
-        """Codes [T, K] of a clip that the model speaks, as they follow silence. Each file is encoded once."""
+        """Codes [T, K] of a clip that the model speaks, as they follow silence: a sound file, each encoded once, or the codes
+        themselves in a .npy file [T, K], as tiny/replay.py writes them. Raises ValueError."""
+        if Path(file).suffix == ".npy":
+            return read_codes(file, self.codec.config.codebook_size)
         audio, before = mimi.read_audio(file).numpy(), 4
         padded = np.pad(audio, (before * FRAME, -len(audio) % FRAME + RINGING * FRAME))  # to whole frames
         return self.encode([padded])[0][before:]
+
+    def said_audio(self, file):
+        """float32 [N] of the same clip."""
+        if Path(file).suffix != ".npy":
+            return mimi.read_audio(file).numpy()
+        codes = self.said(file).T[None].to(self.device)  # [1, K, T]
+        return self.codec.decode(codes)[0, 0].cpu().numpy()
 
     def plan(self, turns, format, rng, speeds=(1, 1)):
         """One sample before encoding: (Script, listen waveform or None, spoken clips)."""
@@ -196,6 +239,8 @@ class Encoder:
                 clip = microphone(clip, rng)
             if self.rooms and rng.random() < ROOM_PROBABILITY:
                 clip = room(clip, rng)
+            if self.rooms and rng.random() < TELEPHONE_PROBABILITY:
+                clip = telephone(clip, rng)
             return np.pad(random_gain(clip, rng), (late, 0)), frames
         for turn in turns:
             shapes.append(shape := Turn(reaction=self.reaction))
@@ -216,7 +261,8 @@ class Encoder:
                                      else ("", 0) for _ in turns))
             stream.draw_interruptions(shapes, lengths, rng)
             clips = [clip for shape, *both in zip(shapes, clips, murmurs) for clip in both[:2 if shape.murmur else 1]]
-        script = stream.write(format, shapes, [silence(rng) for _ in range(len(turns) + 1)], self.ids)
+        silences = [silence(rng, self.longest_silence) for _ in range(len(turns) + 1)]
+        script = stream.write(format, shapes, silences, self.ids)
         spoken = [codes[:stop - start] for codes, (start, stop) in zip(spoken, script.says)]  # an interruption cuts them
         if format not in stream.LISTENS:
             return script, None, spoken
@@ -227,10 +273,10 @@ class Encoder:
                 part[:len(clip)] += clip[:len(part)]
         wave = noise(len(script) * FRAME, rng, self.noises, ROOM_NOISE_LOUDNESS if self.rooms else NOISE_LOUDNESS)
         lay(wave, script.hears, clips)
-        if self.leakage:
-            said = np.zeros_like(wave)
-            lay(said, script.says, [mimi.read_audio(turn["spoken"]).numpy() for turn in turns if "spoken" in turn])
-            leak(wave, said, rng)
+        if self.leakage and rng.random() < LEAKAGE_PROBABILITY:
+            model_audio = np.zeros_like(wave)
+            lay(model_audio, script.says, [self.said_audio(turn["spoken"]) for turn in turns if "spoken" in turn])
+            leak(wave, model_audio, rng)
         return script, wave.clip(-1, 1), spoken
 
     def grids(self, samples, format, rngs, speeds=(1, 1)):
@@ -270,17 +316,20 @@ def recordings(folders):
 
 
 def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1), noises=(),
-           backchannels=(), leakage=False, rooms=False, reaction=stream.REACTION_DELAY, hearing=None, workers=1, part="1/1"):
+           backchannels=(), leakage=False, rooms=False, reaction=stream.REACTION_DELAY, hearing=None,
+           longest_silence=LONG_SILENCE[1] / stream.FRAME_RATE, workers=1, part="1/1"):
     """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
-    recordings; reaction, hearing: of Encoder; part "i/n": every n-th shard from the i-th on. Returns how many samples there
+    recordings; reaction, hearing: of Encoder; longest_silence: seconds between two turns; part "i/n": every n-th shard from the i-th on. Returns how many samples there
     are, and how many were left out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
     first, step = map(int, part.split("/")) if re.fullmatch(r"\d+/\d+", part) else (0, 0)
     if not 1 <= first <= step:
         raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
     if not 1 <= fewest <= most or draws < 1 or not 0 < speeds[0] <= speeds[1]:
         raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, --speeds SLOWEST and FASTEST above 0")
-    if reaction < 0:
+    if not reaction >= 0:
         raise DataError(f"--reaction must not be below 0 seconds, and is {reaction:g}")
+    if not LONG_SILENCE[1] / stream.FRAME_RATE <= longest_silence < 3600:
+        raise DataError(f"--longest-silence must be {LONG_SILENCE[1] / stream.FRAME_RATE:g} seconds or more, not {longest_silence:g}")
     mimi.check_device(device)
     out, samples = Path(out), join(read_manifest(manifest, format), fewest, most, draws, seed)
     heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
@@ -288,7 +337,7 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     files = [file for file in files if file.exists()]
     made_from = hashlib.sha1(b"".join([*(file.read_bytes() for file in files), repr(heard).encode()])).hexdigest()
     settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, speeds=list(speeds), rooms=rooms, reaction=reaction,
-                    made_from=made_from)
+                    longest_silence=longest_silence, made_from=made_from)
     out.mkdir(parents=True, exist_ok=True)
     about = out / "grids.json"
     if about.exists() and json.loads(about.read_text()) != settings:
@@ -297,7 +346,7 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", i, samples[i:i + SAMPLES_PER_SHARD])
             for i in range(0, len(samples), SAMPLES_PER_SHARD)][first - 1::step]
     todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[2]) for job in jobs), 0, 0
-    setup = str(model), device, *heard, rooms, reaction, hearing and str(hearing)
+    setup = str(model), device, *heard, rooms, reaction, hearing and str(hearing), round(longest_silence * stream.FRAME_RATE)
     work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=setup)
     with tqdm(total=total, initial=total - sum(len(job[2]) for job in todo), desc=out.name, unit="sample") as bar:
         for done, length, problems in in_parallel(work, todo, workers):
@@ -406,10 +455,12 @@ def main(arguments=None):
     add("--hearing", metavar="FOLDER", help="another codec for it, whose encoder was trained further (default: the one of --model)")
     add("--reaction", type=float, default=stream.REACTION_DELAY, metavar="SECONDS", help="from an interruption's first sound to the model's "
         "silence; in a longer one it hears more of a back-channel first (default: %(default)s)")
+    add("--longest-silence", type=float, default=LONG_SILENCE[1] / stream.FRAME_RATE, metavar="SECONDS", help="silences between "
+        "turns are at most so long (default: %(default)s)")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
         a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,
-        a.reaction, a.hearing, a.workers, a.part))
+        a.reaction, a.hearing, a.longest_silence, a.workers, a.part))
     args = parser.parse_args(arguments)
     try:
         print(args.run(args))

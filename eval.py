@@ -11,6 +11,8 @@ Many conversations step together in one chat.Duplex, so that each is the one tha
 Causality makes it exact: what is written at a frame depends on nothing later, so a conversation held again, with an
 interruption, is the same up to there, and "it stopped" is a comparison with what would have been said.
 
+    talk          ask -----. answer ask -----. answer ...       for ten minutes: right answers by the minute
+    long silence  a hundred quiet seconds    ask -----. answer
     questions     ask -----.  answer       speaks after: from the end of the user's sound to the model's first
     pause         ask - | - ask  answer    false start: a sound after the pause began and before the user was done
     interruption  ask -----.  answer X     stops after: from the second question's first sound to the answer's last, where
@@ -49,7 +51,9 @@ GAP = 0.5                     # seconds of silence that end a stretch of speech
 EARLIEST, LEFT = 0.1, 1.2     # seconds of an answer before the user's voice comes in, and at least so much after it
 CUT = 0.3                     # seconds before its time at which an answer that ends was cut; other draws alone move it by 0.2
 PAUSES = 0.6, 1.0             # seconds of silence within a question
-TURNS, TURN_PAUSE = 5, 4.0    # questions of a long conversation, and seconds after each
+TURNS, TURN_PAUSE = 5, 4.0    # questions of a conversation, and seconds after each
+TALKS = 4                     # long conversations, full of questions
+LONG_SILENCE, SILENCES = 100.0, 32  # seconds of silence before a question, and how many questions are asked so
 SILENCE, WRITING, SAYING = 3, 25, 8  # frames around a pair; to write in; at most, to say a token in
 # Full-Duplex-Bench: output takes the turn if it lasts a second or has more than three words. Decision: its words and times
 # are a recogniser's; here times are the waveform's and words the monologue's, so that nothing else can err.
@@ -59,7 +63,7 @@ FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("
 GROUPS = "unseen_words", "kind", "voice"  # columns of --dialogs by which numbers are told apart
 BAD = {"false start", "false stop", "says more", "pause takeover", "backchannel takeover"}  # shares that should be 0
 COUNTED = {"exact", "right at last", "takeover", "spoken right", "spoken exact"}  # shares whose failures are not listed
-SETTINGS = "dialogs", "backchannels", "noise", "asr", "tts", "fdb", "most", "seed", "language", "whisper"  # of a folder of results
+SETTINGS = "dialogs", "backchannels", "noise", "talk", "asr", "tts", "fdb", "most", "seed", "language", "whisper"  # of a folder of results
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
            "seventeen eighteen nineteen twenty").split()
 TITLES = dict(dr="doctor", mr="mister", mrs="missus", prof="professor", st="saint")  # as Whisper's own normalizer reads them
@@ -120,7 +124,7 @@ def play(model, sampling, heard, seeds=None, batch=32, codec=None, text=None, sp
     order = sorted(range(len(heard)), key=lambda i: len(heard[i]))
     for group in (order[i:i + batch] for i in range(0, len(order), batch)):
         frames, written = len(heard[group[-1]]), [([], [], []) for _ in group]
-        duplex = chat.Duplex(model, sampling, min(chat.CONTEXT, frames), len(group), codec=codec)
+        duplex = chat.Duplex(model, sampling, min(chat.default_context(model.config), frames), len(group), codec=codec)
         if text:
             del duplex.parts["encode"]  # so that what follows stays
             duplex.listen.fill_(model.config.empty_token)
@@ -209,6 +213,42 @@ def intruding(asked, row, other, rng):
         return None
     at, before = rng.uniform(start + EARLIEST, end - LEFT), [row["seconds"], len(row["lines"])]
     return scene([(0, asked), (max(0, at - other["start"]), other)], 1, at=at, undisturbed=end, before=before)
+
+
+def in_a_row(clips):
+    """One conversation: a clip, TURN_PAUSE seconds for the answer, the next clip, and so on."""
+    starts = []
+    now = 0.0
+    for one in clips:
+        starts.append(now)
+        now += len(one["wave"]) / SAMPLE_RATE + TURN_PAUSE
+    return scene(list(zip(starts, clips)))
+
+
+def long_talk(asked, first, minutes):
+    """A conversation that is full of questions: those of `asked` from number `first` on, from the beginning again after the
+    last."""
+    clips = []
+    seconds = 0.0
+    while seconds < 60 * minutes:
+        one = asked[(first + len(clips)) % len(asked)]
+        seconds += len(one["wave"]) / SAMPLE_RATE + TURN_PAUSE
+        clips.append(one)
+    return in_a_row(clips)
+
+
+def after_silence(asked):
+    """A question after LONG_SILENCE seconds in which nothing is heard."""
+    return scene([(LONG_SILENCE, asked)])
+
+
+def by_question(row):
+    """The row of a conversation -> a row for each of its questions, with the minute in which it was asked."""
+    rows = []
+    for turn in row["turns"]:
+        lines, _, _ = within(row, turn["since"], turn["until"])
+        rows.append(dict(row, turns=[turn], minute=int(turn["end"] // 60) + 1, lines=lines))
+    return rows
 
 
 def noisy(wave, about, snr, recordings, rng):
@@ -361,10 +401,6 @@ class Run:
         every = [(i, *those) for i, those in enumerate(zip(asked, rows, asked[1:] + asked[:1]))]
         murmurs = [clip(mimi.read_audio(file)) for file in data.recordings([a.backchannels] if a.backchannels else ())]
         noises = data.recordings(a.noise)
-
-        def in_a_row(clips):
-            starts = np.cumsum([0] + [len(one["wave"]) / SAMPLE_RATE + TURN_PAUSE for one in clips]).tolist()
-            return scene(list(zip(starts, clips)))
         parts = {
             "pause": [with_pause(one, rng("pause", i)) for i, one in enumerate(asked)],
             "interruption": [intruding(one, row, other, rng("interruption", i)) for i, one, row, other in every],
@@ -378,9 +414,22 @@ class Run:
         for name, scenes in parts.items():
             if scenes:
                 self.count(name, self.hold(name, scenes))
+        if a.talk:
+            self.talks(asked, a.talk)
         for gain in a.leakage:
             echo = [(gain, rng(a.seed + i).uniform(*data.LEAKAGE_DELAY)) for i in range(len(alone))]
             self.count(f"leakage {gain:g}", self.hold(f"leakage {gain:g}", alone, echo=echo))
+
+    def talks(self, asked, minutes):
+        """Long conversations: right answers by the minute in which the question was asked; and after a long silence."""
+        starts = [len(asked) * i // TALKS for i in range(TALKS)]
+        talks = self.hold("talk", [long_talk(asked, first, minutes) for first in starts])
+        rows = [row for talk in talks for row in by_question(talk)]
+        self.count("talk", rows)
+        for minute in range(1, max(row["minute"] for row in rows) + 1):
+            self.count(f"talk, minute {minute}", [row for row in rows if row["minute"] == minute])
+        some = asked[::-(-len(asked) // SILENCES)]
+        self.count("long silence", self.hold("long silence", [after_silence(one) for one in some]))
 
     def pairs(self, manifest, style):
         """Section 3.1. ASR-style (Table 4): a recording is heard, then silence to write in, and nothing is spoken. TTS-style
@@ -453,7 +502,7 @@ def table(parts):
     lines = [f"{'part':<48}{'measure':<22}{'n':>5}{'value':>9}   95 % interval"]
     for part, (numbers, *_) in parts.items():
         for name, found in numbers.items():
-            if not part.startswith("questions,") or name in ("right", "exact", "WER", "CER"):  # of groups the JSON has the rest
+            if not part.startswith(("questions,", "talk,")) or name in ("right", "exact", "WER", "CER"):  # of groups the JSON has the rest
                 form = {"share": "{:.0%}", "s": "{:.2f} s"}.get(found["unit"], "{:.3f}")
                 value, low, high = (form.format(found[key]) if found["n"] else "-" for key in ("value", "low", "high"))
                 lines.append(f"{part:<48}{name:<22}{found['n']:>5}{value:>9}   {low} .. {high}")
@@ -514,6 +563,8 @@ def main(arguments=None):
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="the questions again, in noise so far below the voice")
     add("--noise", nargs="+", default=[], metavar="FOLDER", help="recordings for --snr (default: pink noise)")
     add("--rooms", action="store_true", help="the questions again, in made-up rooms")
+    add("--talk", type=float, default=10, metavar="MINUTES", help="long conversations, full of questions, and questions after a hundred "
+        "quiet seconds; 0 for none (default: %(default)s)")
     add("--leakage", type=float, nargs="+", default=[], metavar="GAIN", help="again, while it hears itself at this gain")
     add = parser.add_argument_group("the paper's tables, for post-trained models, and others'").add_argument
     add("--asr", type=Path, metavar="JSONL", help="pairs, heard in ASR style: errors of the monologue (Table 4)")
@@ -535,6 +586,8 @@ def main(arguments=None):
     try:
         if min(args.batch, args.most) < 1:
             raise ValueError("--batch and --most must be 1 or more")
+        if not 0 <= args.talk <= 600:
+            raise ValueError(f"--talk must be 0 .. 600 minutes, not {args.talk:g}")
         needing = "backchannels", "snr", "noise", "rooms", "leakage"
         if lost := [f"--{key}" for key in needing if getattr(args, key) and not args.dialogs]:
             raise ValueError(f"{lost[0]} needs the questions of --dialogs")

@@ -95,12 +95,16 @@ class Config:
     depth_cmlp: bool = True             # an MLP for each codebook
     depth_rmsnorm: bool = False         # these two are on in every preset; off is what the release takes where a file is silent
     depth_swiglu: bool = False
+    trained_frames: int | None = None   # frames of the rows it was trained on; ours, at the top level of the file: the release
+    #                                     has no such key and ignores it. Distances beyond it were never seen in training.
 
     def __post_init__(self):
         for name in ("vocab_size", "aud_vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "max_position_embeddings", "depth_layers", "depth_heads", "depth_dim"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number above 0, not {getattr(self, name)!r}")
+        if self.trained_frames is not None and (type(self.trained_frames) is not int or self.trained_frames < 1):
+            raise ValueError(f"trained_frames must be a whole number above 0, not {self.trained_frames!r}")
         whole = [("num_attention_heads", "num_key_value_heads"), ("depth_dim", "depth_heads")]
         for size, parts in whole + [("hidden_size", "num_attention_heads")] * (self.head_dim is None):
             if getattr(self, size) % getattr(self, parts):

@@ -327,7 +327,9 @@ def export(source, folder, dtype=torch.float32):
     if found is None:
         raise TrainError(f"{source} is no checkpoint, and no run's folder that has one")
     about = json.loads((found / "run.json").read_text())
-    model = flm.FLM(flm.Config.from_json(about["config"])).to_empty(device="cpu")
+    # chat.py remembers as many frames as these rows held, and no more.
+    config = about["config"] | {"trained_frames": about["method"]["length"]}
+    model = flm.FLM(flm.Config.from_json(config)).to_empty(device="cpu")
     load_checkpoint({"model": model.state_dict()}, found, no_dist=True)
     flm.save(model.to(dtype), folder)
     beside = about["beside"] or about["method"]["qwen"] or about["method"]["init"]

@@ -163,8 +163,8 @@ def test_held_out_combinations_are_the_same_in_every_run():
 def test_what_is_kept_for_evaluation_is_not_recorded_for_training():
     """Catches a voice, a mix of it, or a combination of words of the test among the recordings to train on; a test without them."""
     lists = world.sample(200, 2, held_out=False, kind="repeat")
-    trained = make._plan_speech(make.RECORDINGS, 0, 0.05) + make._plan_speech(make.MORE_RECORDINGS, 1, 0.01)
-    trained += make._plan_speech(make.LIST_RECORDINGS, 3, 0.02, lists)
+    trained = make.plan_speech(make.RECORDINGS, 0, 0.05) + make.plan_speech(make.MORE_RECORDINGS, 1, 0.01)
+    trained += make.plan_speech(make.LIST_RECORDINGS, 3, 0.02, lists)
     speakers = {name for job in trained for name in [job["voice"], *job["voice"].split(":", 1)[-1].split(":")[0].split("+")]}
     assert not speakers & {name for voice in voices.HELD_OUT for name in (voice, voice.removeprefix("kokoro:"))}
     assert len({job["voice"] for job in trained if "~" in job["voice"]}) > 10 and all(job["text"] and job["answer"] for job in trained)

@@ -93,7 +93,7 @@ def _part(count, share):
     return max(1, round(count * share))
 
 
-def _plan_speech(recordings, seed, share, pool=()):
+def plan_speech(recordings, seed, share, pool=()):
     """The questions to record, drawn from a pool or from the world: dicts with text, answer, kind, voice, speed, pitch. The same
     list in every run."""
     rng, jobs = random.Random(seed), []
@@ -119,7 +119,7 @@ def _plan_test(share):
     return jobs
 
 
-def _name(*parts):
+def clip_name(*parts):
     return hashlib.sha1(" ".join(map(str, parts)).encode()).hexdigest()[:16] + ".wav"
 
 
@@ -137,7 +137,7 @@ def _write_lines(file, rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _record_all(jobs, what):
+def record_all(jobs, what):
     """jobs: tuples that `_record` takes, those of one text and voice beside each other."""
     voices.prepare()
     with multiprocessing.Pool(os.cpu_count()) as pool:
@@ -149,8 +149,8 @@ def _record_dialogs(work, name, planned):
     jobs, lines, users, joe = {}, [], [], {}
     (work / "speech").mkdir(parents=True, exist_ok=True)
     for job in planned:
-        heard = f"speech/{_name(job['text'], job['voice'], job['speed'], job['pitch'])}"
-        spoken = f"speech/{_name(job['answer'], voices.MODEL_VOICE)}"
+        heard = f"speech/{clip_name(job['text'], job['voice'], job['speed'], job['pitch'])}"
+        spoken = f"speech/{clip_name(job['answer'], voices.MODEL_VOICE)}"
         jobs[heard] = (str(work / heard), job["text"], job["voice"], job["speed"], job["pitch"])
         jobs[spoken] = (str(work / spoken), job["answer"], voices.MODEL_VOICE, 1.0, 1.0)
         lines.append({"turns": [{"heard": heard, "transcript": job["text"], "spoken": spoken, "response": job["answer"],
@@ -158,23 +158,39 @@ def _record_dialogs(work, name, planned):
                       **{k: v for k, v in job.items() if k in ("kind", "voice", "unseen_words")}})
         users.append({"audio": heard, "text": job["text"]})
         joe[job["answer"]] = spoken
-    _record_all(list(jobs.values()), name)
+    record_all(list(jobs.values()), name)
     _write_lines(work / f"{name}.jsonl", lines)
     return users, joe
 
 
-def _record_backchannels(work, said):
+def plan_backchannels(clips, share):
+    """The "uh huh" that users say into answers: a list of (folder, text, voice, speed, pitch), the same in every run.
+    clips: {engine: (how many, at how many pitches)}."""
+    rng = random.Random(5000)
+    murmurs = []
+    for engine, (count, pitches) in clips.items():
+        folder = f"backchannels/{engine}"
+        texts = itertools.cycle(BACKCHANNELS + MORE_BACKCHANNELS)
+        for text in itertools.islice(texts, _part(count, share)):
+            voice, speed, _ = voices.draw_user(rng, engine)
+            for _ in range(pitches):
+                _, _, pitch = voices.draw_user(rng, engine)
+                murmurs.append((folder, text, voice, speed, pitch))
+    return murmurs
+
+
+def record_backchannels(work, said):
     """said: (folder, text, voice, speed, pitch) of each."""
-    jobs = [(str(work / folder / _name(*how)), *how) for folder, *how in said]
+    jobs = [(str(work / folder / clip_name(*how)), *how) for folder, *how in said]
     for folder in {folder for folder, *_ in said}:
         (work / folder).mkdir(parents=True, exist_ok=True)
-    _record_all(jobs, "back-channels")
+    record_all(jobs, "back-channels")
 
 
 def test_speech(args):
     """What is evaluated on: voices kept for it ask, dialogs in test.jsonl, and murmur, in the folder backchannels-test."""
     _record_dialogs(args.work, "test", _plan_test(args.share))
-    _record_backchannels(args.work, [("backchannels-test", text, voice, 1.0, 1.0)
+    record_backchannels(args.work, [("backchannels-test", text, voice, 1.0, 1.0)
                                      for text, voice in zip(itertools.cycle(BACKCHANNELS), voices.HELD_OUT * 3)])
 
 
@@ -183,16 +199,11 @@ def speech(args):
     the users in users.jsonl, pairs of Joe, answers to more questions among them, in joe.jsonl; and users' "uh huh" in the
     folder backchannels."""
     work, share = args.work, args.share
-    users, joe = _record_dialogs(work, "train", _plan_speech(RECORDINGS, 0, share))
+    users, joe = _record_dialogs(work, "train", plan_speech(RECORDINGS, 0, share))
     answers = [asked.answer for asked in world.sample(_part(MORE_ANSWERS, share), 3000, held_out=False)]
-    more = {answer: f"speech/{_name(answer, voices.MODEL_VOICE)}" for answer in answers}
-    rng, murmurs = random.Random(5000), []
-    for engine, (count, pitches) in BACKCHANNEL_CLIPS.items():
-        for text in itertools.islice(itertools.cycle(BACKCHANNELS + MORE_BACKCHANNELS), _part(count, share)):
-            voice, speed, _ = voices.draw_user(rng, engine)
-            murmurs += [(f"backchannels/{engine}", text, voice, speed, voices.draw_user(rng, engine)[2]) for _ in range(pitches)]
-    _record_backchannels(work, murmurs)
-    _record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in more.items()], "answers")
+    more = {answer: f"speech/{clip_name(answer, voices.MODEL_VOICE)}" for answer in answers}
+    record_backchannels(work, plan_backchannels(BACKCHANNEL_CLIPS, share))
+    record_all([(str(work / file), text, voices.MODEL_VOICE, 1.0, 1.0) for text, file in more.items()], "answers")
     _write_lines(work / "users.jsonl", users)
     _write_lines(work / "joe.jsonl", [{"audio": audio, "text": text} for text, audio in (joe | more).items()])
 
@@ -200,7 +211,7 @@ def speech(args):
 def more_speech(args):
     """The second helping: dialogs by each engine in more-ENGINE.jsonl."""
     lists = world.sample(_part(LISTS, args.share), 2, held_out=False, kind="repeat")
-    planned = _plan_speech(MORE_RECORDINGS, 1, args.share) + _plan_speech(LIST_RECORDINGS, 3, args.share, lists)
+    planned = plan_speech(MORE_RECORDINGS, 1, args.share) + plan_speech(LIST_RECORDINGS, 3, args.share, lists)
     for engine in MORE_RECORDINGS:
         _record_dialogs(args.work, f"more-{engine}", [job for job in planned if job["voice"].partition(":")[0] == engine])
 

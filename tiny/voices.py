@@ -84,7 +84,10 @@ def trim(audio, floor=0.01, margin=int(0.03 * SAMPLE_RATE)):
 def _command(arguments):
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         subprocess.run([file.name if a == "{out}" else a for a in arguments], check=True, capture_output=True)
-        return soundfile.read(file.name, dtype="float32")
+        try:
+            return soundfile.read(file.name, dtype="float32")
+        except soundfile.LibsndfileError:  # festival without the voice's package ends so
+            raise ValueError(f"{arguments[0]} wrote no sound: is the package of this voice installed? {arguments}") from None
 
 
 def espeak(text, speaker, speed):
