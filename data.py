@@ -139,10 +139,17 @@ def noise(n, rng, recordings=(), levels=NOISE_LOUDNESS):
     return np.concatenate(parts)
 
 
-def leak(user_audio, model_audio, rng):
-    """Section 3.2.2: the microphone hears what the model says. Both are float32 [N]; changes `user_audio`."""
+def draw_leak(rng):
+    """Section 3.2.2: whether the microphone hears what the model says -> None, or (gain, delay in samples)."""
+    if rng.random() >= LEAKAGE_PROBABILITY:
+        return None
     gain = rng.uniform(*LEAKAGE_GAIN)
     delay = round(rng.uniform(*LEAKAGE_DELAY) * SAMPLE_RATE)
+    return gain, delay
+
+
+def leak(user_audio, model_audio, gain, delay):
+    """Mix what the model says into what is heard, `delay` samples later. Both are float32 [N]; changes `user_audio`."""
     user_audio[delay:] += gain * model_audio[:-delay]
 
 
@@ -174,15 +181,17 @@ class Encoder:
     """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
     noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
     get a room, a microphone, a telephone, pauses and louder noise; reaction: seconds in which an interruption silences the model;
-    hearing: a folder with another codec for what is heard, of the same codebooks; longest_silence: frames between two turns."""
+    hearing: a folder with another codec for what is heard, of the same codebooks; longest_silence: frames between two turns;
+    longest_sample: frames, above which the last turns of a sample are left out."""
 
     def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False,
-                 reaction=stream.REACTION_DELAY, hearing=None, longest_silence=LONG_SILENCE[1]):
+                 reaction=stream.REACTION_DELAY, hearing=None, longest_silence=LONG_SILENCE[1], longest_sample=None):
         from tokenizers import Tokenizer
         self.ids, self.codec, self.device = stream.Ids.read(folder), mimi.load(folder, device), device
         self.noises, self.backchannels, self.leakage, self.rooms, self.reaction = noises, backchannels, leakage, rooms, reaction
         self.hearing = mimi.load(hearing, device) if hearing else self.codec
         self.longest_silence = longest_silence
+        self.longest_sample = longest_sample
         if hearing and not torch.equal(*(torch.cat([part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)])
                                          for codec in (self.codec, self.hearing))):
             raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must be written in the same codes")
@@ -221,6 +230,23 @@ class Encoder:
             return mimi.read_audio(file).numpy()
         codes = self.said(file).T[None].to(self.device)  # [1, K, T]
         return self.codec.decode(codes)[0, 0].cpu().numpy()
+
+    def write(self, format, shapes, silences):
+        """stream.write, without the last turns of a sample that would be longer than `longest_sample`. Of a single turn that is too
+        long even so, the longest silence is made shorter."""
+        script = stream.write(format, shapes, silences, self.ids)
+        if self.longest_sample is None:
+            return script
+        while len(script) > self.longest_sample and len(shapes) > 1:
+            shapes = shapes[:-1]
+            silences = [*silences[:len(shapes)], silences[-1]]
+            script = stream.write(format, shapes, silences, self.ids)
+        excess = len(script) - self.longest_sample
+        if excess > 0:
+            longest = max(silences)
+            silences[silences.index(longest)] = max(0, longest - excess)
+            script = stream.write(format, shapes, silences, self.ids)
+        return script
 
     def plan(self, turns, format, rng, speeds=(1, 1)):
         """One sample before encoding: (Script, listen waveform or None, spoken clips)."""
@@ -262,7 +288,9 @@ class Encoder:
             stream.draw_interruptions(shapes, lengths, rng)
             clips = [clip for shape, *both in zip(shapes, clips, murmurs) for clip in both[:2 if shape.murmur else 1]]
         silences = [silence(rng, self.longest_silence) for _ in range(len(turns) + 1)]
-        script = stream.write(format, shapes, silences, self.ids)
+        script = self.write(format, shapes, silences)
+        turns = turns[:len(script.says)]
+        clips = clips[:len(script.hears)]
         spoken = [codes[:stop - start] for codes, (start, stop) in zip(spoken, script.says)]  # an interruption cuts them
         if format not in stream.LISTENS:
             return script, None, spoken
@@ -273,10 +301,11 @@ class Encoder:
                 part[:len(clip)] += clip[:len(part)]
         wave = noise(len(script) * FRAME, rng, self.noises, ROOM_NOISE_LOUDNESS if self.rooms else NOISE_LOUDNESS)
         lay(wave, script.hears, clips)
-        if self.leakage and rng.random() < LEAKAGE_PROBABILITY:
+        leakage = draw_leak(rng) if self.leakage else None
+        if leakage:
             model_audio = np.zeros_like(wave)
             lay(model_audio, script.says, [self.said_audio(turn["spoken"]) for turn in turns if "spoken" in turn])
-            leak(wave, model_audio, rng)
+            leak(wave, model_audio, *leakage)
         return script, wave.clip(-1, 1), spoken
 
     def grids(self, samples, format, rngs, speeds=(1, 1)):
@@ -317,9 +346,9 @@ def recordings(folders):
 
 def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1), noises=(),
            backchannels=(), leakage=False, rooms=False, reaction=stream.REACTION_DELAY, hearing=None,
-           longest_silence=LONG_SILENCE[1] / stream.FRAME_RATE, workers=1, part="1/1"):
+           longest_silence=LONG_SILENCE[1] / stream.FRAME_RATE, longest_sample=None, workers=1, part="1/1"):
     """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
-    recordings; reaction, hearing: of Encoder; longest_silence: seconds between two turns; part "i/n": every n-th shard from the i-th on. Returns how many samples there
+    recordings; reaction, hearing: of Encoder; longest_silence: seconds between two turns; longest_sample: frames; part "i/n": every n-th shard from the i-th on. Returns how many samples there
     are, and how many were left out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
     first, step = map(int, part.split("/")) if re.fullmatch(r"\d+/\d+", part) else (0, 0)
     if not 1 <= first <= step:
@@ -337,7 +366,7 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     files = [file for file in files if file.exists()]
     made_from = hashlib.sha1(b"".join([*(file.read_bytes() for file in files), repr(heard).encode()])).hexdigest()
     settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, speeds=list(speeds), rooms=rooms, reaction=reaction,
-                    longest_silence=longest_silence, made_from=made_from)
+                    longest_silence=longest_silence, longest_sample=longest_sample, made_from=made_from)
     out.mkdir(parents=True, exist_ok=True)
     about = out / "grids.json"
     if about.exists() and json.loads(about.read_text()) != settings:
@@ -346,7 +375,7 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", i, samples[i:i + SAMPLES_PER_SHARD])
             for i in range(0, len(samples), SAMPLES_PER_SHARD)][first - 1::step]
     todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[2]) for job in jobs), 0, 0
-    setup = str(model), device, *heard, rooms, reaction, hearing and str(hearing), round(longest_silence * stream.FRAME_RATE)
+    setup = str(model), device, *heard, rooms, reaction, hearing and str(hearing), round(longest_silence * stream.FRAME_RATE), longest_sample
     work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=setup)
     with tqdm(total=total, initial=total - sum(len(job[2]) for job in todo), desc=out.name, unit="sample") as bar:
         for done, length, problems in in_parallel(work, todo, workers):
@@ -457,10 +486,12 @@ def main(arguments=None):
         "silence; in a longer one it hears more of a back-channel first (default: %(default)s)")
     add("--longest-silence", type=float, default=LONG_SILENCE[1] / stream.FRAME_RATE, metavar="SECONDS", help="silences between "
         "turns are at most so long (default: %(default)s)")
+    add("--longest-sample", type=int, metavar="FRAMES", help="leave out the last turns of a sample that would be longer: one frame less than "
+        "the rows of training")
     add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
     made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
         a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,
-        a.reaction, a.hearing, a.longest_silence, a.workers, a.part))
+        a.reaction, a.hearing, a.longest_silence, a.longest_sample, a.workers, a.part))
     args = parser.parse_args(arguments)
     try:
         print(args.run(args))

@@ -243,14 +243,63 @@ def test_what_is_heard_may_have_a_codec_of_its_own(folder, tmp_path):
         data.encode(folder / "dialogs.jsonl", tmp_path / "g", **options, reaction=-1)
 
 
+def test_what_is_said_may_be_given_as_codes(folder, tmp_path):
+    """Catches codes of a .npy file that are encoded, cut or shifted on their way into the grid, and files that hold no codes."""
+    shutil.copy(folder / "q.wav", tmp_path)
+    codes = np.arange(40).reshape(5, 8)
+    np.save(tmp_path / "a.npy", codes)
+    turn = {"heard": "q.wav", "transcript": "who are you", "spoken": "a.npy", "response": "I am Joe"}
+    (tmp_path / "dialogs.jsonl").write_text(json.dumps({"turns": [turn]}))
+    data.encode(tmp_path / "dialogs.jsonl", tmp_path / "g", "response-tts", folder)
+    grid, = data.Grids([tmp_path / "g"])
+    start = (grid.text != Ids.of(flm.PRESETS["tiny"]).wait).nonzero()[0].item() + stream.SPEECH_DELAY
+    assert grid.speak[start:start + 5].tolist() == codes.tolist()
+    for wrong in (codes[:, :7], codes.astype(float), codes[:0], codes - 1, codes + 512):
+        np.save(tmp_path / "wrong.npy", wrong)
+        with pytest.raises(ValueError, match="wrong.npy"):
+            data.read_codes(tmp_path / "wrong.npy", 512)
+
+
+def test_a_sample_is_no_longer_than_was_asked_for(folder, tmp_path):
+    """Catches samples that do not fit the rows of training, and a last turn that is cut in its middle."""
+    settings = dict(fewest=3, most=3, backchannels=[folder], longest_sample=60)
+    data.encode(folder / "dialogs.jsonl", tmp_path / "g", "response-tts-free", folder, draws=8, **settings)
+    grids = list(data.Grids([tmp_path / "g"]))
+    assert len(grids) == 8
+    assert max(map(len, grids)) <= 60
+    whole = [grid for grid in grids if (grid.text == 7).any()]
+    assert whole == grids, "at least one turn is in each"
+
+
+def test_silences_are_as_long_as_was_asked_for():
+    """Catches a model that is trained without the minute in which a person thinks, or with one that nobody asked for."""
+    rng = random.Random(0)
+    usual = [data.silence(rng) for _ in range(5000)]
+    long = [data.silence(rng, 1250) for _ in range(5000)]
+    assert max(usual) == data.LONG_SILENCE[1]
+    assert 1150 < max(long) <= 1250
+    share = np.mean(np.array(long) > data.LONG_SILENCE[1])
+    assert abs(share - data.VERY_LONG_SILENCE_PROBABILITY) < 0.015
+
+
+def test_a_telephone_carries_a_band():
+    """Catches a band that is no band: 5 kHz is lost, 1 kHz stays what it was."""
+    time = np.arange(RATE) / RATE
+    low, high = (np.sin(2 * np.pi * hertz * time).astype(np.float32) for hertz in (1000, 5000))
+    narrow = data.telephone(low + high, random.Random(0))
+    middle = slice(RATE // 4, 3 * RATE // 4)  # away from the edges, where the filter rings
+    assert np.abs(narrow - low)[middle].max() < 0.02
+
+
 def test_leakage_is_late_quiet_and_as_often_as_the_paper_says():
     """Catches another delay, gain or probability than section 3.2.2's, and a leak of what lies outside the wave."""
     rng, said, gains, delays = random.Random(0), np.zeros(RATE, np.float32), [], []
     said[:100] = 1
     for _ in range(1000):
         heard = np.zeros(RATE, np.float32)
-        data.leak(heard, said, rng)
-        if heard.any():
+        leakage = data.draw_leak(rng)
+        if leakage:
+            data.leak(heard, said, *leakage)
             gains.append(heard.max())
             delays.append(np.argmax(heard > 0) / RATE)
     assert len(gains) == pytest.approx(300, abs=50)

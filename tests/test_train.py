@@ -315,6 +315,8 @@ def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
     train.main(["export", str(newest), str(tmp_path / "exported"), "--dtype", "bfloat16"])
     a, b = flm.load(run.out).state_dict(), flm.load(tmp_path / "exported").state_dict()
     assert all(torch.equal(a[name].bfloat16().float(), b[name]) for name in a) and (tmp_path / "exported" / "tokenizer.json").exists()
+    # Catches a model that does not say how long its rows were: chat.py would remember more than it can.
+    assert flm.load(run.out).config.trained_frames == run.length
     with pytest.raises(train.TrainError, match="made with another lr, batch: choose"):
         train.train(replace(run, batch=3, lr=(1e-3, 1e-4)))
     (newest / "__0_0.distcp").write_bytes(b"")
