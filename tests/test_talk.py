@@ -86,7 +86,7 @@ def test_nothing_is_said_to_nobody(conversations, kind):
     assert conversations[kind] == []
 
 
-@pytest.mark.parametrize("gain", [0.1, 0.3])
+@pytest.mark.parametrize("gain", [0.1])
 def test_it_does_not_talk_with_itself(partner, gain, pytestconfig):
     """Catches a model that takes its own voice, back in the microphone 0.24 s later, for a user's."""
     wave = torch.cat([mimi.read_audio(QUESTION), seconds(60 if pytestconfig.getoption("long") else 10)])
