@@ -707,7 +707,7 @@ def test_buttons_stay_on_the_screen(shared):
         await check(browser)
         await browser.click("start")
         await browser.until(SOME_ANSWERS)
-        await browser.value("caption('   1.00 s  A line of captions with some words.\\n'.repeat(60))")
+        await browser.value("caption('   1.00 s  A line of captions, some words.\\n'.repeat(60))")
         await check(browser)
         scripted.refusal = "The model is talking with someone else. Try again later."
         await browser.click("restart")
