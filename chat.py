@@ -26,7 +26,6 @@ Unusual here:
 import argparse
 import json
 import os
-import queue
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -34,7 +33,10 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import numpy as np
+from workshop import pace
+
+pace.sleep_while_waiting()  # OpenMP reads it when torch loads, so torch and what imports it come after
+
 import torch
 import torch.nn.functional as F
 
@@ -43,13 +45,12 @@ import mimi
 import speed
 from flm import K
 from stream import FRAME_RATE
-from workshop import server
+from workshop import server, sound_card
+
 
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
 PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
 LIKELIEST = 4096     # Decision: top-p looks at no more tokens than this: sorting 152,064 costs 9 ms on a CPU, these 1 ms
-PATIENCE = 5.0       # seconds without sound after which a sound card has gone
-PILE = 375           # frames (30 s) that may wait to be heard
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
 RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalty": (0.01, 100), "window": (0, 10_000)}
 
@@ -385,6 +386,9 @@ def talk_to_file(partner, args):
               f"slowest frame {1000 * max(took):.0f} of {1000 / partner.codec.config.frame_rate:.0f} ms) -> {args.target}")
     if not args.tail and len(said) and said[-rate // 4:].abs().max() > 0.01:
         print("the file ended while the model was speaking: --tail 5 lets it finish")
+    warning = pace.too_slow(sum(took) / max(1, len(took)), 1 / partner.codec.config.frame_rate)
+    if warning:
+        print(warning)
 
 
 def read_kept(path):
@@ -407,83 +411,16 @@ def talk_again(partner, args):
                                           if len(differ) else "is the same, sample for sample"))
 
 
-def level(samples):
-    """A frame's meter, eight signs for 60 dB."""
-    full = round(8 + torch.log10(samples.square().mean() + 1e-9).item() * 10 / 7.5)
-    return f"{'#' * max(0, min(8, full)):.<8}"
-
-
-def sound_system():
-    try:
-        import sounddevice
-        return sounddevice
-    except ModuleNotFoundError:
-        raise ValueError("a microphone needs the sounddevice package: pip install sounddevice, or give --in and --out") from None
-    except OSError as error:  # PortAudio itself is missing
-        raise ValueError(f"no sound system here ({error}): install PortAudio, or give --in and --out") from None
-
-
-class SoundCard:
-    """Microphone and loudspeaker at the card's own rate. The card's thread fills and empties two queues, so that a late frame
-    loses no sound that was heard. Iterating gives frames heard; it ends with ValueError when the card gives none."""
-
-    def __init__(self, sounddevice, rate, size, devices):
-        import soxr
-        self.heard, self.said, self.size, self.lost = queue.Queue(PILE), queue.Queue(), size, 0
-        try:
-            sounddevice.check_input_settings(devices[0], 1, "float32", samplerate=rate)
-            sounddevice.check_output_settings(devices[1], 1, "float32", samplerate=rate)
-            native = rate
-        except sounddevice.PortAudioError:  # not at 24 kHz
-            native = round(sounddevice.query_devices(devices[0], "input")["default_samplerate"])
-        self.down, self.up = (soxr.ResampleStream(*rates, 1, dtype="float32") if native != rate else None
-                              for rates in ((native, rate), (rate, native)))
-        self.ears = self.mouth = np.zeros(0, np.float32)
-        self.stream = sounddevice.Stream(samplerate=native, blocksize=round(native * size / rate), channels=1, dtype="float32",
-                                         device=devices, callback=self.turn)
-
-    def turn(self, indata, outdata, *_):
-        heard = indata[:, 0].copy()
-        self.ears = np.concatenate([self.ears, self.down.resample_chunk(heard) if self.down else heard])
-        while len(self.ears) >= self.size:
-            frame, self.ears = self.ears[:self.size], self.ears[self.size:]
-            self.lost += self.heard.full()
-            if not self.heard.full():
-                self.heard.put_nowait(torch.from_numpy(frame))
-        while self.said.qsize() > 2:  # after late frames the answer skips what would make it lag from now on
-            self.said.get_nowait()
-        while len(self.mouth) < len(outdata):
-            said = np.zeros(self.size, np.float32) if self.said.empty() else self.said.get_nowait()
-            self.mouth = np.concatenate([self.mouth, self.up.resample_chunk(said) if self.up else said])
-        outdata[:, 0], self.mouth = self.mouth[:len(outdata)], self.mouth[len(outdata):]
-
-    def __iter__(self):
-        while True:
-            try:
-                yield self.heard.get(timeout=PATIENCE)
-            except queue.Empty:
-                raise ValueError(f"the sound device gave nothing for {PATIENCE:g} s: connect it and start again") from None
-
-
 def talk_to_microphone(partner, args):
     """No --in: sound devices, until Ctrl-C. Raises ValueError, one sentence, where there are none, or when they go away."""
-    sounddevice, config, late, clear = sound_system(), partner.codec.config, 0, "\r\033[K" if sys.stdout.isatty() else ""
-    monologue, budget = partner.monologue(lambda *_, **__: None), 1000 / config.frame_rate
-    try:
-        card = SoundCard(sounddevice, config.sample_rate, config.frame_size, (args.input_device, args.output_device))
-        with card.stream, kept(args, config.sample_rate) as keep:
-            print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.")
-            for heard, said, seconds in hold(partner, card, monologue, args.seed, keep):
-                card.said.put(said.numpy())
-                late += 1000 * seconds > budget
-                while len(monologue.lines) > bool(monologue.ids):  # a line that is whole stays above the status
-                    print(clear + "{:7.2f} s  {}".format(*monologue.lines.pop(0)))
-                behind = card.heard.qsize() * budget / 1000
-                print(f"{clear}you {level(heard)} model {level(said)} {1000 * seconds:3.0f} of {budget:.0f} ms, {late} late"
-                      f"{f', {behind:.1f} s behind' * (behind > 0.2)}{f', {card.lost} lost' * (card.lost > 0)}"
-                      f"  {''.join(text for _, text in monologue.lines[-1:])[-40:]}", end="", flush=True) if clear else None
-    except sounddevice.PortAudioError as error:
-        raise ValueError(f"no microphone and loudspeaker to use ({error}): connect them, or give --in and --out") from None
+    config = partner.codec.config
+    monologue = partner.monologue(lambda *_, **__: None)
+    devices = (args.input_device, args.output_device)
+    with (sound_card.SoundCard(config.sample_rate, config.frame_size, *devices) as card,
+          kept(args, config.sample_rate) as record):
+        print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.", flush=True)
+        talk = hold(partner, card, monologue, args.seed, record)
+        sound_card.show(card, talk, monologue, 1 / config.frame_rate)
 
 
 def main(arguments=None):
@@ -552,7 +489,7 @@ def warn_of_context(config, context):
 def run(args):
     """The way in that was asked for. Raises OSError or ValueError, one sentence."""
     if args.list_devices:
-        return print(sound_system().query_devices())
+        return sound_card.list_devices()
     for name, low in (("tail", 0), ("sessions", 1), ("context", 2), ("frames", 1)):
         if getattr(args, name) is None:
             continue
@@ -565,6 +502,8 @@ def run(args):
     if args.record and (args.serve is not None or args.replay or args.record == args.target):
         raise ValueError("--record keeps a talk by file or microphone, in a file of its own")
     mimi.check_device(args.device)
+    if args.serve is None and not (args.source or args.replay or args.bench):
+        sound_card.check_devices(args.input_device, args.output_device)
     if args.source:
         args.question = mimi.read_audio(args.source)
     for target in filter(None, (args.target, args.record)):
@@ -575,10 +514,12 @@ def run(args):
                  fast=args.device.startswith("cuda") and not args.eager)
     if args.bench:
         model, codec = speed.subject(args, dtype)
+        pace.settle_threads(model, codec)
         return speed.bench(args, model, codec, Duplex(model, Sampling(**given), codec=codec, **shape))
     args.again = read_kept(args.replay) if args.replay else None
     args.sampling = args.again[2] if args.again else Sampling.of(args.model, **given)
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
+    pace.settle_threads(partner.model, partner.codec)
     warn_of_context(partner.model.config, args.context)
     way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else server.serve
     way(partner, args)
