@@ -2,9 +2,10 @@
 import sys
 import threading
 import time
-import types
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,39 +55,112 @@ def shipped():
     return chat.SHIPPED
 
 
+@dataclass
+class Device:
+    """A made-up sound device: the rates and channels that it takes, and channels that it has."""
+    name: str = "device"
+    channels_in: int = 1
+    channels_out: int = 1
+    native: int = 24_000
+    rates: tuple = (24_000,)
+    channels: tuple = (1,)
+
+    def entry(self):
+        return {"name": self.name, "max_input_channels": self.channels_in, "max_output_channels": self.channels_out,
+                "default_samplerate": float(self.native)}
+
+
+class MadeUpSound:
+    """In the sounddevice package's place. Its first microphone gives `blocks` of `sound` [N, channels], as fast as they are
+    taken, and is then unplugged; what its loudspeaker plays in the same time is in `played`, blocks [N, channels]."""
+    PortAudioError = type("PortAudioError", (Exception,), {})
+
+    def __init__(self, sound, devices):
+        self.sound = sound
+        self.devices = devices
+        self.played = []
+        self.microphone = None
+        self.loudspeaker = None
+        self.opened = {}
+
+    def query_devices(self, number=None, kind=None):
+        if number is None and kind is None:
+            return [device.entry() for device in self.devices]
+        if number is not None:
+            return self.devices[number].entry()
+        for device in self.devices:
+            if device.entry()[f"max_{kind}_channels"]:
+                return device.entry()
+        raise self.PortAudioError("Error querying device -1")
+
+    def check(self, kind, number, channels, samplerate):
+        takes = f"max_{kind}_channels"
+        device = self.devices[number] if number is not None else next(d for d in self.devices if d.entry()[takes])
+        if samplerate not in device.rates:
+            raise self.PortAudioError("Invalid sample rate [PaErrorCode -9997]")
+        if channels not in device.channels:
+            raise self.PortAudioError("Invalid number of channels [PaErrorCode -9998]")
+
+    def check_input_settings(self, device, channels, dtype, samplerate):
+        self.check("input", device, channels, samplerate)
+
+    def check_output_settings(self, device, channels, dtype, samplerate):
+        self.check("output", device, channels, samplerate)
+
+    def InputStream(self, device, channels, dtype, samplerate, blocksize, callback):
+        self.check("input", device, channels, samplerate)
+        self.opened["input"] = (samplerate, channels)
+        self.microphone = MadeUpStream(self, callback, blocksize, channels)
+        return self.microphone
+
+    def OutputStream(self, device, channels, dtype, samplerate, blocksize, callback):
+        self.check("output", device, channels, samplerate)
+        self.opened["output"] = (samplerate, channels)
+        self.loudspeaker = MadeUpStream(self, callback, blocksize, channels)
+        return self.loudspeaker
+
+    def run(self):
+        """The clock of both devices."""
+        size = self.microphone.size
+        for start in range(0, len(self.sound), size):
+            block = self.sound[start:start + size]
+            self.microphone.callback(block, len(block), None, None)
+            output = np.ones((self.loudspeaker.size, self.loudspeaker.channels), np.float32)
+            self.loudspeaker.callback(output, len(output), None, None)
+            self.played.append(output)
+            while self.microphone.active and self.microphone.callback.__self__.blocks.qsize() > 1:
+                time.sleep(0.001)
+        self.microphone.active = False
+
+
+class MadeUpStream:
+    """One direction. The microphone's start and end are those of the clock."""
+
+    def __init__(self, system, callback, size, channels):
+        self.system = system
+        self.callback = callback
+        self.size = size
+        self.channels = channels
+        self.active = False
+        self.thread = None
+
+    def start(self):
+        self.active = True
+        if self is self.system.microphone:
+            self.thread = threading.Thread(target=self.system.run)
+            self.thread.start()
+
+    def close(self):
+        self.active = False
+        if self.thread:
+            self.thread.join()
+
+
 @pytest.fixture
 def sound_card(monkeypatch):
-    """sound_card(frames): a made-up sounddevice whose card gives these frames, as fast as they are taken, and is then
-    unplugged. Returns the list of what it plays. native: a rate that it insists on."""
-    def plug(frames, native=24_000):
-        played = []
-
-        class Stream:
-            def __init__(self, samplerate, blocksize, channels, dtype, device, callback):
-                assert (samplerate, blocksize, channels, dtype) == (native, native * 2 // 25, 1, "float32")
-                self.callback, self.card = callback, callback.__self__
-
-            def run(self):
-                for frame in frames:
-                    out = frame[:, None] * 0
-                    self.callback(frame[:, None], out, len(frame), None, None)
-                    played.append(out)
-                    while self.card.heard.qsize() > 1:
-                        time.sleep(0.001)
-
-            def __enter__(self):
-                self.thread = threading.Thread(target=self.run)
-                self.thread.start()
-
-            def __exit__(self, *_):
-                self.thread.join()
-
-        def check(device, channels, dtype, samplerate):
-            if samplerate != native:
-                raise OSError("invalid sample rate")
-        monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(
-            Stream=Stream, PortAudioError=OSError, check_input_settings=check, check_output_settings=check,
-            query_devices=lambda *_: {"default_samplerate": float(native)}))
-        monkeypatch.setattr(chat, "PATIENCE", 0.5)
-        return played
+    """sound_card(sound, devices): plug in a made-up sounddevice -> MadeUpSound."""
+    def plug(sound, *devices):
+        system = MadeUpSound(sound, devices or [Device()])
+        monkeypatch.setitem(sys.modules, "sounddevice", system)
+        return system
     return plug

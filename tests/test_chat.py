@@ -198,36 +198,6 @@ def test_a_recorded_conversation_can_be_held_again(tmp_path, untrained, question
     assert "exists" in run("--in", question, "--out", tmp_path / "b.wav", "--model", untrained, "--record", both)
 
 
-@pytest.mark.parametrize("native", [24_000, 48_000])
-def test_a_microphone_is_heard_recorded_and_unplugged(tmp_path, untrained, sound_card, native):
-    """Catches a loop that does not run, loses sound, does not resample, or hangs when the card is gone."""
-    seconds = 2
-    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(seconds * native) / native)).astype(np.float32)
-    played = sound_card(tone.reshape(-1, native * 2 // 25), native)
-    assert "the sound device gave nothing for 0.5 s" in run("--model", untrained, "--record", tmp_path / "both.wav")
-    sound, rate = soundfile.read(tmp_path / "both.wav")
-    heard = sound[12_000:36_000, 0]  # past the filters' start
-    assert rate == 24_000 and len(sound) >= (seconds - 0.2) * rate
-    assert np.abs(np.fft.rfft(heard)).argmax() == 440 and heard.std() == pytest.approx(0.3 / 2 ** 0.5, rel=0.02)
-    assert all(samples.shape == (native * 2 // 25, 1) for samples in played) and np.abs(np.stack(played)).max() > 0
-
-
-def test_late_frames_lose_nothing_that_was_heard(untrained):
-    """Catches sound dropped while the model is slow, an answer that stays behind for good, and a queue without bound."""
-    class Sounds:
-        PortAudioError = OSError
-        check_input_settings = check_output_settings = staticmethod(lambda *_, **__: None)
-        Stream = staticmethod(lambda **_: None)
-    card, out = chat.SoundCard(Sounds, 24_000, 1920, (None, None)), np.zeros((1920, 1), np.float32)
-    for i in range(chat.PILE + 7):  # nothing is taken for 30 seconds
-        card.turn(np.full((1920, 1), i, np.float32), out)
-    assert [int(next(iter(card))[0]) for _ in range(5)] == [0, 1, 2, 3, 4] and card.lost == 7
-    for i in range(10):
-        card.said.put(np.full(1920, i, np.float32))
-    card.turn(out, out)
-    assert out[0, 0] == 8
-
-
 @pytest.mark.parametrize("bits, text, codes", [(8, 1e-4, 1e-4), (4, 0.02, 0.02)])
 def test_packed_weights(untrained, bits, text, codes):
     """Catches a wrong scale, offset, padding or order of packed weights; and layers that are left whole."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import mimi
 
 REFERENCE = Path(__file__).parent / "reference"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = mimi.PRESETS["tiny"]
 
 
@@ -139,6 +140,33 @@ def test_a_frame_can_be_compiled_whole(reference, ends):
         close(found[1], eager[1])
         n = min(30, found[0].shape[-1])
         assert torch.equal(found[0][:, :n], codec.encode(audio[i:i + 1, :, :n * 1920])[0]) and n > 20
+
+
+@pytest.mark.parametrize("ends", ["shipped", "seanet"])
+def test_long_sound_streams_as_it_encodes(reference, request, pytestconfig, ends):
+    """Catches a drift of the streams in a long talk: attention past its window, a ring that turns, a phase that is lost.
+    --long holds a minute; the default a tenth of it, which is past both windows.
+
+    A code may differ where two are equally near and rounding decides, so the latent is compared as well."""
+    codec = reference[0] if ends == "seanet" else mimi.load(request.getfixturevalue("shipped"))
+    frames = 750 if pytestconfig.getoption("long") else 100
+    assert frames > codec.config.context
+    audio = mimi.read_audio(EXAMPLES / "questions.flac").repeat(3)[:frames * 1920]
+    audio = audio + 0.002 * torch.randn(len(audio), generator=torch.Generator().manual_seed(5))
+    audio = audio[None, None]
+    with torch.inference_mode():
+        latent = codec.to_latent(audio)
+        codes = codec.encode(audio)
+        decoded = codec.decode(codes)
+        with codec.streaming(1):
+            latents = [codec.to_latent(frame) for frame in audio.split(1920, -1)]
+        with codec.streaming(1):
+            sounds = [codec.decode(frame) for frame in codes.split(1, -1)]
+    streamed_latent = torch.cat(latents, -1)
+    close(streamed_latent, latent)
+    close(torch.cat(sounds, -1), decoded)
+    differ = (codec.quantizer.encode(streamed_latent) != codes).any(1).sum().item()
+    assert differ <= frames // 50, f"{differ} of {frames} frames have other codes"
 
 
 def test_long_clips_go_piece_by_piece(reference, monkeypatch):

@@ -10,6 +10,7 @@ Unusual here:
   after every one of them win nothing on idle cores. Beside another busy program they lose everything: the thread that
   waits spins through its share of time, while the one that it waits for has no core.
 """
+import math
 import os
 from collections import deque
 
@@ -36,7 +37,8 @@ def too_slow(seconds, budget):
     """What to tell the user of a machine that needs `seconds` for a frame of `budget` seconds, or None where it keeps up."""
     if seconds <= budget:
         return None
-    return (f"this machine takes {1000 * seconds:.0f} ms for a frame of {1000 * budget:.0f} ms, so a live talk falls behind: "
+    milliseconds = math.ceil(1000 * seconds)  # 81, not "80 of 80"
+    return (f"this machine takes {milliseconds} ms for a frame of {1000 * budget:.0f} ms, so a live talk falls behind: "
             "end other programs, or take a smaller model or a GPU (--device cuda)")
 
 

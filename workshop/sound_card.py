@@ -27,6 +27,7 @@ import torch
 from workshop.pace import Pace
 
 PATIENCE = 5.0     # seconds without sound after which a microphone has gone
+GLANCE = 0.1       # seconds after which a microphone that gives nothing is looked at
 PILE = 10.0        # seconds that may wait to be listened to
 LAG = 3            # frames that may wait to be played
 BLOCK = 0.04       # seconds of a device's block: whole samples at 11.025, 16, 22.05, 44.1 and 48 kHz
@@ -145,7 +146,7 @@ def resampler(source, target):
 
 
 class Microphone:
-    """Iterating gives frames, float32 tensors [size] at `rate`. It ends with ValueError when the device gives none."""
+    """Iterating gives frames, float32 tensors [size] at `rate`. It ends with ValueError when no more come."""
 
     def __init__(self, sounddevice, number, rate, size):
         self.rate, self.size = rate, size
@@ -174,15 +175,21 @@ class Microphone:
         """Seconds that wait to be listened to."""
         return self.blocks.qsize() * BLOCK + len(self.samples) / self.rate
 
+    def next_block(self):
+        """The oldest block that waits. Raises ValueError when none comes: the device has stopped, or hangs."""
+        for _ in range(round(PATIENCE / GLANCE)):
+            try:
+                return self.blocks.get(timeout=GLANCE)
+            except queue.Empty:
+                if not self.stream.active:
+                    break
+        raise ValueError("the microphone gives nothing any more: connect it and start again")
+
     def __iter__(self):
         while True:
             while len(self.samples) < self.size:
-                try:
-                    block = self.blocks.get(timeout=PATIENCE)
-                except queue.Empty:
-                    raise ValueError(f"the microphone gave nothing for {PATIENCE:g} s: "
-                                     "connect it and start again") from None
-                samples = self.resample(np.ascontiguousarray(self.mix(block)))
+                mixed = self.mix(self.next_block())
+                samples = self.resample(np.ascontiguousarray(mixed))
                 self.samples = np.concatenate([self.samples, samples])
             frame = self.samples[:self.size]
             self.samples = self.samples[self.size:]
