@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import soxr
 import torch
 
 import chat
@@ -51,8 +50,8 @@ def test_each_device_is_opened_as_it_wants(sound_card, devices, opened):
 
 @pytest.mark.parametrize("devices", [[Device()], [EARPHONE, BOX], [Device("two", 2, 2, 44_100, (44_100,), (2,))]])
 def test_a_microphone_is_heard_recorded_and_unplugged(tmp_path, untrained, sound_card, devices):
-    """Catches a pitch or loudness that changes; sound that is lost; a channel that stays silent; an answer at a wrong rate; and
-    a talk that hangs when the microphone is gone."""
+    """Catches a pitch or loudness that changes; sound that is lost; a channel that stays silent; and a talk
+    that hangs when the microphone is gone."""
     microphone, loudspeaker = devices[0], devices[-1]
     sound = np.repeat(tone(microphone.native, 1.6)[:, None], microphone.channels[0], 1)
     system = sound_card(sound, *devices)
@@ -67,17 +66,24 @@ def test_a_microphone_is_heard_recorded_and_unplugged(tmp_path, untrained, sound
     played = np.concatenate(system.played)
     assert played.shape == (round(1.6 * loudspeaker.native), loudspeaker.channels[0])
     assert (played == played[:, :1]).all()
-    expected = soxr.resample(model_audio, 24_000, loudspeaker.native)
-    assert loudness_by_pitch(played[:, 0], loudspeaker.native) == pytest.approx(
-        loudness_by_pitch(expected, loudspeaker.native), abs=0.1)
+    assert np.abs(model_audio).max() > 0 and np.abs(played).max() > 0
 
 
-def loudness_by_pitch(samples, rate):
-    """Share of the power below 1 kHz, from 1 to 4, and above: what a wrong rate would move."""
-    power = np.abs(np.fft.rfft(samples)) ** 2
-    pitch = np.fft.rfftfreq(len(samples), 1 / rate)
-    bands = [power[(pitch >= low) & (pitch < high)].sum() for low, high in ((0, 1000), (1000, 4000), (4000, 12_000))]
-    return [band / sum(bands) for band in bands]
+@pytest.mark.parametrize("loudspeaker", [Device(), BOX, Device("headset", 1, 1, 16_000, (16_000,), (1,))])
+def test_an_answer_keeps_its_pitch(sound_card, loudspeaker):
+    """Catches frames that are played at another rate than the device's: another pitch, and gaps or a lag."""
+    system = sound_card(np.zeros((0, 1), np.float32), loudspeaker)
+    mouth = cards.Loudspeaker(system, None, 24_000, SIZE)
+    blocks = []
+    for frame in torch.from_numpy(tone(24_000, 2.0)).split(SIZE):
+        mouth.play(frame)
+        for _ in range(2):
+            blocks.append(np.ones((mouth.stream.size, mouth.stream.channels), np.float32))
+            mouth.fill(blocks[-1])
+    rate = loudspeaker.native
+    second = np.concatenate(blocks)[rate // 2:rate // 2 + rate, 0]
+    assert np.abs(np.fft.rfft(second)).argmax() == 440
+    assert second.std() == pytest.approx(0.3 / 2 ** 0.5, rel=0.02)
 
 
 def test_several_channels_become_one():
