@@ -47,7 +47,6 @@ from flm import K
 from stream import FRAME_RATE
 from workshop import server, sound_card
 
-
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
 PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
 LIKELIEST = 4096     # Decision: top-p looks at no more tokens than this: sorting 152,064 costs 9 ms on a CPU, these 1 ms
