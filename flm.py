@@ -22,16 +22,18 @@ N = B * T frames for the depth transformer; beside them H heads, d a head's widt
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from workshop.files import replacing
 
 K = 8
 
@@ -41,6 +43,25 @@ class LoadError(ValueError):
 
 
 # --- configuration ---
+
+def rope_settings(values):
+    """What a config.json says of RoPE, in the older group (rope_scaling) or the newer (rope_parameters), as one dict with
+    `rope_type`. Raises ValueError where a group is no object."""
+    settings = {"rope_type": "default"}
+    for group in ("rope_scaling", "rope_parameters"):
+        inner = values.get(group)
+        if inner is None:
+            continue
+        if not isinstance(inner, dict):
+            raise ValueError(f"{group} must be an object of settings, not {inner!r}")
+        inner = dict(inner)
+        older_name = inner.pop("type", "default")
+        kind = inner.pop("rope_type", older_name)
+        if kind != "default":
+            settings["rope_type"] = kind
+        settings |= inner
+    return settings
+
 
 # config.json nests two groups; here they are fields like all others. Key in the file -> field.
 _GROUPS = {
@@ -99,34 +120,53 @@ class Config:
     #                                     has no such key and ignores it. Distances beyond it were never seen in training.
 
     def __post_init__(self):
-        for name in ("vocab_size", "aud_vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads", "max_position_embeddings", "depth_layers", "depth_heads", "depth_dim"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number above 0, not {getattr(self, name)!r}")
-        if self.trained_frames is not None and (type(self.trained_frames) is not int or self.trained_frames < 1):
-            raise ValueError(f"trained_frames must be a whole number above 0, not {self.trained_frames!r}")
+        self._check_kinds()
         whole = [("num_attention_heads", "num_key_value_heads"), ("depth_dim", "depth_heads")]
-        for size, parts in whole + [("hidden_size", "num_attention_heads")] * (self.head_dim is None):
+        if self.head_dim is None:
+            whole.append(("hidden_size", "num_attention_heads"))
+        for size, parts in whole:
             if getattr(self, size) % getattr(self, parts):
                 raise ValueError(f"{size} {getattr(self, size)} must be a multiple of {parts} {getattr(self, parts)}")
         if self.head_dim is None:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.head_dim % 2 or self.head_dim < 2:
+        if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even, because RoPE turns pairs")
-        for name in ("wait_token", "asr_token", "answer_token", "pad_token", "empty_token"):
-            token, size = getattr(self, name), "aud_vocab_size" if name in ("pad_token", "empty_token") else "vocab_size"
-            if token not in range(getattr(self, size)) and not (token is None and name in ("asr_token", "answer_token")):
-                raise ValueError(f"{name} must be an id below {size} {getattr(self, size)}, not {token!r}")
+        for name, size in (("wait_token", "vocab_size"), ("asr_token", "vocab_size"), ("answer_token", "vocab_size"),
+                           ("pad_token", "aud_vocab_size"), ("empty_token", "aud_vocab_size")):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < getattr(self, size):
+                raise ValueError(f"{name} must be an id below {size} {getattr(self, size)}, not {token}")
+
+    def _check_kinds(self):
+        """Raise ValueError where a value is of the wrong kind: what a file says may be anything that JSON can hold."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if field.type in (int, int | None):
+                lowest = 0 if field.name.endswith("_token") else 1
+                if type(value) is not int or value < lowest:
+                    above = "0 or more" if lowest == 0 else "above 0"
+                    raise ValueError(f"{field.name} must be a whole number {above}, not {value!r}")
+            elif field.type is float:
+                if type(value) not in (int, float) or not 0 < value < math.inf:
+                    raise ValueError(f"{field.name} must be a number above 0, not {value!r}")
+            elif type(value) is not bool:
+                raise ValueError(f"{field.name} must be true or false, not {value!r}")
 
     @classmethod
     def from_json(cls, values):
         """The release's config.json, as a dict, -> Config. Raises ValueError that names unknown, missing or impossible keys."""
-        rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
-        values = {"rope_type": rope.pop("type", "default"), **rope, **values}
+        if not isinstance(values, dict):
+            raise ValueError(f"a configuration is an object of settings, not {values!r}")
+        rope = rope_settings(values)
+        values = {**rope, **{key: value for key, value in values.items() if value is not None or key not in rope}}
         known = {f.name: f.name for f in fields(cls)}  # key in the file, or group.key -> field
         for group, keys in _GROUPS.items():
             known |= {f"{group}.{key}": known.pop(name) for key, name in keys.items()}
             inner = values.pop(group, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{group} must be an object of settings, not {inner!r}")
             values |= {f"{group}.{key}": inner[key] for key in inner}
         for key, allowed in _FIXED.items():
             if values.get(key, allowed[0]) not in allowed:
@@ -483,6 +523,14 @@ def _read_json(file):
         raise LoadError(f"{file} is not JSON: {error}") from None
 
 
+def is_finite(tensor):
+    """Whether a tensor holds neither NaN nor infinity, in one pass and without a copy. True for one without values (meta)."""
+    if tensor.is_meta or not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # NaN wins over every number
+    return bool(low.isfinite() & high.isfinite())
+
+
 def _fill(model, folder, device, dtype, rename=lambda name: name, optional=(), convert=None):
     """Assign the folder's tensors to the model. Each is mapped from disk and cast alone, so the weights are never held twice.
     `rename` gives our name of a tensor, or None to leave it; `optional` names may be absent; `convert` as in `load`."""
@@ -490,7 +538,12 @@ def _fill(model, folder, device, dtype, rename=lambda name: name, optional=(), c
     index = folder / "model.safetensors.index.json"
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     sharded, lacking = index.exists(), shapes.keys() - set(optional)
-    names = set(_read_json(index).get("weight_map", {}).values()) if sharded else {"model.safetensors"}
+    names = {"model.safetensors"}
+    if sharded:
+        try:
+            names = set(_read_json(index)["weight_map"].values())
+        except (AttributeError, KeyError, TypeError):
+            raise LoadError(f"{index} has no weight_map that says which file holds which tensor") from None
     for file in [folder / name for name in sorted(names)]:
         if not file.exists():
             raise LoadError(f"{file} is missing" + (f", and {index.name} lists it" if sharded else ""))
@@ -506,6 +559,8 @@ def _fill(model, folder, device, dtype, rename=lambda name: name, optional=(), c
                         raise LoadError(f"{file}: tensor {theirs} is {list(tensor.shape)} and should be {list(shapes[name])}")
                     if not tensor.is_floating_point():
                         raise LoadError(f"{file}: tensor {theirs} is {tensor.dtype}, and weights are floating point")
+                    if not is_finite(tensor):
+                        raise LoadError(f"{file}: tensor {theirs} holds values that are no finite numbers: these weights are spoilt")
                     owner = model.get_submodule(path := name.rpartition(".")[0])
                     setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor.to(device=device, dtype=dtype)))
                     lacking.discard(name)
@@ -526,7 +581,7 @@ def load(path, device="cpu", dtype=torch.float32, convert=None):
     values = _read_json(folder / "config.json")
     try:
         model = FLM(Config.from_json(values))
-    except (ValueError, TypeError, AttributeError) as error:  # the last two: a value of the wrong kind
+    except ValueError as error:
         raise LoadError(f"{folder / 'config.json'}: {error}") from None
     _fill(model, folder, device, dtype, convert=convert)
     return model
@@ -539,8 +594,19 @@ def from_qwen(path, config, device="cpu", dtype=torch.float32):
     Raises LoadError where the checkpoint is not of the config's shape, or as `load` does."""
     folder = resolve(path)
     values = _read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise LoadError(f"{folder / 'config.json'} is no configuration: it must be an object of settings")
     values = values.get("text_config", values)  # the vision-language model of newer transformers nests its language part
-    theirs = {**(values.get("rope_parameters") or {}), **values}
+    try:
+        rope = rope_settings(values)
+    except ValueError as error:
+        raise LoadError(f"{folder / 'config.json'}: {error}") from None
+    if rope["rope_type"] not in _FIXED["rope_type"]:
+        raise LoadError(f"{folder / 'config.json'} has RoPE of type {rope['rope_type']}, which turns every position by other angles: "
+                        "only plain RoPE can be started from")
+    if values.get("use_sliding_window"):
+        raise LoadError(f"{folder / 'config.json'} has use_sliding_window, and this model attends to all that it remembers")
+    theirs = {**rope, **{key: value for key, value in values.items() if value is not None}}
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads", "rms_norm_eps", "rope_theta"):
         if theirs.get(name) != getattr(config, name):
@@ -564,29 +630,34 @@ def from_qwen(path, config, device="cpu", dtype=torch.float32):
 def save(model, folder, max_shard_bytes=5 * 10**9):
     """Write config.json and model.safetensors, or shards of at most `max_shard_bytes` (or one tensor) and their index.
 
-    Everything is written beside and then renamed, so a full disk costs no older checkpoint. Raises OSError, one sentence."""
+    Everything is written beside and then renamed, so a full disk costs no older checkpoint. Raises ValueError for
+    weights that are not finite, OSError where they cannot be written; one sentence each."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    folder, tensors, texts = Path(folder), model.state_dict(), {"config.json": model.config.to_json()}
+    folder = Path(folder)
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ValueError(f"the model is not written to {folder}: its tensor {name} holds values that are no finite numbers")
+    texts = {"config.json": model.config.to_json()}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_bytes)
     if split.is_sharded:
         texts["model.safetensors.index.json"] = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    names = split.filename_to_tensors
+    shards = split.filename_to_tensors
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, shard in names.items():
-            save_file({key: tensors[key].contiguous() for key in shard}, folder / f"{name}.part", metadata={"format": "pt"})
-        for name, values in texts.items():
-            (folder / f"{name}.part").write_text(json.dumps(values, indent=1))
-        for name in [*names, *texts]:
-            os.replace(folder / f"{name}.part", folder / name)
+        with ExitStack() as files:  # all are renamed when all are written
+            for name, members in shards.items():
+                beside = files.enter_context(replacing(folder / name))
+                save_file({key: tensors[key].contiguous() for key in members}, beside, metadata={"format": "pt"})
+            for name, values in texts.items():
+                beside = files.enter_context(replacing(folder / name))
+                beside.write_text(json.dumps(values, indent=1))
         for old in folder.glob("model*.safetensors*"):
-            if old.name not in (*names, *texts):
+            if old.name not in (*shards, *texts):
                 old.unlink()  # of a save with other shards: an old index would be read in place of the new file
     except (OSError, SafetensorError) as error:
-        for part in folder.glob("*.part"):
-            part.unlink()
         raise OSError(f"the model cannot be written to {folder}: {error}") from None
 
 

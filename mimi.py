@@ -21,7 +21,6 @@ Shapes: B batch, N samples, T frames, K = 8 codebooks used, D latent width, S st
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections import OrderedDict
@@ -32,6 +31,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from workshop.files import replacing
 
 K = 8
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -580,6 +581,9 @@ def load(path, device="cpu"):
             raise LoadError(f"{file} has a tensor {name} that this codec does not")
         if tensors[name].shape != expected[name]:
             raise LoadError(f"{file}: tensor {name} is {list(tensors[name].shape)} and should be {list(expected[name])}")
+        low, high = tensors[name].aminmax()
+        if not low.isfinite() & high.isfinite():
+            raise LoadError(f"{file}: tensor {name} holds values that are no finite numbers: these weights are spoilt")
     codec.load_state_dict(tensors)
     return codec.eval().requires_grad_(False).to(device)
 
@@ -587,11 +591,12 @@ def load(path, device="cpu"):
 def save(codec, folder):
     """Write mimi.json and mimi.safetensors, beside and then renamed."""
     from safetensors.torch import save_file
-    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, folder / "mimi.safetensors.part")
-    (folder / "mimi.json.part").write_text(json.dumps(asdict(codec.config), indent=1))
-    for name in ("mimi.safetensors", "mimi.json"):
-        os.replace(folder / f"{name}.part", folder / name)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in codec.state_dict().items()}
+    with replacing(folder / "mimi.safetensors") as weights, replacing(folder / "mimi.json") as settings:
+        save_file(tensors, weights)
+        settings.write_text(json.dumps(asdict(codec.config), indent=1))
 
 
 def read_audio(path, sample_rate=24_000):

@@ -21,9 +21,9 @@ Unusual here:
 Shapes: T frames, K = 8 codebooks.
 """
 import argparse
+import hashlib
 import itertools
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+from workshop.files import replacing
 
 K = 8
 SPEECH_DELAY = 2    # frames from a response's first word to its first sound, sections 3.1 and 3.2.2
@@ -278,18 +280,33 @@ def undelay(rows):
 
 # --- files ---
 
+COLUMNS = ("text", "speak", "listen", "loss", "lengths")  # the tensors of a file of grids
+
+
+def digest(tensors):
+    """What tells a file's payload from any other: a hash of its tensors' bytes, as text."""
+    payload = hashlib.blake2b(digest_size=16)
+    for name in COLUMNS:
+        payload.update(tensors[name].contiguous().numpy().tobytes())
+    return payload.hexdigest()
+
+
 def save(grids, file):
-    """Write many grids to one safetensors file: their frames one after the other, and their lengths. Raises GridError."""
+    """Write many grids to one safetensors file: their frames one after the other, their lengths, and a digest of it all.
+    Raises GridError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    tensors = {"text": torch.cat([g.text for g in grids]).int(), "speak": torch.cat([g.speak for g in grids]).short(),
-               "listen": torch.cat([g.listen for g in grids]).short(), "loss": torch.cat([g.loss for g in grids]),
-               "lengths": torch.tensor([len(g) for g in grids])}
+    tensors = {
+        "text": torch.cat([grid.text for grid in grids]).int(),
+        "speak": torch.cat([grid.speak for grid in grids]).short(),
+        "listen": torch.cat([grid.listen for grid in grids]).short(),
+        "loss": torch.cat([grid.loss for grid in grids]),
+        "lengths": torch.tensor([len(grid) for grid in grids]),
+    }
     try:
-        save_file(tensors, f"{file}.part")
-        os.replace(f"{file}.part", file)
+        with replacing(file) as beside:
+            save_file(tensors, beside, metadata={"digest": digest(tensors)})
     except (OSError, SafetensorError) as error:
-        Path(f"{file}.part").unlink(missing_ok=True)
         raise GridError(f"{file} cannot be written: {error}") from None
 
 
@@ -299,15 +316,18 @@ class Shard:
 
     def __init__(self, file):
         from safetensors import SafetensorError, safe_open
+        self.file = file
         try:
             self.tensors = safe_open(file, "pt")
             self.lengths = self.tensors.get_tensor("lengths").tolist()
             self.columns = [self.tensors.get_slice(name) for name in ("text", "speak", "listen", "loss")]
-            if {column.get_shape()[0] for column in self.columns} != {sum(self.lengths)}:
+            frames = {column.get_shape()[0] for column in self.columns}
+            if frames != {sum(self.lengths)} or min(self.lengths) < 1:
                 raise GridError("its lengths are not its frames'")
-        except (OSError, SafetensorError, GridError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise GridError(f"{file} is no file of token grids, or it is damaged: {error}") from None
-        self.spans = [slice(stop - length, stop) for length, stop in zip(self.lengths, itertools.accumulate(self.lengths))]
+        stops = itertools.accumulate(self.lengths)
+        self.spans = [slice(stop - length, stop) for length, stop in zip(self.lengths, stops)]
 
     def __len__(self):
         return len(self.lengths)
@@ -315,6 +335,35 @@ class Shard:
     def __getitem__(self, i):
         text, speak, listen, loss = (column[self.spans[i]] for column in self.columns)
         return Grid(text.long(), speak.long(), listen.long(), loss.clone())
+
+    def verify(self):
+        """Compare the payload with the file's digest. Returns False for a file that has none, as those of older versions.
+        Raises GridError where a byte is not what was written."""
+        written = (self.tensors.metadata() or {}).get("digest")
+        if written is None:
+            return False
+        if digest({name: self.tensors.get_tensor(name) for name in COLUMNS}) != written:
+            raise GridError(f"{self.file} is damaged: its payload is not what was written")
+        return True
+
+
+def check_ids(grid, text_size, audio_size):
+    """Raise GridError where a grid holds what no model of these vocabularies has: an id outside its vocabulary, or a loss class
+    in a channel that cannot carry it. A flipped bit on disk would otherwise end in a failed look-up within the model."""
+    for name, column, size in (("text", grid.text, text_size), ("speak", grid.speak, audio_size),
+                               ("listen", grid.listen, audio_size)):
+        low, high = column.aminmax()
+        if low < 0 or high >= size:
+            wrong = int(low if low < 0 else high)
+            raise GridError(f"{name} has the id {wrong}, outside 0 .. {size - 1}")
+    for name, column, classes in (("a text id", grid.loss[:, 0], (Loss.MONOLOGUE, Loss.WAIT)),
+                                  ("a semantic code", grid.loss[:, 1], (Loss.SEMANTIC,)),
+                                  ("an acoustic code", grid.loss[:, 2:], (Loss.ACOUSTIC,))):
+        known = column == Loss.NONE
+        for kind in classes:
+            known |= column == kind
+        if not known.all():
+            raise GridError(f"the loss class {int(column[~known][0])} cannot stand at {name}")
 
 
 # --- drawing ---

@@ -79,6 +79,20 @@ def option(group, help, default=None, **more):
 MAY_CHANGE = {"out", "beside", "paper", "valid", "valid_every", "micro", "device", "bfloat16", "recompute", "compile", "save_every", "keep"}
 
 
+# What makes sense of a setting: its smallest and largest value.
+LIMITS = {
+    "batch": (1, math.inf), "length": (2, math.inf), "micro": (1, math.inf), "save_every": (1, math.inf),
+    "valid_every": (1, math.inf), "keep": (1, math.inf), "epochs": (1e-9, 1e9), "lr": (0, 1e3),
+    "wait_weight": (0, 1e6), "semantic_weight": (0, 1e6),
+    "depth_share": (0, 1), "repeats": (0, 1), "hide": (0, 1), "hold_out": (0, 1),
+}
+
+
+def option_name(name):
+    """A field of Settings as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True)
 class Settings:
     """One run. None: the value follows from the stage or from the model's size, see `resolve`. Raises TrainError."""
@@ -111,15 +125,29 @@ class Settings:
     keep: int = option("checkpoints", "the newest so many stay", 2, type=int)
 
     def __post_init__(self):
-        above_0 = "batch", "length", "micro", "epochs", "save_every", "valid_every", "keep"
-        for wanted, right, names in (("given", bool, ("init", "out")),
-                                     ("from 0 to 1", lambda x: 0 <= x <= 1, ("depth_share", "repeats", "hide", "hold_out")),
-                                     ("above 0", lambda x: x is None or x > 0, above_0)):
-            for name in names:
-                if not right(getattr(self, name)):
-                    raise TrainError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)}")
+        for field in fields(self):
+            self._check_numbers(field)
+        for name in ("init", "out"):
+            if not getattr(self, name):
+                raise TrainError(f"{option_name(name)} must be given")
         if self.qwen and self.init not in flm.PRESETS:
             raise TrainError(f"--qwen starts a preset ({', '.join(flm.PRESETS)}), and --init is {self.init}")
+
+    def _check_numbers(self, field):
+        """Raise TrainError where a number is none, or outside what makes sense of it."""
+        value = getattr(self, field.name)
+        lowest, highest = LIMITS.get(field.name, (-math.inf, math.inf))
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        for number in numbers:
+            if type(number) not in (int, float):
+                continue
+            if not math.isfinite(number) or not lowest <= number <= highest:
+                bounds = f"{lowest} or more"
+                if highest < math.inf:
+                    bounds = f"from {lowest} to {highest:g}"
+                elif lowest == -math.inf:
+                    bounds = "a finite number"
+                raise TrainError(f"{option_name(field.name)} must be {bounds}, not {number}")
 
     def resolve(self, config):
         """The same with every None of the method filled in for a model of this flm.Config."""

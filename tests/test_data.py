@@ -239,7 +239,7 @@ def test_what_is_heard_may_have_a_codec_of_its_own(folder, tmp_path):
     mimi.save(other, tmp_path)
     with pytest.raises(data.DataError, match="has other codebooks than"):
         data.Encoder(folder, hearing=tmp_path)
-    with pytest.raises(data.DataError, match="--reaction must not be below 0 seconds"):
+    with pytest.raises(data.DataError, match="--reaction must be 0 .. 60 seconds"):
         data.encode(folder / "dialogs.jsonl", tmp_path / "g", **options, reaction=-1)
 
 

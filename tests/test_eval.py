@@ -1,6 +1,7 @@
 """Scores against answers worked by hand, and the batched engine against chat.py's own loop."""
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -244,6 +245,27 @@ def test_full_duplex_bench_folder(untrained, tmp_path):
         evaluation.main([*command[:-1], str(tmp_path / "other")])
 
 
+def test_full_duplex_bench_1_5_is_answered_and_not_graded(untrained, tmp_path, capsys):
+    """Catches folders of version 1.5 graded as back-channels, and a clean recording without its answer."""
+    folder = tmp_path / "samples" / "1"
+    folder.mkdir(parents=True)
+    for name in ("input", "clean_input"):
+        soundfile.write(folder / f"{name}.wav", np.zeros(16_000), 16_000)
+    (folder / "metadata.json").write_text("{}")
+    evaluation.main(["--fdb", str(tmp_path / "samples"), "--model", str(untrained), "--out", str(tmp_path / "out")])
+    assert "of Full-Duplex-Bench 1.5" in capsys.readouterr().err
+    assert {file.name for file in folder.glob("*output.wav")} == {"output.wav", "clean_output.wav"}
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == {"fdb": {}}
+
+
+def test_a_missing_recogniser_is_told_first(untrained, tmp_path, monkeypatch):
+    """Catches an hour of conversations that are held before the missing package is noticed."""
+    monkeypatch.setattr(evaluation, "Run", None)
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    with pytest.raises(SystemExit, match="--whisper lacks the package faster_whisper: pip install"):
+        evaluation.main(["--dialogs", "x", "--whisper", "--model", str(untrained), "--out", str(tmp_path)])
+
+
 def test_full_duplex_bench_by_hand():
     """Catches latency from the wrong end of the user's turn, and what was said before an interruption counted after it."""
     row = dict(task="interruption", end=3.0, seconds=6.0, spans=[[1.0, 2.5], [3.4, 3.9]], lines=[[1.0, "One, two, three, four."], [3.2, "Yes."]])
@@ -261,7 +283,9 @@ def test_full_duplex_bench_by_hand():
     ([], "nothing to measure: name --dialogs"), (["--snr", "10"], "--snr needs the questions of --dialogs"),
     (["--fdb", "nowhere"], "nowhere holds no input.wav"), (["--dialogs", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
     (["--grids", "nowhere"], "nowhere holds no grids"), (["--asr", "x", "--model", "nowhere"], "nowhere does not exist"),
-    (["--asr", "x", "--most", "0"], "--batch and --most must be 1 or more")])
+    (["--asr", "x", "--most", "0"], "--batch and --most must be 1 or more"),
+    (["--dialogs", "x", "--snr", "nan"], "--snr must be -100 .. 100, not nan"),
+    (["--dialogs", "x", "--leakage", "-1"], "--leakage must be 0 .. 10, not -1.0")])
 def test_mistakes_are_one_sentence(untrained, tmp_path, more, sentence):
     """Catches a traceback where a path is wrong or an option has no use."""
     with pytest.raises(SystemExit, match=sentence) as error:

@@ -1,5 +1,6 @@
 """flm.py against the release's outputs, against transformers, and against itself: cached, sharded, broken on purpose."""
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import flm
 
 REFERENCE = Path(__file__).parent / "reference"
+QWEN_SMALL = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
 
 
 @pytest.fixture
@@ -74,6 +76,51 @@ def test_from_qwen_reads_a_vision_language_checkpoint(tmp_path):
     assert torch.equal(plain.model.layers[1].mlp.up_proj.weight, nested.model.layers[1].mlp.up_proj.weight)
     with pytest.raises(flm.LoadError, match="has vocab_size 97, and the model to be started has 98"):
         flm.from_qwen(source, replace(config, vocab_size=98))
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "has RoPE of type yarn"),
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}, "has RoPE of type llama3"),
+    ({"use_sliding_window": True}, "has use_sliding_window"),
+    ({"rope_scaling": 3}, "rope_scaling must be an object")])
+def test_a_qwen_that_computes_otherwise_is_refused(tmp_path, changes, sentence):
+    """Catches a checkpoint whose other positions, or whose window, are left out without a word: it would start, and be wrong."""
+    source = shutil.copytree(REFERENCE / "qwen_small", tmp_path / "qwen")
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | changes))
+    with pytest.raises(flm.LoadError, match=sentence):
+        flm.from_qwen(source, QWEN_SMALL)
+
+
+def test_an_empty_rope_theta_is_no_rope_theta(tmp_path):
+    """Catches a checkpoint of newer transformers that is refused because its older key is null."""
+    source = shutil.copytree(REFERENCE / "qwen_small", tmp_path / "qwen")
+    values = json.loads((source / "config.json").read_text())
+    values |= {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": QWEN_SMALL.rope_theta}}
+    (source / "config.json").write_text(json.dumps(values))
+    assert flm.from_qwen(source, QWEN_SMALL).config == QWEN_SMALL
+
+
+def test_spoilt_weights_are_not_written(tmp_path):
+    """Catches a training that has come to NaN and replaces the good model before it."""
+    model = flm.init_weights(flm.FLM(flm.PRESETS["tiny"]))
+    flm.save(model, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model.model.norm.weight.data[3] = float("inf")
+    with pytest.raises(ValueError, match="its tensor model.norm.weight holds values that are no finite numbers"):
+        flm.save(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path):
+    """Catches weights that their owner alone can read, which the safetensors library makes."""
+    before = os.umask(0o022)
+    try:
+        flm.save(flm.init_weights(flm.FLM(flm.PRESETS["tiny"])), tmp_path)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}
+    assert len(list(tmp_path.iterdir())) == 2, "nothing is left beside"
 
 
 @torch.no_grad()
@@ -211,6 +258,13 @@ def lose_shard(folder):
 
 
 NAME = "model.norm.weight"
+
+
+def lose_map(folder):
+    lose_shard(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+
+
 FAULTS = {
     "missing tensor": (lambda f: rewrite(f, lambda t: t.pop(NAME)), f"model.safetensors lacks the tensor {NAME}"),
     "extra tensor": (lambda f: rewrite(f, lambda t: t.update(more=torch.zeros(1))), "model.safetensors has a tensor more"),
@@ -226,7 +280,17 @@ FAULTS = {
     "heads": (lambda f: reconfigure(f, num_attention_heads=3), "must be a multiple of num_key_value_heads"),
     "token": (lambda f: reconfigure(f, vocab_size=5), "wait_token must be an id below vocab_size 5, not 7"),
     "rope": (lambda f: reconfigure(f, rope_scaling={"type": "yarn"}), "rope_type must be 'mrope' or 'default', not 'yarn'"),
-    "group": (lambda f: reconfigure(f, aud_depthgpt=3), "config.json: 'int' object is not iterable"),
+    "group": (lambda f: reconfigure(f, aud_depthgpt=3), "config.json: aud_depthgpt must be an object of settings, not 3"),
+    "list": (lambda f: (f / "config.json").write_text("[1]"), "config.json: a configuration is an object of settings"),
+    "whole": (lambda f: reconfigure(f, hidden_size=32.0), "hidden_size must be a whole number above 0, not 32.0"),
+    "truth": (lambda f: reconfigure(f, num_hidden_layers=True), "num_hidden_layers must be a whole number above 0, not True"),
+    "number": (lambda f: reconfigure(f, rope_theta="10000"), "rope_theta must be a number above 0, not '10000'"),
+    "flag": (lambda f: reconfigure(f, attention_bias="no"), "attention_bias must be true or false, not 'no'"),
+    "rope group": (lambda f: reconfigure(f, rope_scaling=[1]), "rope_scaling must be an object of settings"),
+    "yarn by its newer name": (lambda f: reconfigure(f, rope_parameters={"rope_type": "yarn"}), "not 'yarn'"),
+    "rows of training": (lambda f: reconfigure(f, trained_frames=0), "trained_frames must be a whole number above 0, not 0"),
+    "not finite": (lambda f: rewrite(f, lambda t: t[NAME].fill_(float("nan"))), f"tensor {NAME} holds values that are no finite"),
+    "index": (lose_map, "index.json has no weight_map"),
     "channels": (lambda f: reconfigure(f, aud_channel=4), "aud_channel must be 8, not 4"),
 }
 

@@ -15,9 +15,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from safetensors.torch import load_file, save_file
 
 import batch
 import cost
+import data
 import flm
 import stream
 import train
@@ -330,15 +332,24 @@ def test_errors_are_one_sentence(run, tmp_path):
     """Catches tracebacks where a path, a tokenizer, a model or a setting is wrong, and a run that goes on after NaN."""
     other = flm.FLM(replace(SMALL, vocab_size=16, wait_token=5))
     flm.save(flm.init_weights(other), tmp_path / "other")
-    broken = model()
-    broken.model.norm.weight.data[0] = math.nan
-    flm.save(broken, tmp_path / "broken")
+    flm.save(model(), tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors")
+    flm.save(model(), tmp_path / "huge")
+    weights["model.norm.weight"][0] = 3e38  # finite, and what is computed with it is not
+    save_file(weights, tmp_path / "huge" / "model.safetensors")
     out, grids, start = ["--out", str(tmp_path / "o")], list(run.grids), ["--init", run.init, "--length", "64"]
     for arguments, sentence in [
         (["run", str(tmp_path / "none"), *start, *out], "holds no grids"),
         (["run", *grids, "--init", str(tmp_path / "none"), *out], "none does not exist"),
         (["run", *grids, "--init", str(tmp_path / "other"), *out], "another tokenizer or codec"),
-        (["run", *grids, "--init", str(tmp_path / "broken"), "--length", "64", *out], "step 1 has loss nan"),
+        (["run", *grids, "--init", str(tmp_path / "broken"), "--length", "64", *out], "model.norm.weight holds values that are no"),
+        (["run", *grids, "--init", str(tmp_path / "huge"), "--length", "64", *out], "step 1 has loss"),
+        (["run", *grids, *start, *out, "--lr", "nan", "1e-5"], "--lr must be from 0 to 1000, not nan"),
+        (["run", *grids, *start, *out, "--lr", "1e-4", "-1"], "--lr must be from 0 to 1000, not -1.0"),
+        (["run", *grids, *start, *out, "--wait-weight", "inf"], "--wait-weight must be from 0 to 1e+06, not inf"),
+        (["run", *grids, *start, *out, "--epochs", "nan"], "--epochs must be from"),
         (["run", *grids, *start], "--out must be given"),
         (["run", *grids, *start, *out, "--depth-share", "2"], "--depth-share must be from 0 to 1, not 2.0"),
         (["run", *grids, *start, *out, "--qwen", "q"], "--qwen starts a preset"),
@@ -354,6 +365,30 @@ def test_errors_are_one_sentence(run, tmp_path):
         with pytest.raises(SystemExit) as end:
             train.main(arguments)
         assert sentence in end.value.code and "\n" not in end.value.code
+
+
+def test_a_flipped_byte_is_told_by_file_and_grid(run, capsys):
+    """Catches a bit that flipped on disk and ends in a failed look-up within the model, or is trained on without a word; and a
+    check that does not look at the payload."""
+    shard = Path(run.grids[0]) / "shard-00000.safetensors"
+    whole = shard.read_bytes()
+    for name, value in (("text", -3), ("listen", 999), ("speak", -1), ("loss", 7), ("loss", int(Loss.ACOUSTIC))):
+        tensors = load_file(shard)
+        tensors[name].view(-1)[0] = value
+        save_file(tensors, shard, metadata={"digest": "of other bytes"})
+        data._shard.cache_clear()  # a run is a process of its own
+        with pytest.raises(SystemExit) as end:
+            train.main(["run", run.grids[0], "--init", run.init, "--out", run.out, "--length", "64"])
+        assert "shard-00000.safetensors, grid 0" in end.value.code and "\n" not in end.value.code
+        with pytest.raises(SystemExit, match="its payload is not what was written"):
+            data.main(["check", run.grids[0]])
+        shard.write_bytes(whole)
+    data._shard.cache_clear()
+    data.main(["check", run.grids[0]])
+    assert "1 whole" in capsys.readouterr().out
+    save_file(load_file(shard), shard)  # as older versions wrote it
+    data.main(["check", run.grids[0]])
+    assert "1 without a digest" in capsys.readouterr().out
 
 
 def test_plan_counts_without_starting(capsys):

@@ -1,0 +1,26 @@
+"""Files that are whole or not there: written beside, given the usual permissions, and renamed.
+
+What this is: how every file of this repository is replaced, so that neither a full disk nor a kill costs
+what stood there before. What this is not: a format. Serves flm.py, mimi.py, stream.py, train.py.
+"""
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(file):
+    """Within, write to the path that this yields; afterwards it takes the place of `file`, readable by whom the umask
+    lets read. (The safetensors library makes files that their owner alone can read.) If anything is
+    raised within, the file beside is removed and `file` stays as it was."""
+    file = Path(file)
+    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        beside.touch()  # made as every new file is: its permissions are what the umask leaves
+        permissions = beside.stat().st_mode & 0o777
+        yield beside
+        os.chmod(beside, permissions)
+        os.replace(beside, file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
