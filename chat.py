@@ -45,7 +45,7 @@ import mimi
 import speed
 from flm import K
 from stream import FRAME_RATE
-from workshop import server, sound_card
+from workshop import sound_card
 
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
 PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
@@ -422,6 +422,20 @@ def talk_to_microphone(partner, args):
         sound_card.show(card, talk, monologue, 1 / config.frame_rate)
 
 
+def server_module():
+    """workshop/server.py, which needs a package that nothing else here needs."""
+    try:
+        from workshop import server
+        return server
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--serve needs the {error.name} package: pip install {error.name}") from None
+
+
+def talk_to_visitors(partner, args):
+    """--serve: the page and Moshi's clients, until Ctrl-C."""
+    server_module().serve(partner, args)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Talk with the model: by microphone, in a browser or a Moshi client (--serve), "
                                                  "or by a sound file (--in, --out).")
@@ -440,13 +454,20 @@ def main(arguments=None):
     for way in ("input", "output"):
         sound.add_argument(f"--{way}-device", type=int, metavar="N", help="a number of --list-devices (default: the system's)")
     served = parser.add_argument_group("browser and Moshi clients")
-    served.add_argument("--serve", type=int, nargs="?", const=8990, metavar="PORT", help="a page, and /api/chat (port %(const)s)")
+    served.add_argument("--serve", type=int, nargs="?", const=8990, metavar="PORT",
+                        help="a page, and /api/chat (port %(const)s)")
     served.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is every one (default: %(default)s)")
     served.add_argument("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"),
                         help="serve https: without it, browsers of other machines give no microphone")
-    served.add_argument("--token", help="a secret that visitors must have in their link")
-    served.add_argument("--origin", action="append", default=[], help="let pages of another origin connect, written https://HOST; may be repeated")
-    served.add_argument("--sessions", type=int, default=1, metavar="N", help="conversations at once (default: %(default)s)")
+    served.add_argument("--token", metavar="SECRET",
+                        help="what visitors must have in their link or in an Authorization header")
+    served.add_argument("--origin", action="append", default=[], metavar="ORIGIN",
+                        help="let pages of another origin connect, written https://HOST or "
+                             "https://HOST:PORT; behind a proxy, its own; may be repeated")
+    served.add_argument("--sessions", type=int, default=1, metavar="N",
+                        help="conversations at once (default: %(default)s)")
+    served.add_argument("--longest", type=float, metavar="MINUTES",
+                        help="end a conversation after so long (default: never)")
     model = parser.add_argument_group("model")
     model.add_argument("--model", default=SHIPPED,
                        help="folder or Hub id, such as CofeAI/FLM-Audio (default: the small model shipped here)")
@@ -468,6 +489,9 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if (args.source is None) != (args.target is None):
         parser.error("--in and --out go together")
+    for name in ("host", "ssl", "token", "origin", "sessions", "longest"):
+        if args.serve is None and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} goes with --serve")
     try:
         run(args)
     except torch.OutOfMemoryError:
@@ -494,8 +518,6 @@ def run(args):
             continue
         if not low <= getattr(args, name) < 1e9:
             raise ValueError(f"--{name} must be {low} or more, and a number, not {getattr(args, name)}")
-    if args.serve is not None and not 0 < args.serve < 2**16:
-        raise ValueError(f"--serve takes a port from 1 to 65535, not {args.serve}")
     if sum(way is not None for way in (args.source, args.serve, args.replay)) > 1:
         raise ValueError("--in, --serve and --replay are different ways in: choose one")
     if args.record and (args.serve is not None or args.replay or args.record == args.target):
@@ -503,6 +525,8 @@ def run(args):
     mimi.check_device(args.device)
     if args.serve is None and not (args.source or args.replay or args.bench):
         sound_card.check_devices(args.input_device, args.output_device)
+    if args.serve is not None:
+        args.door = server_module().door.open_door(args)
     if args.source:
         args.question = mimi.read_audio(args.source)
     for target in filter(None, (args.target, args.record)):
@@ -520,7 +544,7 @@ def run(args):
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
     pace.settle_threads(partner.model, partner.codec)
     warn_of_context(partner.model.config, args.context)
-    way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else server.serve
+    way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else talk_to_visitors
     way(partner, args)
 
 

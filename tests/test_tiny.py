@@ -13,7 +13,6 @@ import torch
 
 import chat
 import flm
-from workshop.server import AUDIO, HANDSHAKE, TEXT, make_app
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tiny"))
@@ -81,6 +80,8 @@ def test_the_page_s_protocol(partner):
     pytest.importorskip("aiohttp")
     from aiohttp.test_utils import TestClient, TestServer
 
+    from workshop.server import AUDIO, HANDSHAKE, TEXT, make_app
+
     async def visit():
         frames, text, sound = example_frames(), "", []
         async with TestClient(TestServer(make_app(partner))) as client:
@@ -106,6 +107,8 @@ def test_a_moshi_client_is_answered(partner):
     sphn = pytest.importorskip("sphn")
     pytest.importorskip("aiohttp")
     from aiohttp.test_utils import TestClient, TestServer
+
+    from workshop.server import make_app
 
     async def visit():
         writer, reader, text, sound = sphn.OpusStreamWriter(24_000), sphn.OpusStreamReader(24_000), "", []

@@ -1,1 +1,1 @@
-"""What the method needs and a reader of the method does not: one subject a file, each naming the root file it serves."""
+"""What the method needs and its reader does not: one subject a file, each for a root file."""
