@@ -496,6 +496,10 @@ def main(arguments=None):
         run(args)
     except torch.OutOfMemoryError:
         sys.exit("chat.py: the GPU's memory is full: take --bfloat16, --bits 8 or 4, or a smaller --context")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        sys.exit("chat.py: the memory is full: take fewer --sessions, or a smaller --context")
     except (OSError, ValueError, KeyboardInterrupt) as error:
         print(end="\n" * sys.stdout.isatty())  # below the status line
         sys.exit(f"chat.py: {str(error) or 'stopped'}")
@@ -544,8 +548,14 @@ def run(args):
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
     pace.settle_threads(partner.model, partner.codec)
     warn_of_context(partner.model.config, args.context)
-    way = talk_to_file if args.source else talk_again if args.replay else talk_to_microphone if args.serve is None else talk_to_visitors
-    way(partner, args)
+    if args.source:
+        talk_to_file(partner, args)
+    elif args.replay:
+        talk_again(partner, args)
+    elif args.serve is not None:
+        talk_to_visitors(partner, args)
+    else:
+        talk_to_microphone(partner, args)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ async def refusal(client, path="/api/pcm"):
 
 
 def test_conversations_start_fresh_and_one_at_a_time(partner):
-    """Catches samples lost between messages, a conversation that remembers the one before, and two at once on one seat."""
+    """Catches samples lost between messages, a conversation that remembers the one before, and two
+    at once on one seat."""
     async def scenario(client):
         first = await converse(client)
         async with client.ws_connect("/api/pcm") as socket:
@@ -203,15 +204,15 @@ def test_moshi_sampling_holds_for_one_conversation(partner):
     visitor, or that changes what others hear."""
     pytest.importorskip("sphn")
     own = partner.duplex.sampling
-    seen = []
+    samplings = []
 
     async def one_seat(client):
-        links = ["?text_temperature=0.7&text_topk=25&audio_temperature=0.8&audio_topk=250&pad_mult=0"
-                 "&text_seed=11&audio_seed=5&repetition_penalty_context=64&repetition_penalty=1.0"
+        links = ["?text_temperature=0.7&text_topk=25&audio_temperature=0.8&audio_topk=250"
+                 "&pad_mult=0&text_seed=11&audio_seed=5&repetition_penalty_context=64&repetition_penalty=1.0"
                  "&worker_auth_id=x", "?temperature_audio=0&fbclid=3", ""]
         for link in links:
             await converse_in_opus(client, SOUND[:8], "/api/chat" + link)
-            seen.append(partner.duplex.sampling)
+            samplings.append(partner.duplex.sampling)
             await asyncio.sleep(0.1)
         for link, sentence in [
             ("audio_temperature=hot", "audio_temperature must be a number, not 'hot'"),
@@ -225,18 +226,17 @@ def test_moshi_sampling_holds_for_one_conversation(partner):
             ("audio_seed=" + "9" * 5000, "audio_seed must be a whole number"),
             ("text_temperature=%ff", "text_temperature must be a number"),
         ]:
-            told = await refusal(client, f"/api/chat?{link}")
-            assert sentence in told and told.endswith(".") and "\n" not in told, told
+            answer = await refusal(client, f"/api/chat?{link}")
+            assert sentence in answer and answer.endswith(".") and "\n" not in answer, answer
 
     async def two_seats(client):
-        told = await refusal(client, "/api/chat?audio_temperature=0.9")
-        assert "With several seats" in told
+        assert "With several seats" in await refusal(client, "/api/chat?audio_temperature=0.9")
         await converse_in_opus(client, SOUND[:8], f"/api/chat?temp_audio={own.temperature_audio}")
     visit(partner, one_seat)
     visit(partner, two_seats, seats=2)
-    asked = replace(own, temperature_text=0.7, top_k_text=25, top_p_text=0, window_text=64,
-                    penalty_text=1.0, temperature_audio=0.8, top_k_audio=250, top_p_audio=0)
-    assert seen == [asked, replace(own, temperature_audio=0), own]
+    moshis = replace(own, temperature_text=0.7, top_k_text=25, top_p_text=0, window_text=64,
+                     penalty_text=1.0, temperature_audio=0.8, top_k_audio=250, top_p_audio=0)
+    assert samplings == [moshis, replace(own, temperature_audio=0), own]
 
 
 def test_moshi_seeds_pick_the_words():
@@ -468,7 +468,7 @@ def test_longest(partner):
         await converse(client, SOUND[:3])  # the seat is free
         return sentence, seconds
     sentence, seconds = visit(partner, scenario, longest=0.01)
-    assert "may last 0.01 minutes" in sentence and 0.5 < seconds < 3
+    assert "may last 0.01 minutes" in sentence and seconds > 0.5
 
 
 def test_the_log(partner, caplog):
@@ -483,6 +483,10 @@ def test_the_log(partner, caplog):
             await refusal(client)
             await socket.send_bytes(server.AUDIO + b"123")
             await last_words(socket)
+        async with client.ws_connect("/api/pcm") as socket:
+            await socket.receive_bytes()
+            await socket.send_bytes(server.AUDIO + bytes(server.Pcm.longest))
+            await last_words(socket)
         for claim in ("\t<script>", "1.2.3.4 evil", "1.2.3"):
             await status_of(client, Origin="http://evil.org", X_Forwarded_For=claim)
     with caplog.at_level(logging.INFO, "flm.server"):
@@ -496,6 +500,8 @@ def test_the_log(partner, caplog):
         forwarded + ", page: a conversation begins",
         who + r", page: turned away\. The model is talking with someone else\. .*",
         forwarded + r", page: the conversation ends after \d\.\d s\. This audio cannot .*\.",
+        who + ", page: a conversation begins",
+        who + r", page: the conversation ends after \d\.\d s\. A message was not as it should .*",
         *3 * [who + r", door: turned away\. Pages of other origins .*"],
     ]
     assert len(lines) == len(patterns), lines
@@ -579,6 +585,13 @@ def test_options_of_the_server_need_the_server(arguments, capsys):
     assert f"{arguments[0]} goes with --serve" in capsys.readouterr().err
 
 
+def test_too_many_sessions_are_one_sentence(untrained):
+    """Catches a traceback where the memory does not hold so many conversations."""
+    arguments = ["--serve", str(free_port()), "--sessions", "100000000", "--model", str(untrained)]
+    with pytest.raises(SystemExit, match="the memory is full: take fewer --sessions"):
+        chat.main(arguments)
+
+
 def test_without_aiohttp_the_server_is_one_sentence(monkeypatch):
     """Catches a traceback where an optional package is missing, and a chat.py that needs it."""
     monkeypatch.setitem(sys.modules, "aiohttp", None)
@@ -621,8 +634,8 @@ def test_a_door_is_opened_where_it_says():
     ]:
         opened = door.open_door(options(serve=free_port(), host=host))
         assert (opened.host, opened.is_local) == (shown_host, is_local)
-        for bound in opened.sockets:
-            bound.close()
+        for listener in opened.sockets:
+            listener.close()
 
 
 def test_strangers(partner, pytestconfig):
@@ -671,7 +684,8 @@ def test_strangers(partner, pytestconfig):
         await asyncio.sleep(0.05)
         await asyncio.gather(pester(client, "/api/chat", count), pester(client, "/api/pcm", count))
         assert "Too many messages" in await too_much(client, [b"\3"] * (server.BURST + 900))
-        assert "seconds of sound are waiting" in await too_much(client, [b"\1" + bytes(240_000)] * 30)
+        minute_and_more = [b"\1" + bytes(240_000)] * 30
+        assert "seconds of sound are waiting" in await too_much(client, minute_and_more)
         await too_much(client, [b"\1" + bytes(2**20)])
         knocks = [asyncio.wait_for(knock(client), 30) for _ in range(200)]
         refused = await asyncio.gather(*knocks)

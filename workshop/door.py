@@ -172,8 +172,9 @@ def addresses_of(host, port):
     try:
         if not host:
             raise ValueError
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return list(dict.fromkeys(found))
+        kind = socket.SOCK_STREAM
+        addresses = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
+        return list(dict.fromkeys(addresses))
     except (OSError, ValueError):  # UnicodeError, a ValueError, for what no name can be
         raise ValueError(f"--host {host!r} is no address: take localhost, 0.0.0.0 for every "
                          "address of this machine, or one of them") from None
@@ -181,16 +182,16 @@ def addresses_of(host, port):
 
 def bind_one(family, kind, protocol, address):
     """One bound socket. Raises OSError, the system's."""
-    bound = socket.socket(family, kind, protocol)
+    listener = socket.socket(family, kind, protocol)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(address)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
     except OSError:
-        bound.close()
+        listener.close()
         raise
-    return bound
+    return listener
 
 
 def why_not_bound(error, host, port):

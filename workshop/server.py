@@ -43,7 +43,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from workshop import door
 
-HANDSHAKE, AUDIO, TEXT, METADATA, ERROR = (bytes([kind]) for kind in (0, 1, 2, 4, 5))
+HANDSHAKE = b"\0"
+AUDIO = b"\1"
+TEXT = b"\2"
+METADATA = b"\4"
+ERROR = b"\5"
 PATIENCE = 5.0   # seconds without audio, or without taking ours, after which a visitor has gone
 HEARTBEAT = 3.0  # seconds between pings; aiohttp waits half as long for the answer
 BACKLOG = 60.0   # seconds of sound that may wait to be heard
@@ -122,7 +126,7 @@ class Pcm:
     name = "page"
     longest = 2**18  # bytes of a message: 2.7 seconds
     is_page = True
-    Words = Lines
+    words_class = Lines
 
     def __init__(self, rate):
         self.decode = partial(np.frombuffer, dtype=np.float32)
@@ -140,7 +144,7 @@ class Opus:
     name = "Moshi client"
     longest = 2**14  # bytes: seconds of speech, but at most 15 minutes of the shortest packets
     is_page = False
-    Words = RunningText
+    words_class = RunningText
 
     def __init__(self, rate):
         import sphn
@@ -150,7 +154,7 @@ class Opus:
 
 # --- what a visitor asks for ---
 
-def shown(value):
+def one_line(value):
     """A stranger's value within a sentence: on one line, and short."""
     text = ascii(value)
     return text if len(text) <= 40 else text[:36] + " ..."
@@ -161,7 +165,7 @@ def number(name, text):
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
-    raise ValueError(f"{name} must be a number, not {shown(text)}")
+    raise ValueError(f"{name} must be a number, not {one_line(text)}")
 
 
 def change_sampling(sampling, settings):
@@ -175,11 +179,11 @@ def change_sampling(sampling, settings):
     for name, value in settings:
         our_name = OTHER_NAMES.get(name, name)
         if our_name not in known:
-            raise ValueError(f"{shown(name)} is no setting; there are {', '.join(known)}")
+            raise ValueError(f"{one_line(name)} is no setting; there are {', '.join(known)}")
         if our_name in changes:
             raise ValueError(f"{our_name} is set twice")
         if type(value) not in (int, float) or not abs(value) < 1e9:
-            raise ValueError(f"{name} must be a number of a usual size, not {shown(value)}")
+            raise ValueError(f"{name} must be a number of a usual size, not {one_line(value)}")
         changes[our_name] = value
     names = [name for name, _ in settings]
     if "text_topk" in names:
@@ -250,7 +254,9 @@ class Visitor:
     left. since: when the conversation began, by time.monotonic; None before."""
 
     def __init__(self, socket, name, codec):
-        self.socket, self.name, self.codec = socket, name, codec
+        self.socket = socket
+        self.name = name
+        self.codec = codec
         self.arrived = asyncio.Event()
         self.waiting = bytearray()  # float32 samples
         self.since = None
@@ -290,7 +296,7 @@ class Visitor:
         """Sound of any length joins what waits."""
         try:
             samples = np.nan_to_num(wire.decode(data)).clip(-1, 1)
-        except ValueError:
+        except (ValueError, RuntimeError):
             self.end("This audio cannot be decoded.", WSCloseCode.UNSUPPORTED_DATA)
             return
         self.waiting += samples.astype(np.float32).tobytes()
@@ -414,8 +420,11 @@ class Server:
         self.model = SharedModel(partner)
         self.codec = partner.codec.config
         self.sampling = partner.duplex.sampling  # of conversations whose link asks for none
-        self.seats, self.seed, self.token = seats, seed, token
-        self.local, self.longest = local, longest
+        self.seats = seats
+        self.seed = seed
+        self.token = token
+        self.local = local
+        self.longest = longest
         self.origins = {door.address_of(origin) for origin in origins}
         self.free = list(range(seats))
         self.meetings = {}  # visitor -> the task that meets it
@@ -426,8 +435,8 @@ class Server:
         app.add_routes([
             web.get("/", self.page),
             web.post("/api/settings", self.settings),
-            web.get("/api/pcm", partial(self.meet, Wire=Pcm)),
-            web.get("/api/chat", partial(self.meet, Wire=Opus)),
+            web.get("/api/pcm", partial(self.meet, wire_class=Pcm)),
+            web.get("/api/chat", partial(self.meet, wire_class=Opus)),
         ])
         app.on_shutdown.append(self.stop)
         return app
@@ -468,31 +477,31 @@ class Server:
 
     # conversations
 
-    async def meet(self, request, Wire):
+    async def meet(self, request, wire_class):
         """A websocket from its first message to its last."""
-        socket = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=Wire.longest,
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=wire_class.longest,
                                        compress=False)
         if not socket.can_prepare(request).ok:
             raise web.HTTPBadRequest(text="This address takes websockets; the page is at /.")
         await socket.prepare(request)
-        visitor = Visitor(socket, self.visitor_name(request, Wire.name), self.codec)
+        visitor = Visitor(socket, self.visitor_name(request, wire_class.name), self.codec)
         self.meetings[visitor] = asyncio.current_task()
         try:
-            await self.seat(visitor, request.query, Wire)
+            await self.seat(visitor, request.query, wire_class)
             visitor.log_end()
             await visitor.say_goodbye()
         finally:
             del self.meetings[visitor]
         return socket
 
-    async def seat(self, visitor, query, Wire):
+    async def seat(self, visitor, query, wire_class):
         """A conversation on a free seat. However it ends, the visitor's `ending` says why."""
         if not self.free:
             visitor.end(BUSY, WSCloseCode.TRY_AGAIN_LATER)
             return
         seat = self.free.pop()
         try:
-            wire = await self.prepare(query, Wire, seat)
+            wire = await self.prepare(query, wire_class, seat)
             await self.talk(visitor, wire, seat)
         except ModuleNotFoundError:
             visitor.end("This server has no Opus: pip install sphn", WSCloseCode.INTERNAL_ERROR)
@@ -508,14 +517,14 @@ class Server:
         finally:
             self.free.append(seat)
 
-    async def prepare(self, query, Wire, seat):
+    async def prepare(self, query, wire_class, seat):
         """Make a seat ready for what the link asks -> the wire. Raises ValueError, one sentence,
         ModuleNotFoundError without sphn, StepFailed.
 
         Decision: one sampler draws all conversations of a server. So with one seat a link may ask
         for its own sampling, which holds for its conversation. With several seats it may not,
         because it would change the conversations of others."""
-        wire = Wire(self.codec.sample_rate)
+        wire = wire_class(self.codec.sample_rate)
         sampling = self.sampling
         seed = self.seed
         if not wire.is_page:
@@ -549,7 +558,7 @@ class Server:
 
     async def speak(self, visitor, wire, seat):
         """Answer each frame with a frame and the words thought in it, until the talk is over."""
-        words = wire.Words()
+        words = wire.words_class()
         monologue = self.partner.monologue(words.print, stamps=wire.is_page)
         budget = 1 / self.codec.frame_rate  # seconds
         count = 0
@@ -629,7 +638,9 @@ class OneLine(logging.Filter):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
             visitor = record.args[0] if record.args else "unknown address"
-            record.msg, record.args, record.exc_info = "%s: no proper request", (visitor,), None
+            record.msg = "%s: no proper request"
+            record.args = (visitor,)
+            record.exc_info = None
         return True
 
 
