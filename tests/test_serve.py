@@ -208,8 +208,8 @@ def test_moshi_sampling_holds_for_one_conversation(partner):
 
     async def one_seat(client):
         links = ["?text_temperature=0.7&text_topk=25&audio_temperature=0.8&audio_topk=250"
-                 "&pad_mult=0&text_seed=11&audio_seed=5&repetition_penalty_context=64&repetition_penalty=1.0"
-                 "&worker_auth_id=x", "?temperature_audio=0&fbclid=3", ""]
+                 "&pad_mult=0&text_seed=11&audio_seed=5&repetition_penalty_context=64"
+                 "&repetition_penalty=1.0&worker_auth_id=x", "?temperature_audio=0&fbclid=3", ""]
         for link in links:
             await converse_in_opus(client, SOUND[:8], "/api/chat" + link)
             samplings.append(partner.duplex.sampling)
