@@ -66,13 +66,14 @@ class Device:
     channels: tuple = (1,)
 
     def entry(self):
-        return {"name": self.name, "max_input_channels": self.channels_in, "max_output_channels": self.channels_out,
-                "default_samplerate": float(self.native)}
+        return {"name": self.name, "default_samplerate": float(self.native),
+                "max_input_channels": self.channels_in, "max_output_channels": self.channels_out}
 
 
 class MadeUpSound:
-    """In the sounddevice package's place. Its first microphone gives `blocks` of `sound` [N, channels], as fast as they are
-    taken, and is then unplugged; what its loudspeaker plays in the same time is in `played`, blocks [N, channels]."""
+    """In the sounddevice package's place. A microphone gives blocks of `sound` [N, channels], as fast
+    as they are taken, and is then unplugged. What the loudspeaker plays in the same time is in
+    `played`, blocks [N, channels]."""
     PortAudioError = type("PortAudioError", (Exception,), {})
 
     def __init__(self, sound, devices):
@@ -94,8 +95,9 @@ class MadeUpSound:
         raise self.PortAudioError("Error querying device -1")
 
     def check(self, kind, number, channels, samplerate):
-        takes = f"max_{kind}_channels"
-        device = self.devices[number] if number is not None else next(d for d in self.devices if d.entry()[takes])
+        if number is None:
+            number = [bool(entry[f"max_{kind}_channels"]) for entry in self.query_devices()].index(True)
+        device = self.devices[number]
         if samplerate not in device.rates:
             raise self.PortAudioError("Invalid sample rate [PaErrorCode -9997]")
         if channels not in device.channels:
@@ -128,7 +130,8 @@ class MadeUpSound:
             output = np.ones((self.loudspeaker.size, self.loudspeaker.channels), np.float32)
             self.loudspeaker.callback(output, len(output), None, None)
             self.played.append(output)
-            while self.microphone.active and self.microphone.callback.__self__.blocks.qsize() > 1:
+            waiting = self.microphone.callback.__self__.blocks
+            while self.microphone.active and waiting.qsize() > 1:
                 time.sleep(0.001)
         self.microphone.active = False
 

@@ -144,10 +144,10 @@ def test_a_frame_can_be_compiled_whole(reference, ends):
 
 @pytest.mark.parametrize("ends", ["shipped", "seanet"])
 def test_long_sound_streams_as_it_encodes(reference, request, pytestconfig, ends):
-    """Catches a drift of the streams in a long talk: attention past its window, a ring that turns, a phase that is lost.
-    --long holds a minute; the default a tenth of it, which is past both windows.
+    """Catches a drift of the streams in a long talk: attention past its window, a ring that turns, a
+    phase that is lost. --long holds a minute; without it 8 s, which is past both windows.
 
-    A code may differ where two are equally near and rounding decides, so the latent is compared as well."""
+    A code may differ where two are equally near and rounding decides, so latents are compared."""
     codec = reference[0] if ends == "seanet" else mimi.load(request.getfixturevalue("shipped"))
     frames = 750 if pytestconfig.getoption("long") else 100
     assert frames > codec.config.context

@@ -1,4 +1,4 @@
-"""Microphone and loudspeaker with made-up devices of every kind; a machine that is busy or too slow."""
+"""Microphone and loudspeaker with made-up devices of every kind; a machine that is busy or slow."""
 import os
 import subprocess
 import sys
@@ -15,9 +15,15 @@ from workshop import pace, sound_card as cards
 
 ROOT = Path(__file__).parent.parent
 SIZE = 1920   # samples of a frame
+HEADSET = Device("headset", 1, 1, 16_000, (16_000,), (1,))
 EARPHONE = Device("earphone", 1, 0, 16_000, (16_000,), (1,))
 BOX = Device("box", 0, 2, 48_000, (48_000,), (2,))
 HDMI = Device("HDMI", 0, 8, 44_100, (44_100, 48_000), (2, 8))
+TWO = Device("two", 2, 2, 44_100, (44_100,), (2,))
+MANY = Device("many", 6, 8, 48_000, (48_000,), (6, 8))
+LIES = Device("lies", 1, 1, 96_000, (48_000,), (1,))
+BOTH = Device("both", native=48_000, rates=(24_000, 48_000))
+NATIVE = Device("native", native=48_000, rates=(48_000,))
 
 
 def run(*arguments):
@@ -30,16 +36,17 @@ def run(*arguments):
 
 def tone(rate, seconds=2.0, loudness=0.3):
     """440 Hz, float32 [N]."""
-    return (loudness * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+    angles = 2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate
+    return (loudness * np.sin(angles)).astype(np.float32)
 
 
 @pytest.mark.parametrize("devices, opened", [
-    ([Device(native=48_000, rates=(24_000, 48_000))], {"input": (24_000, 1), "output": (24_000, 1)}),
-    ([Device(native=48_000, rates=(48_000,))], {"input": (48_000, 1), "output": (48_000, 1)}),
+    ([BOTH], {"input": (24_000, 1), "output": (24_000, 1)}),
+    ([NATIVE], {"input": (48_000, 1), "output": (48_000, 1)}),
     ([EARPHONE, BOX], {"input": (16_000, 1), "output": (48_000, 2)}),
-    ([Device("two", 2, 2, 44_100, (44_100,), (2,))], {"input": (44_100, 2), "output": (44_100, 2)}),
-    ([Device("many", 6, 8, 48_000, (48_000,), (6, 8))], {"input": (48_000, 6), "output": (48_000, 8)}),
-    ([Device("lies", 1, 1, 96_000, (48_000,), (1,))], {"input": (48_000, 1), "output": (48_000, 1)}),
+    ([TWO], {"input": (44_100, 2), "output": (44_100, 2)}),
+    ([MANY], {"input": (48_000, 6), "output": (48_000, 8)}),
+    ([LIES], {"input": (48_000, 1), "output": (48_000, 1)}),
 ])
 def test_each_device_is_opened_as_it_wants(sound_card, devices, opened):
     """Catches one rate or channel for both directions, where a device takes another."""
@@ -48,10 +55,10 @@ def test_each_device_is_opened_as_it_wants(sound_card, devices, opened):
         assert system.opened == opened
 
 
-@pytest.mark.parametrize("devices", [[Device()], [EARPHONE, BOX], [Device("two", 2, 2, 44_100, (44_100,), (2,))]])
+@pytest.mark.parametrize("devices", [[Device()], [EARPHONE, BOX], [TWO]])
 def test_a_microphone_is_heard_recorded_and_unplugged(tmp_path, untrained, sound_card, devices):
-    """Catches a pitch or loudness that changes; sound that is lost; a channel that stays silent; and a talk
-    that hangs when the microphone is gone."""
+    """Catches a pitch or loudness that changes; sound that is lost; a channel that stays silent;
+    and a talk that hangs when the microphone is gone."""
     microphone, loudspeaker = devices[0], devices[-1]
     sound = np.repeat(tone(microphone.native, 1.6)[:, None], microphone.channels[0], 1)
     system = sound_card(sound, *devices)
@@ -69,9 +76,10 @@ def test_a_microphone_is_heard_recorded_and_unplugged(tmp_path, untrained, sound
     assert np.abs(model_audio).max() > 0 and np.abs(played).max() > 0
 
 
-@pytest.mark.parametrize("loudspeaker", [Device(), BOX, Device("headset", 1, 1, 16_000, (16_000,), (1,))])
+@pytest.mark.parametrize("loudspeaker", [Device(), BOX, HEADSET])
 def test_an_answer_keeps_its_pitch(sound_card, loudspeaker):
-    """Catches frames that are played at another rate than the device's: another pitch, and gaps or a lag."""
+    """Catches frames that are played at another rate than the device's: another pitch, and gaps or
+    a lag."""
     system = sound_card(np.zeros((0, 1), np.float32), loudspeaker)
     mouth = cards.Loudspeaker(system, None, 24_000, SIZE)
     blocks = []
@@ -87,13 +95,20 @@ def test_an_answer_keeps_its_pitch(sound_card, loudspeaker):
 
 
 def test_several_channels_become_one():
-    """Catches a voice that a dead channel halves, that opposite phases silence, or that a second voice replaces."""
+    """Catches a voice that a dead channel halves, that opposite phases silence, or that a second
+    voice replaces."""
     voice = tone(48_000, 0.04)
     other = np.roll(tone(48_000, 0.04), 27)
     nothing = 0 * voice
-    for channels, expected in [([voice], voice), ([voice, voice], voice), ([nothing, voice], voice),
-                               ([voice, nothing, 0.001 * voice], voice), ([voice, -voice], voice),
-                               ([voice, other], (voice + other) / 2), ([nothing, nothing], nothing)]:
+    for channels, expected in [
+        ([voice], voice),
+        ([voice, voice], voice),
+        ([nothing, voice], voice),
+        ([voice, nothing, 0.001 * voice], voice),
+        ([voice, -voice], voice),
+        ([voice, other], (voice + other) / 2),
+        ([nothing, nothing], nothing),
+    ]:
         mix = cards.Mixer(len(channels))
         for _ in range(3):
             mixed = mix(np.stack(channels, 1))
@@ -103,11 +118,14 @@ def test_several_channels_become_one():
 def ends(sound_card, *devices):
     """A microphone and a loudspeaker that no clock moves."""
     system = sound_card(np.zeros((0, 1), np.float32), *devices)
-    return cards.Microphone(system, None, 24_000, SIZE), cards.Loudspeaker(system, None, 24_000, SIZE)
+    microphone = cards.Microphone(system, None, 24_000, SIZE)
+    loudspeaker = cards.Loudspeaker(system, None, 24_000, SIZE)
+    return microphone, loudspeaker
 
 
 def test_late_frames_lose_nothing_that_was_heard(sound_card):
-    """Catches sound dropped while the model is slow for a moment, and a talk that stays ten seconds behind for good."""
+    """Catches sound dropped while the model is slow for a moment, and a talk that stays ten seconds
+    behind for good."""
     microphone, _ = ends(sound_card)
     count = round(cards.PILE / cards.BLOCK)
     for i in range(count):
@@ -134,8 +152,8 @@ def test_a_microphone_that_hangs_ends_the_talk(sound_card, monkeypatch):
 
 
 def test_two_clocks_grow_no_lag(sound_card):
-    """Catches a queue that grows through half an hour because one device's clock runs faster, and an answer that stays
-    behind after late frames."""
+    """Catches a queue that grows through half an hour because one device's clock runs faster, and
+    an answer that stays behind after late frames."""
     for drift in (1 - 2e-4, 1 + 2e-4):  # more than two crystals differ
         _, loudspeaker = ends(sound_card)
         frame = torch.zeros(SIZE)
@@ -157,7 +175,7 @@ def test_two_clocks_grow_no_lag(sound_card):
 
 
 def test_a_loudspeaker_plays_what_there_is_without_a_gap(sound_card):
-    """Catches samples that are lost, doubled or put off where a device's block ends within a frame."""
+    """Catches samples that are lost, doubled or put off where a device's block ends in a frame."""
     _, loudspeaker = ends(sound_card, Device(channels_out=2, channels=(1, 2)))
     for i in range(2):
         loudspeaker.play(torch.arange(SIZE) + 1.0 + i * SIZE)
@@ -165,19 +183,20 @@ def test_a_loudspeaker_plays_what_there_is_without_a_gap(sound_card):
     for block in blocks:
         loudspeaker.fill(block)
     played = np.concatenate(blocks)
-    assert (played[:2 * SIZE, 0] == np.arange(2 * SIZE) + 1).all() and (played[:2 * SIZE, 1] == played[:2 * SIZE, 0]).all()
+    assert (played[:2 * SIZE, 0] == np.arange(2 * SIZE) + 1).all()
+    assert (played[:, 1] == played[:, 0]).all()
     assert (played[2 * SIZE:] == 0).all()
 
 
 def test_device_errors_are_one_sentence(sound_card, untrained):
-    """Catches "device -1", a number that is none, a device of the other kind, or one that is taken, told in PortAudio's words
-    or in a traceback."""
+    """Catches "device -1", a number that is none, a device of the other kind, or one that is taken,
+    told in PortAudio's words or in a traceback."""
     taken = Device("taken", 1, 1, 48_000, (), (1,))
     for devices, arguments, sentence in [
-        ([EARPHONE, HDMI], ("--input-device", 1), "--input-device 1 (HDMI) is no microphone"),
-        ([EARPHONE, HDMI], ("--output-device", 0), "--output-device 0 (earphone) is no loudspeaker"),
-        ([EARPHONE, HDMI], ("--input-device", 7), "--input-device 7 is no sound device, there are 2"),
-        ([EARPHONE, HDMI], ("--output-device", -1), "--output-device -1 is no sound device"),
+        ([EARPHONE, BOX], ("--input-device", 1), "--input-device 1 (box) is no microphone"),
+        ([EARPHONE, BOX], ("--output-device", 0), "--output-device 0 (earphone) is no loudspeaker"),
+        ([EARPHONE, BOX], ("--input-device", 7), "--input-device 7 is no sound device, there are"),
+        ([EARPHONE, BOX], ("--output-device", -1), "--output-device -1 is no sound device"),
         ([HDMI], (), "no microphone here: connect one"),
         ([EARPHONE], (), "no loudspeaker here: connect one"),
         ([taken], (), "the microphone 'taken' cannot be opened (Invalid sample rate"),
@@ -185,6 +204,16 @@ def test_device_errors_are_one_sentence(sound_card, untrained):
         sound_card(np.zeros((960, 1), np.float32), *devices)
         message = run("--model", untrained, *arguments)
         assert isinstance(message, str) and sentence in message and "\n" not in message, message
+
+
+def test_a_machine_without_a_sound_system_is_told_what_to_install(tmp_path, monkeypatch):
+    """Catches a traceback where PortAudio is missing, or does not start while it is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for error in ("OSError", "RuntimeError"):
+        monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+        (tmp_path / "sounddevice.py").write_text(f"raise {error}('PortAudio is not there')")
+        message = run("--list-devices")
+        assert message.startswith("chat.py: no sound system here (PortAudio is not there): install")
 
 
 def test_wrong_devices_are_told_before_the_model_is_loaded(sound_card, monkeypatch):
@@ -203,18 +232,27 @@ def test_a_loudspeaker_that_goes_away_ends_the_talk(sound_card):
                 system.loudspeaker.active = False
 
 
+def make_frames_slow(monkeypatch):
+    """Each frame is said to have taken 0.2 s."""
+    hold = chat.hold
+
+    def slow(*arguments, **options):
+        for user_audio, model_audio, _ in hold(*arguments, **options):
+            yield user_audio, model_audio, 0.2
+    monkeypatch.setattr(chat, "hold", slow)
+
+
 def test_a_machine_that_is_too_slow_is_told_once(sound_card, untrained, monkeypatch, capsys):
     """Catches a talk that falls behind without a word, and one that says so in every frame."""
     counter = pace.Pace(0.08)
     warnings = [counter.add(seconds) for seconds in [0.5] + [0.05] * 60 + [0.0801] * 200]
     sentences = [warning for warning in warnings if warning]
-    assert len(sentences) == 1 and warnings[61 + 48] is None and counter.late == 201
-    assert sentences[0].startswith("this machine takes 81 ms for a frame of 80 ms, so a live talk falls behind: ")
+    assert len(sentences) == 1 and counter.late == 201
+    assert sentences[0].startswith("this machine takes 81 ms for a frame of 80 ms, so a live talk ")
     assert pace.too_slow(0.08, 0.08) is None
 
     monkeypatch.setattr(pace, "WINDOW", 10)
-    hold = chat.hold
-    monkeypatch.setattr(chat, "hold", lambda *arguments: ((user, model, 0.2) for user, model, _ in hold(*arguments)))
+    make_frames_slow(monkeypatch)
     sound_card(tone(24_000, 1.0)[:, None])
     run("--model", untrained)
     assert capsys.readouterr().out.count("this machine takes 200 ms for a frame of 80 ms") == 1
@@ -223,9 +261,9 @@ def test_a_machine_that_is_too_slow_is_told_once(sound_card, untrained, monkeypa
 def test_a_file_on_a_slow_machine(tmp_path, untrained, monkeypatch, capsys):
     """Catches a conversation with a file that does not say that a live one would fall behind."""
     soundfile.write(tmp_path / "question.wav", tone(24_000, 0.5), 24_000)
-    hold = chat.hold
-    monkeypatch.setattr(chat, "hold", lambda *arguments: ((user, model, 0.2) for user, model, _ in hold(*arguments)))
-    assert run("--in", tmp_path / "question.wav", "--out", tmp_path / "answer.wav", "--model", untrained) is None
+    make_frames_slow(monkeypatch)
+    files = ("--in", tmp_path / "question.wav", "--out", tmp_path / "answer.wav")
+    assert run(*files, "--model", untrained) is None
     assert "ms for a frame of 80 ms, so a live talk falls behind" in capsys.readouterr().out
 
 
@@ -255,7 +293,8 @@ def test_threads_follow_the_model_and_the_user(monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
 
 
-# Prints the seconds of a frame, the median, alone and beside a busy core; a program of its own, since threads are set once.
+# A program of its own, since threads are set once. It prints the seconds of a frame, the median:
+# alone, and beside a busy core.
 MEASURE = """
 import os, statistics, subprocess, sys
 cores = sorted(os.sched_getaffinity(0))[:2]
@@ -283,14 +322,18 @@ chat.main(sys.argv[1:])
 
 
 def test_one_busy_core_does_not_make_frames_late(tmp_path, untrained):
-    """Catches threads that wait for each other by spinning: beside one busy core they made a frame take twenty times as long
-    and more. Two cores, one of them busy, against the same two cores as they are, so that a slow machine does not fail."""
+    """Catches threads that wait for each other by spinning: beside one busy core they made a frame
+    take twenty times as long and more. Two cores, one of them kept busy, are compared with the same
+    two as they are, so that a slow machine does not fail."""
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("takes two cores, and Linux to choose them")
-    environment = {name: value for name, value in os.environ.items() if name not in (*pace.WAITING, "OMP_NUM_THREADS")}
-    arguments = ["--in", ROOT / "examples" / "question.wav", "--out", tmp_path / "answer.wav", "--model", untrained]
-    result = subprocess.run([sys.executable, "-c", MEASURE, *arguments], cwd=ROOT, env=environment, capture_output=True,
-                            text=True)
+    environment = dict(os.environ)
+    for name in (*pace.WAITING, "OMP_NUM_THREADS"):
+        environment.pop(name, None)
+    files = ["--in", ROOT / "examples" / "question.wav", "--out", tmp_path / "answer.wav"]
+    command = [sys.executable, "-c", MEASURE, *files, "--model", untrained]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     alone, beside = (float(value) for value in result.stdout.split()[-2:])
-    assert beside < 6 * alone, f"a frame takes {1000 * alone:.0f} ms, beside a busy core {1000 * beside:.0f} ms"
+    times = f"a frame takes {1000 * alone:.0f} ms, beside a busy core {1000 * beside:.0f} ms"
+    assert beside < 6 * alone, times

@@ -1,14 +1,15 @@
 """Whether this machine keeps up with a talk, and how a talk uses its cores.
 
-What this is: what chat.py needs so that each frame of 80 ms is over in time, and the sentence for a machine that is too slow.
-What this is not: a measurement (speed.py).
+What this is: what chat.py needs so that each frame of 80 ms is over in time, and the sentence for a
+machine that is too slow. What this is not: a measurement (speed.py).
 
-    OMP_NUM_THREADS=2 python chat.py      # as many threads as you say, not as many as this file thinks best
+    OMP_NUM_THREADS=2 python chat.py      # two threads, whatever this file thinks best
 
 Unusual here:
-- A small model computes a frame in hundreds of products, each over in microseconds. Two threads that wait for each other
-  after every one of them win nothing on idle cores. Beside another busy program they lose everything: the thread that
-  waits spins through its share of time, while the one that it waits for has no core.
+- A small model computes a frame in hundreds of products, each over in microseconds. Two threads
+  that wait for each other after each of them are no faster on idle cores. Beside another busy
+  program they are many times slower: a thread that waits spins through its share of time, while
+  the one that it waits for has no core.
 """
 import math
 import os
@@ -16,17 +17,20 @@ from collections import deque
 
 SMALL = 50_000_000   # parameters, codec included, of a model that is not faster with two threads
 WINDOW = 50          # frames (4 s) over which a machine has to keep up
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what OpenMP reads when torch loads
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # OpenMP reads them as it loads
 
 
 def sleep_while_waiting():
-    """Let threads that wait for others sleep, unless the user has chosen. It has an effect only before torch is imported."""
+    """Let threads that wait for others sleep, unless the user has chosen.
+
+    It has an effect only before torch is imported."""
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def settle_threads(*modules):
-    """One thread for a small model on a CPU, whatever else runs; a larger one has all cores. OMP_NUM_THREADS goes before."""
+    """One thread for small modules, all cores for larger ones. The user's OMP_NUM_THREADS goes
+    before."""
     import torch
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())
     if count <= SMALL and "OMP_NUM_THREADS" not in os.environ:
@@ -34,11 +38,13 @@ def settle_threads(*modules):
 
 
 def too_slow(seconds, budget):
-    """What to tell the user of a machine that needs `seconds` for a frame of `budget` seconds, or None where it keeps up."""
+    """What to tell the user of a machine that needs `seconds` for a frame of `budget` seconds; None
+    where it keeps up."""
     if seconds <= budget:
         return None
     milliseconds = math.ceil(1000 * seconds)  # 81, not "80 of 80"
-    return (f"this machine takes {milliseconds} ms for a frame of {1000 * budget:.0f} ms, so a live talk falls behind: "
+    return (f"this machine takes {milliseconds} ms for a frame of {1000 * budget:.0f} ms, "
+            "so a live talk falls behind: "
             "end other programs, or take a smaller model or a GPU (--device cuda)")
 
 
@@ -53,7 +59,7 @@ class Pace:
         self.warned = False
 
     def add(self, seconds):
-        """Count a frame -> the sentence for a machine that is too slow, once in a talk; else None."""
+        """Count a frame -> the sentence for a machine that is too slow, once a talk; else None."""
         self.last = seconds
         self.late += seconds > self.budget
         self.recent.append(seconds)

@@ -1,19 +1,21 @@
 """A microphone and a loudspeaker, as frames of the model.
 
-What this is: what `python chat.py` hears and speaks through when no file is given, for chat.py. Two streams are bridged,
-each at a rate and with channels that its own device takes: a Bluetooth microphone of 16 kHz beside a loudspeaker of 48 kHz.
+What this is: what `python chat.py` hears and speaks through when no file is given. It serves
+chat.py. Two streams are bridged, each at a rate and with channels that its own device takes, such
+as a Bluetooth microphone of 16 kHz beside a loudspeaker of 48 kHz.
 What this is not: the conversation itself (chat.py), or a page in a browser (server.py).
 
-    microphone --> blocks [N, channels] --> queue --> one channel --> 24 kHz --> frames of 80 ms --> model
-    loudspeaker <-- blocks [N, channels] <-- device's rate, every channel <-- queue <-- frames <-- model
+    microphone --> blocks [N, channels] --> queue --> one channel --> model's rate --> frames
+    loudspeaker <-- blocks [N, channels] <-- every channel <-- queue <-- device's rate <-- frames
 
     python chat.py --list-devices
     python chat.py --input-device 4 --output-device 1
 
 Unusual here:
-- The clocks of two devices differ, and a model can be late. Neither may grow a lag: no more than LAG frames wait to be
-  played, the oldest are skipped; and when more than PILE seconds wait to be listened to, all of them are skipped and
-  counted in `lost`. A loudspeaker that is ahead plays silence until the next frame.
+- The clocks of two devices differ, and a model can be late. Neither may grow a lag. No more than
+  LAG frames wait to be played: the oldest are skipped. No more than PILE seconds wait to be
+  listened to: then all of them are skipped, and counted in `lost`. A loudspeaker that is ahead
+  plays silence.
 - The devices' threads only move blocks. The model's thread mixes and resamples.
 """
 import queue
@@ -30,22 +32,24 @@ PATIENCE = 5.0     # seconds without sound after which a microphone has gone
 GLANCE = 0.1       # seconds after which a microphone that gives nothing is looked at
 PILE = 10.0        # seconds that may wait to be listened to
 LAG = 3            # frames that may wait to be played
-BLOCK = 0.04       # seconds of a device's block: whole samples at 11.025, 16, 22.05, 44.1 and 48 kHz
+BLOCK = 0.04       # seconds of a device's block: whole samples at 11.025, 16, 22.05, 44.1, 48 kHz
 COMMON = (48_000, 44_100, 16_000)  # Hz, where a device refuses the rate that it states itself
 MEMORY = 0.98      # of a channel's power, from one block to the next: about two seconds
 DEAD = 1e-3        # a channel with this share of the loudest one's power, 30 dB less, has no signal
+NOUN = {"input": "microphone", "output": "loudspeaker"}
 
 
 def sound_system():
-    """The sounddevice package. Raises ValueError, one sentence, where it or PortAudio is missing."""
+    """The sounddevice package. Raises ValueError, one sentence, where it or PortAudio is missing or
+    does not start."""
     try:
         import sounddevice
     except ModuleNotFoundError:
         raise ValueError("a microphone needs the sounddevice package: "
                          "pip install sounddevice, or give --in and --out") from None
-    except OSError as error:  # PortAudio itself is missing
-        raise ValueError(f"no sound system here ({error}): "
-                         "install PortAudio (Debian: libportaudio2), or give --in and --out") from None
+    except Exception as error:  # OSError without PortAudio; a class of the package where it fails
+        raise ValueError(f"no sound system here ({error}): install PortAudio "
+                         "(Debian: libportaudio2), or give --in and --out") from None
     return sounddevice
 
 
@@ -59,9 +63,12 @@ def list_devices():
 
 
 def describe(sounddevice, number, kind):
-    """A device's entry in sounddevice's list. number: of --list-devices, or None for the system's; kind: "input" or "output".
+    """A device's entry in sounddevice's list. number: of --list-devices, or None for the system's
+    own choice; kind: "input" or "output".
+
     Raises ValueError, one sentence, where there is none or it is of the other kind."""
-    noun, option = {"input": ("microphone", "--input-device"), "output": ("loudspeaker", "--output-device")}[kind]
+    noun = NOUN[kind]
+    option = f"--{kind}-device"
     if number is None:
         try:
             return sounddevice.query_devices(None, kind)
@@ -80,15 +87,19 @@ def describe(sounddevice, number, kind):
 
 
 def check_devices(input_device, output_device):
-    """Raise ValueError, one sentence, where a device is missing or of the wrong kind: before a model is loaded."""
+    """Raise ValueError, one sentence, where a device is missing or of the other kind.
+
+    chat.py asks before it loads a model."""
     sounddevice = sound_system()
     describe(sounddevice, input_device, "input")
     describe(sounddevice, output_device, "output")
 
 
 def settings(entry, kind, rate):
-    """Rates and channels that are worth a try, best first. Decision: the model's own rate and one channel before all, since the
-    system resamples as well as we do; then the device's own rate, before which no resampler stands at all."""
+    """Rates and numbers of channels that are worth a try, best first.
+
+    Decision: the model's own rate and one channel come first, since a system that takes them
+    resamples and mixes as well as this file does; then the rate that the device states."""
     most = entry[f"max_{kind}_channels"]
     native = round(entry["default_samplerate"])
     rates = dict.fromkeys((rate, native, *COMMON))
@@ -97,12 +108,14 @@ def settings(entry, kind, rate):
 
 
 def open_stream(sounddevice, number, kind, rate, callback):
-    """A stream of one direction that is not started yet -> (stream, its rate, its channels). Raises ValueError, one sentence."""
+    """A stream of one direction that is not started yet -> (stream, its rate, its channels).
+
+    Raises ValueError, one sentence, where the device is none, or takes no settings of the list."""
     entry = describe(sounddevice, number, kind)
-    noun, check, Stream = {
-        "input": ("microphone", sounddevice.check_input_settings, sounddevice.InputStream),
-        "output": ("loudspeaker", sounddevice.check_output_settings, sounddevice.OutputStream),
-    }[kind]
+    if kind == "input":
+        check, Stream = sounddevice.check_input_settings, sounddevice.InputStream
+    else:
+        check, Stream = sounddevice.check_output_settings, sounddevice.OutputStream
     for hertz, channels in settings(entry, kind, rate):
         try:
             check(device=number, channels=channels, dtype="float32", samplerate=hertz)
@@ -112,14 +125,15 @@ def open_stream(sounddevice, number, kind, rate, callback):
             reason = error
         else:
             return stream, hertz, channels
-    raise ValueError(f"the {noun} {entry['name']!r} cannot be opened ({reason}): "
+    raise ValueError(f"the {NOUN[kind]} {entry['name']!r} cannot be opened ({reason}): "
                      "end the program that uses it, or choose another of --list-devices")
 
 
 class Mixer:
-    """Blocks [N, channels] of a microphone -> one channel [N], as loud as the channels that have a signal.
+    """Blocks [N, channels] of a microphone -> one channel [N], the mean of those with a signal.
 
-    A plain mean would halve the voice where one side is dead, and silence it where the sides are of opposite phase."""
+    A mean of all would halve the voice where one side is dead. Any mean would silence it where the
+    sides are of opposite phase; then the loudest channel is taken alone."""
 
     def __init__(self, channels):
         self.power = np.zeros(channels)  # of each channel, over the last seconds
@@ -138,7 +152,7 @@ class Mixer:
 
 
 def resampler(source, target):
-    """A function from samples at one rate to samples at the other, which remembers what came before."""
+    """A function from samples at one rate to samples at the other, which remembers what it took."""
     if source == target:
         return lambda samples: samples
     import soxr
@@ -146,16 +160,19 @@ def resampler(source, target):
 
 
 class Microphone:
-    """Iterating gives frames, float32 tensors [size] at `rate`. It ends with ValueError when no more come."""
+    """Iterating gives frames, float32 tensors [size] at `rate`, and raises ValueError when no more
+    come."""
 
     def __init__(self, sounddevice, number, rate, size):
         self.rate, self.size = rate, size
         self.blocks = queue.Queue(round(PILE / BLOCK))
         self.lost = 0.0      # seconds that were skipped, because too much waited
         self.samples = np.zeros(0, np.float32)  # of the frame that is not whole yet
-        self.stream, self.native, channels = open_stream(sounddevice, number, "input", rate, self.take)
+        stream, native, channels = open_stream(sounddevice, number, "input", rate, self.take)
+        self.stream = stream
+        self.native = native
         self.mix = Mixer(channels)
-        self.resample = resampler(self.native, rate)
+        self.resample = resampler(native, rate)
 
     def take(self, indata, *_):
         """What the device calls with each block [N, channels]."""
@@ -176,7 +193,8 @@ class Microphone:
         return self.blocks.qsize() * BLOCK + len(self.samples) / self.rate
 
     def next_block(self):
-        """The oldest block that waits. Raises ValueError when none comes: the device has stopped, or hangs."""
+        """The oldest block that waits. Raises ValueError when none comes, since the device has
+        stopped, or hangs."""
         for _ in range(round(PATIENCE / GLANCE)):
             try:
                 return self.blocks.get(timeout=GLANCE)
@@ -197,7 +215,8 @@ class Microphone:
 
 
 class Loudspeaker:
-    """`play` takes frames, float32 tensors [size] at the model's rate. The device plays them on all its channels."""
+    """`play` takes frames, float32 tensors [size] at the model's rate; the device plays them on all
+    its channels."""
 
     def __init__(self, sounddevice, number, rate, size):
         self.frames = deque()   # of the device's rate
@@ -229,9 +248,11 @@ class Loudspeaker:
 
 
 class SoundCard:
-    """A microphone and a loudspeaker that run between `with` and its end. Iterating gives the frames of the microphone.
+    """A microphone and a loudspeaker that run between `with` and its end. Iterating gives the
+    microphone's frames.
 
-    Raises ValueError, one sentence, where a device is missing, is of the other kind, is taken, or goes away."""
+    Raises ValueError, one sentence, where a device is missing, of the other kind, taken, or goes
+    away."""
 
     def __init__(self, rate, size, input_device=None, output_device=None):
         sounddevice = sound_system()
@@ -245,8 +266,8 @@ class SoundCard:
             self.microphone.stream.start()
         except self.error as error:
             self.__exit__()
-            raise ValueError(f"the sound devices cannot be started ({error}): "
-                             "end the program that uses them, or choose others of --list-devices") from None
+            raise ValueError(f"the sound devices cannot be started ({error}): end the program that "
+                             "uses them, or choose others of --list-devices") from None
         return self
 
     def __exit__(self, *_):
@@ -270,7 +291,8 @@ def level(samples):
 
 
 def status(card, pace, user_audio, model_audio, words):
-    """The line that shows how the talk goes: who speaks, milliseconds of a frame, what is late, the words so far."""
+    """The line that shows how the talk goes: who speaks, milliseconds of a frame, what is late, the
+    words so far."""
     parts = [f"you {level(user_audio)} model {level(model_audio)} "
              f"{1000 * pace.last:3.0f} of {1000 * pace.budget:.0f} ms, {pace.late} late"]
     if card.microphone.behind() > 0.2:
@@ -281,10 +303,11 @@ def status(card, pace, user_audio, model_audio, words):
 
 
 def show(card, talk, monologue, budget):
-    """Play and print a talk until it ends. talk: (user_audio, model_audio, seconds) of each frame; budget: seconds of a frame.
+    """Play and print a talk until it ends. talk: (user_audio, model_audio, seconds that it took) of
+    each frame; budget: seconds that a frame lasts.
 
-    On a terminal the status is one line, updated in place, and each sentence that is whole stays above it. In a file or a
-    pipe only sentences stand. A machine that is too slow is told once."""
+    On a terminal the status is one line, updated in place, and each sentence that is whole stays
+    above it. In a file or a pipe only sentences stand. A machine that is too slow is told once."""
     terminal = sys.stdout.isatty()
     clear = "\r\033[K" if terminal else ""
     pace = Pace(budget)
@@ -296,7 +319,8 @@ def show(card, talk, monologue, budget):
             print(f"{clear}{warning}", flush=True)
         if card.microphone.lost > lost:
             lost = card.microphone.lost
-            print(f"{clear}the talk was {PILE:g} s behind: what waited was not listened to", flush=True)
+            print(f"{clear}the talk was {PILE:g} s behind: what waited was not listened to",
+                  flush=True)
         while len(monologue.lines) > (1 if monologue.ids else 0):
             start, sentence = monologue.lines.pop(0)
             print(f"{clear}{start:7.2f} s  {sentence}", flush=True)
