@@ -24,7 +24,7 @@ pytest.importorskip("aiohttp")
 from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web  # noqa: E402
 from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
 
-from workshop import door, server  # noqa: E402
+from workshop import door, pace, server  # noqa: E402
 
 SOUND = 0.1 * np.random.default_rng(0).standard_normal((25, 1920)).astype(np.float32)
 
@@ -507,6 +507,15 @@ def test_the_log(partner, caplog):
     assert len(lines) == len(patterns), lines
     for line, pattern in zip(lines, patterns):
         assert re.fullmatch(pattern, line), line
+
+
+def test_a_server_that_is_too_slow_says_so_in_its_log(partner, monkeypatch, caplog):
+    """Catches a machine that falls behind its visitors while nobody who runs it is told."""
+    monkeypatch.setattr(pace.Pace, "add", lambda self, _, add=pace.Pace.add: add(self, 0.2))
+    monkeypatch.setattr(pace, "WINDOW", 10)
+    with caplog.at_level(logging.INFO, "flm.server"):
+        visit(partner, converse)
+    assert caplog.text.count("this machine takes 200 ms for a frame of 80 ms, so a live talk") == 1
 
 
 def test_what_is_no_http_is_a_line_in_the_log(partner, caplog):

@@ -41,7 +41,7 @@ import torch
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from workshop import door
+from workshop import door, pace
 
 HANDSHAKE = b"\0"
 AUDIO = b"\1"
@@ -561,14 +561,16 @@ class Server:
         words = wire.words_class()
         monologue = self.partner.monologue(words.print, stamps=wire.is_page)
         budget = 1 / self.codec.frame_rate  # seconds
+        clock = pace.Pace(budget)
         count = 0
-        late = 0
         times_sent = time.monotonic()
         while (frame := await visitor.next_frame()) is not None:
             started = time.monotonic()
             text_id, _, model_audio = await self.model.answer(seat, frame)
             took = time.monotonic() - started
-            late += took > budget
+            warning = clock.add(took)
+            if warning:
+                LOG.warning("%s: %s", visitor.name, warning)
             if count > 0 or wire.is_page:
                 await visitor.send(AUDIO, wire.encode(model_audio.numpy().astype(np.float32)))
             monologue.add(count * budget, text_id)
@@ -577,7 +579,7 @@ class Server:
             if wire.is_page and time.monotonic() > times_sent + 1:
                 times_sent = time.monotonic()
                 behind = round(visitor.seconds_waiting, 2)
-                times = {"ms": round(1000 * took, 1), "late": late, "behind": behind}
+                times = {"ms": round(1000 * took, 1), "late": clock.late, "behind": behind}
                 await visitor.send(METADATA, json.dumps(times).encode())
 
     async def stop(self, _):
