@@ -541,7 +541,7 @@ def test_a_server_that_hangs_is_told_within_3_s(shared):
         await browser.until("problem.hidden", 10)
         assert scripted.visits == 1 and "1:05\tLine 1." in await lines(browser)
         scripted.answers = False
-        await browser.value("session.connection.lastSign -= 5000; "
+        await browser.value("session.connection.lastSign -= 6000; "
                             "session.connection.unanswered[0] = 0")
         await browser.until("!session.connection && problem.innerText.includes('attempt 1')", 10)
         scripted.answers = True
