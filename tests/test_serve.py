@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -134,6 +136,26 @@ def test_a_step_that_fails_is_told_to_all_of_it(partner, monkeypatch, caplog):
     told, (sound, _) = visit(partner, scenario, seats=3)
     assert sum("The model failed" in sentence for sentence in told) >= 2 and len(sound) == 5
     assert "out of memory" in caplog.text
+
+
+def test_a_fault_of_the_server_is_told_and_logged(partner, monkeypatch, caplog):
+    """Catches a conversation that breaks off without a word, a fault that only the visitor is
+    told, and a seat that is lost."""
+    class Broken:
+        def add(self, seconds, text_id):
+            raise ValueError("no such word")
+
+    async def scenario(client):
+        with monkeypatch.context() as patch:
+            patch.setattr(partner, "monologue", lambda *_, **__: Broken())
+            async with client.ws_connect("/api/pcm") as socket:
+                assert await socket.receive_bytes() == server.HANDSHAKE
+                await socket.send_bytes(server.AUDIO + SOUND[:1].tobytes())
+                ending = await last_words(socket)
+        await converse(client, SOUND[:3])
+        return ending
+    sentence, close_code = visit(partner, scenario)
+    assert sentence == server.FAILED and close_code == 1011 and "no such word" in caplog.text
 
 
 async def converse_in_opus(client, frames=SOUND, path="/api/chat"):
@@ -537,6 +559,33 @@ def test_what_is_no_http_is_a_line_in_the_log(partner, caplog):
     for record in records:
         assert server.OneLine().filter(record)
         assert record.exc_info is None and record.getMessage().endswith(": no proper request")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_program_that_is_stopped_says_so(untrained, pytestconfig, signal_number):
+    """Catches a Ctrl-C or a SIGTERM that reaches no visitor, ends in a traceback, or takes long."""
+    if not pytestconfig.getoption("long"):
+        pytest.skip("starts a program: --long")
+    port = free_port()
+    program = subprocess.Popen(
+        [sys.executable, "chat.py", "--serve", str(port), "--model", str(untrained)],
+        cwd=Path(chat.__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert program.stdout.readline() == f"Open http://localhost:{port}/ and talk; Ctrl-C ends it.\n"
+
+    async def talk():
+        url = f"http://localhost:{port}/api/pcm"
+        async with ClientSession() as session, session.ws_connect(url) as socket:
+            assert await socket.receive_bytes() == server.HANDSHAKE
+            await socket.send_bytes(server.AUDIO + SOUND.tobytes())
+            program.send_signal(signal_number)
+            return await last_words(socket)
+    assert asyncio.run(talk()) == ("The server stops.", 1001)
+    assert program.wait(15) == 0
+    lines = program.stderr.read().splitlines()
+    time_and_visitor = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  127\.0\.0\.1:\d+, page: "
+    assert len(lines) == 2, lines
+    assert re.fullmatch(time_and_visitor + "a conversation begins", lines[0])
+    assert re.fullmatch(time_and_visitor + r".* after \d\.\d s\. The server stops\.", lines[1])
 
 
 # --- the command line ---

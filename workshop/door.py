@@ -85,8 +85,9 @@ def brings_token(token, query, authorization):
     return any(hmac.compare_digest(candidate, token.encode()) for candidate in candidates)
 
 
-def visitor_name(peer, forwarded_for, door):
-    """peer: (address, port, ...) of a connection -> what the log calls it.
+def visitor_name(peer, forwarded_for, place):
+    """The name of a visitor in the log. peer: (address, port, ...) of its connection, or None.
+    forwarded_for: its X-Forwarded-For header. place: what it asked for.
 
     Decision: anybody can make up X-Forwarded-For, so it is shown as a claim. Only the last entry is
     shown, which the nearest proxy wrote, and only if it is an address."""
@@ -94,7 +95,7 @@ def visitor_name(peer, forwarded_for, door):
     claim = forwarded_for.rpartition(",")[2].strip()
     with suppress(ValueError):
         name += f" (forwarded for {ipaddress.ip_address(claim)}, as it says)"
-    return f"{name}, {door}"
+    return f"{name}, {place}"
 
 
 # --- where the server listens ---

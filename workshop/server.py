@@ -501,12 +501,9 @@ class Server:
             return
         seat = self.free.pop()
         try:
-            wire = await self.prepare(query, wire_class, seat)
-            await self.talk(visitor, wire, seat)
-        except ModuleNotFoundError:
-            visitor.end("This server has no Opus: pip install sphn", WSCloseCode.INTERNAL_ERROR)
-        except ValueError as error:
-            visitor.end(f"{error}.", WSCloseCode.POLICY_VIOLATION)
+            wire = await self.prepare(visitor, query, wire_class, seat)
+            if wire:
+                await self.talk(visitor, wire, seat)
         except (ConnectionError, TimeoutError):
             visitor.end(NOT_TAKEN, WSCloseCode.GOING_AWAY)
         except StepFailed:
@@ -517,26 +514,37 @@ class Server:
         finally:
             self.free.append(seat)
 
-    async def prepare(self, query, wire_class, seat):
-        """Make a seat ready for what the link asks -> the wire. Raises ValueError, one sentence,
-        ModuleNotFoundError without sphn, StepFailed.
+    async def prepare(self, visitor, query, wire_class, seat):
+        """Make a seat ready for what the link asks -> the wire, or None where the conversation
+        cannot be held. Raises StepFailed.
 
         Decision: one sampler draws all conversations of a server. So with one seat a link may ask
         for its own sampling, which holds for its conversation. With several seats it may not,
         because it would change the conversations of others."""
-        wire = wire_class(self.codec.sample_rate)
-        sampling = self.sampling
-        seed = self.seed
-        if not wire.is_page:
-            sampling = sampling_from_query(query, self.sampling)
-            link_seed = seed_from_query(query)
-            seed = self.seed if link_seed is None else link_seed
-        if sampling != self.sampling and self.seats > 1:
-            raise ValueError("With several seats a link cannot ask for its own sampling: leave it "
-                             "out, or POST it to /api/settings for all")
+        try:
+            wire = wire_class(self.codec.sample_rate)
+            sampling, seed = self.wishes(query, wire)
+        except ModuleNotFoundError:
+            visitor.end("This server has no Opus: pip install sphn", WSCloseCode.INTERNAL_ERROR)
+            return None
+        except ValueError as error:
+            visitor.end(f"{error}.", WSCloseCode.POLICY_VIOLATION)
+            return None
         await self.model.sample_with(sampling)
         await self.model.start(seat, seed)
         return wire
+
+    def wishes(self, query, wire):
+        """The query of a link -> (sampling, seed) of its conversation. Raises ValueError, one
+        sentence. The page's link has no wishes."""
+        if wire.is_page:
+            return self.sampling, self.seed
+        sampling = sampling_from_query(query, self.sampling)
+        if sampling != self.sampling and self.seats > 1:
+            raise ValueError("With several seats a link cannot ask for its own sampling: leave it "
+                             "out, or POST it to /api/settings for all")
+        seed = seed_from_query(query)
+        return sampling, self.seed if seed is None else seed
 
     async def talk(self, visitor, wire, seat):
         """The conversation in both directions, and its limit of time."""
