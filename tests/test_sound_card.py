@@ -19,6 +19,7 @@ HEADSET = Device("headset", 1, 1, 16_000, (16_000,), (1,))
 EARPHONE = Device("earphone", 1, 0, 16_000, (16_000,), (1,))
 BOX = Device("box", 0, 2, 48_000, (48_000,), (2,))
 HDMI = Device("HDMI", 0, 8, 44_100, (44_100, 48_000), (2, 8))
+ANY = Device("any", 2, 2, 44_100, (24_000, 44_100), (1, 2))
 TWO = Device("two", 2, 2, 44_100, (44_100,), (2,))
 MANY = Device("many", 6, 8, 48_000, (48_000,), (6, 8))
 LIES = Device("lies", 1, 1, 96_000, (48_000,), (1,))
@@ -44,6 +45,7 @@ def tone(rate, seconds=2.0, loudness=0.3):
     ([BOTH], {"input": (24_000, 1), "output": (24_000, 1)}),
     ([NATIVE], {"input": (48_000, 1), "output": (48_000, 1)}),
     ([EARPHONE, BOX], {"input": (16_000, 1), "output": (48_000, 2)}),
+    ([ANY], {"input": (24_000, 2), "output": (24_000, 2)}),
     ([TWO], {"input": (44_100, 2), "output": (44_100, 2)}),
     ([MANY], {"input": (48_000, 6), "output": (48_000, 8)}),
     ([LIES], {"input": (48_000, 1), "output": (48_000, 1)}),

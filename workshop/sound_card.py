@@ -98,12 +98,13 @@ def check_devices(input_device, output_device):
 def settings(entry, kind, rate):
     """Rates and numbers of channels that are worth a try, best first.
 
-    Decision: the model's own rate and one channel come first, since a system that takes them
-    resamples and mixes as well as this file does; then the rate that the device states."""
+    Decision: the model's own rate comes first, since a system that takes it resamples as well as
+    this file does; then the rate that the device states. Two channels come before one: some systems
+    play one channel on the left alone, and take only the first of two microphones."""
     most = entry[f"max_{kind}_channels"]
     native = round(entry["default_samplerate"])
     rates = dict.fromkeys((rate, native, *COMMON))
-    channels = dict.fromkeys(count for count in (1, 2, most) if count <= most)
+    channels = dict.fromkeys(count for count in (2, 1, most) if count <= most)
     return [(hertz, count) for hertz in rates if hertz > 0 for count in channels]
 
 
