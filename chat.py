@@ -25,7 +25,6 @@ Unusual here:
 """
 import argparse
 import json
-import os
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -33,8 +32,10 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from workshop import pace
+from workshop import command, pace
 
+if __name__ == "__main__":
+    command.stop_while_loading("chat.py")
 pace.sleep_while_waiting()  # OpenMP reads it when torch loads, so torch and what imports it come after
 
 import torch
@@ -45,12 +46,18 @@ import mimi
 import speed
 from flm import K
 from stream import FRAME_RATE
-from workshop import sound_card
+from workshop import sound_card, sound_file
+from workshop.record import Record, read_record
 
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
 PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
 LIKELIEST = 4096     # Decision: top-p looks at no more tokens than this: sorting 152,064 costs 9 ms on a CPU, these 1 ms
+QUIET = 2.0          # seconds without a word or a sound after which an answer is over
+HESITATION = 4.0     # seconds that the model is given to begin one
+LONGEST_ANSWER = 60  # seconds that a file's end is followed for at most, where --tail does not say
+SILENT = 0.01        # of full scale: what is quieter is no speech
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
+NUMBERS = {"tail": (0, 3600), "sessions": (1, 10_000), "context": (2, 10**9), "frames": (1, 10**6), "seed": (0, 10**18)}
 RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalty": (0.01, 100), "window": (0, 10_000)}
 
 
@@ -83,8 +90,14 @@ class Sampling:
         if not file.exists():
             return cls(**changed)
         try:
-            return cls(**{**json.loads(file.read_text()), **changed})
-        except (TypeError, ValueError) as error:
+            settings = json.loads(file.read_text())
+            if not isinstance(settings, dict):
+                raise ValueError(f"it must hold an object, {{...}}, and not {settings!r:.40}")
+            unknown = settings.keys() - {field.name for field in fields(cls)}
+            if unknown:
+                raise ValueError(f"no setting is called {sorted(unknown)[0]}")
+            return cls(**{**settings, **changed})
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}: {error}") from None
 
     def channel(self, c):
@@ -302,112 +315,169 @@ class Partner:
         return Monologue(self.tokenizer, self.model.config.wait_token, print, stamps)
 
 
-def hold(partner, frames, monologue, seed=None, keep=None):
-    """One conversation, frame by frame -> (heard, said, seconds it took) for each. keep: a SoundFile for both voices."""
+def hold(partner, frames, monologue, seed=None, record=None):
+    """One conversation, frame by frame -> (user_audio, model_audio, seconds it took) for each. record: a Record for both."""
     partner.duplex.reset(seed=seed)
-    for i, heard in enumerate(frames):
+    for i, user_audio in enumerate(frames):
         started = time.perf_counter()
-        text, _, said = partner.duplex.steps({0: heard})[0]
-        took = time.perf_counter() - started
+        text, _, model_audio = partner.duplex.steps({0: user_audio})[0]
+        seconds = time.perf_counter() - started
         monologue.add(i / partner.codec.config.frame_rate, text)
-        if keep:
-            keep.write(torch.stack([heard, said], 1).numpy())
-        yield heard, said, took
+        if record:
+            record.write(user_audio, model_audio)
+        yield user_audio, model_audio, seconds
     monologue.close()
 
 
-def converse(partner, audio, monologue, seed=None, keep=None):
-    """Talk with a recording: audio float32 [N] -> (said [N], seconds that each frame took). A Ctrl-C ends the talk early.
+class AnswerWatch:
+    """Tells when the answer to a recording is over: QUIET seconds after its last word and its last audible sound.
 
-    The recording is heard frame by frame, as from a microphone: nothing is known of what comes later."""
-    size, said, took = partner.codec.config.frame_size, [torch.zeros(0)], []
+    A model that has not begun is given HESITATION seconds from the user's last sound on. Times are counted in frames."""
+
+    def __init__(self, frames, frame_rate):
+        """frames: what the user says, [N] samples each."""
+        levels = torch.stack([frame.square().mean().sqrt() for frame in frames])
+        audible = levels > levels.max() / 10
+        self.asked = int(audible.nonzero().max()) + 1 if audible.any() else 0
+        self.frame_rate = frame_rate
+        self.passed = 0       # frames until now
+        self.spoke = None     # the last frame with a word or a sound of the answer
+        self.loudest = SILENT
+
+    def add(self, thinks, model_audio):
+        """A frame of the model's: whether it writes words in it, and its samples."""
+        level = model_audio.square().mean().sqrt().item()
+        self.loudest = max(self.loudest, level)
+        self.passed += 1
+        if thinks or level > max(SILENT, self.loudest / 30):
+            self.spoke = self.passed
+
+    def answered(self):
+        """Whether the model has spoken since the user's last sound."""
+        return self.spoke is not None and self.spoke > self.asked
+
+    def over(self):
+        """Whether nothing more is to come."""
+        if self.answered():
+            return self.passed - self.spoke >= QUIET * self.frame_rate
+        return self.passed - self.asked >= HESITATION * self.frame_rate
+
+
+def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
+    """Talk with a recording: audio float32 [N] -> (user_audio [M], model_audio [M], seconds that each frame took).
+
+    tail: seconds of silence heard after it; None: until the answer is over, LONGEST_ANSWER seconds at most. The recording is
+    heard frame by frame, as from a microphone: nothing is known of what comes later. A Ctrl-C ends the talk early."""
+    config = partner.codec.config
+    size = config.frame_size
+    length = len(audio) + round((tail or 0) * config.sample_rate)
+    padded = F.pad(audio, (0, length - len(audio) + -length % size))
+    frames = padded.split(size)
+    watch = AnswerWatch(frames, config.frame_rate)
+
+    def user_frames():
+        yield from frames
+        most = len(frames) + LONGEST_ANSWER * config.frame_rate
+        while tail is None and not watch.over() and watch.passed < most:
+            yield torch.zeros(size)
+
+    voices = []
+    seconds = []
     try:
-        for _, answer, seconds in hold(partner, F.pad(audio, (0, -len(audio) % size)).split(size), monologue, seed, keep):
-            said.append(answer)
-            took.append(seconds)
+        for user_audio, model_audio, took in hold(partner, user_frames(), monologue, seed, record):
+            watch.add(bool(monologue.ids), model_audio)
+            voices.append(torch.stack([user_audio, model_audio]))
+            seconds.append(took)
     except KeyboardInterrupt:
         monologue.close()
         print("\nchat.py: stopped; the answer so far is kept", file=sys.stderr)
-    return torch.cat(said)[:len(audio)], took
-
-
-def check_target(target, source, overwrite):
-    """Raise ValueError, one sentence, if the answer must not or cannot be written to `target`."""
-    import soundfile
-    if target.suffix.lstrip(".").upper() not in soundfile.available_formats():
-        raise ValueError(f"{target}: no sound format is known by that ending; .wav and .flac are")
-    if not target.parent.is_dir():
-        raise ValueError(f"{target.parent} is no folder to write {target.name} to")
-    if source and target.exists() and target.samefile(source):
-        raise ValueError(f"{target} is the question itself and is not overwritten")
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists: choose another name, or add --overwrite")
-
-
-def write_audio(target, audio, sample_rate):
-    """audio [N] or [N, 2] -> a file, beside and then renamed. Raises OSError, one sentence."""
-    import soundfile
-    part = target.with_name(f".{target.name}.part")
-    try:
-        soundfile.write(part, audio, sample_rate, format=target.suffix.lstrip(".").upper())
-        os.replace(part, target)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        part.unlink(missing_ok=True)
-        raise OSError(f"{target} cannot be written, is the disk full? {error}") from None
+    user_audio, model_audio = torch.cat([torch.zeros(2, 0), *voices], 1)
+    if tail is not None:
+        return user_audio[:length], model_audio[:length], seconds
+    return user_audio, model_audio, seconds
 
 
 @contextmanager
-def kept(args, rate):
-    """--record: a stereo file of exact samples, the user left, the model right, that says how to hold the talk again."""
+def kept(args, partner):
+    """--record: a Record that says how to hold the conversation again, or None. What failed is raised when all else is done."""
     if not args.record:
         yield None
         return
-    import soundfile
+    settings = {"seed": args.seed, "sampling": asdict(args.sampling), "context": partner.duplex.cache.length}
+    record = Record(args.record, partner.codec.config.sample_rate, settings)
     try:
-        with soundfile.SoundFile(args.record, "w", rate, 2, "FLOAT", format="WAV") as file:
-            file.comment = json.dumps({"seed": args.seed, "sampling": asdict(args.sampling)})
-            yield file
-    except soundfile.SoundFileError as error:
-        raise OSError(f"{args.record} cannot be written: {error}") from None
+        yield record
+    finally:
+        record.close()
+    if record.trouble:
+        raise OSError(record.trouble)
 
 
 # --- ways in ---
 
 def talk_to_file(partner, args):
-    """--in and --out: hear a file, write the answer beside it."""
-    rate = partner.codec.config.sample_rate
-    heard = F.pad(args.question, (0, round(args.tail * rate)))
-    with kept(args, rate) as keep:
-        said, took = converse(partner, heard, partner.monologue(), args.seed, keep)
-    write_audio(args.target, (torch.stack([heard[:len(said)], said], 1) if args.stereo else said).numpy(), rate)
-    if took:
-        print(f"{len(said) / rate:.1f} s of conversation in {sum(took):.1f} s ({len(said) / rate / sum(took):.1f} x real time, "
-              f"slowest frame {1000 * max(took):.0f} of {1000 / partner.codec.config.frame_rate:.0f} ms) -> {args.target}")
-    if not args.tail and len(said) and said[-rate // 4:].abs().max() > 0.01:
-        print("the file ended while the model was speaking: --tail 5 lets it finish")
-    warning = pace.too_slow(sum(took) / max(1, len(took)), 1 / partner.codec.config.frame_rate)
+    """--in and --out: hear a file, write the answer beside it. Raises OSError, one sentence."""
+    config = partner.codec.config
+    with kept(args, partner) as record:
+        user_audio, model_audio, seconds = converse(partner, args.question, partner.monologue(), args.seed, record, args.tail)
+        if not seconds:  # Ctrl-C in the first frame
+            return
+        answer = torch.stack([user_audio, model_audio], 1) if args.stereo else model_audio
+        save_answer(args.target, answer, config.sample_rate)
+    length = len(model_audio) / config.sample_rate
+    print(f"{length:.1f} s of conversation in {sum(seconds):.1f} s ({length / sum(seconds):.1f} x real time, "
+          f"slowest frame {1000 * max(seconds):.0f} of {1000 / config.frame_rate:.0f} ms) -> {args.target}")
+    if model_audio.abs().max() <= SILENT:
+        print("chat.py: note: the model said nothing: is there speech in the file?", file=sys.stderr)
+    elif model_audio[-config.sample_rate // 4:].abs().max() > SILENT:
+        print("chat.py: note: the file ended while the model was speaking: a longer --tail lets it finish", file=sys.stderr)
+    warning = pace.too_slow(sum(seconds) / len(seconds), 1 / config.frame_rate)
     if warning:
         print(warning)
 
 
-def read_kept(path):
-    """A file of --record -> (heard [N], answer [N], Sampling, seed). Raises ValueError, one sentence."""
-    import soundfile
+def save_answer(target, audio, sample_rate):
+    """Write an answer; elsewhere, where `target` takes it no more. Raises OSError that says where."""
     try:
-        with soundfile.SoundFile(path) as file:
-            both, made = torch.from_numpy(file.read(dtype="float32", always_2d=True)), json.loads(file.comment)
-        return both[:, 0], both[:, 1], Sampling(**made["sampling"]), made["seed"]
-    except (soundfile.SoundFileError, ValueError, KeyError, TypeError, IndexError):
+        sound_file.write_audio(target, audio, sample_rate)
+    except OSError as error:
+        raise OSError(f"{error}; {sound_file.rescue_audio(target, audio, sample_rate)}") from None
+
+
+def read_replay(path):
+    """A file of --record -> Replay. Raises ValueError, one sentence."""
+    user_audio, model_audio, settings = read_record(path)
+    try:
+        return Replay(user_audio, model_audio, Sampling(**settings["sampling"]), settings["seed"], settings.get("context"))
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is no conversation that --record kept") from None
+
+
+@dataclass
+class Replay:
+    """A recorded conversation: both voices, [N] samples each, and what it takes to hold it again."""
+    user_audio: torch.Tensor
+    model_audio: torch.Tensor
+    sampling: Sampling
+    seed: int
+    context: int | None  # frames; None: as many as the model was trained on
+
+    def __post_init__(self):
+        check_number("seed", self.seed)
+        if self.context is not None:
+            check_number("context", self.context)
 
 
 def talk_again(partner, args):
     """--replay: what --record kept is heard again, and the answer compared with the one kept."""
-    heard, answer, _, seed = args.again
-    said, _ = converse(partner, heard, partner.monologue(), seed)
-    differ = (said != answer[:len(said)]).nonzero()
-    print(f"{args.replay}: the answer " + (f"differs from {differ[0].item() / partner.codec.config.sample_rate:.2f} s on"
-                                          if len(differ) else "is the same, sample for sample"))
+    replay = args.again
+    _, model_audio, _ = converse(partner, replay.user_audio, partner.monologue(), replay.seed)
+    differ = (model_audio != replay.model_audio[:len(model_audio)]).nonzero()
+    if len(differ):
+        moment = differ[0].item() / partner.codec.config.sample_rate
+        print(f"{args.replay}: the answer differs from {moment:.2f} s on")
+    else:
+        print(f"{args.replay}: the answer is the same, sample for sample")
 
 
 def talk_to_microphone(partner, args):
@@ -416,7 +486,7 @@ def talk_to_microphone(partner, args):
     monologue = partner.monologue(lambda *_, **__: None)
     devices = (args.input_device, args.output_device)
     with (sound_card.SoundCard(config.sample_rate, config.frame_size, *devices) as card,
-          kept(args, config.sample_rate) as record):
+          kept(args, partner) as record):
         print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.", flush=True)
         talk = hold(partner, card, monologue, args.seed, record)
         sound_card.show(card, talk, monologue, 1 / config.frame_rate)
@@ -443,8 +513,9 @@ def main(arguments=None):
     files.add_argument("--in", dest="source", type=Path, metavar="FILE",
                        help="what is said to the model: any format and rate that soundfile reads")
     files.add_argument("--out", dest="target", type=Path, metavar="FILE", help="what it answers, of the same start and length")
-    files.add_argument("--tail", type=float, default=0.0, metavar="SECONDS",
-                       help="silence heard after the file ends (default: %(default)s)")
+    files.add_argument("--tail", type=float, metavar="SECONDS",
+                       help="silence heard after the file ends, 0 for none "
+                            f"(default: until the answer is over, {LONGEST_ANSWER} at most)")
     files.add_argument("--stereo", action="store_true", help="write both voices: the question left, the answer right")
     files.add_argument("--overwrite", action="store_true", help="replace an answer or a record that exists")
     files.add_argument("--record", type=Path, metavar="FILE.wav", help="keep both voices, exactly; with a microphone too")
@@ -487,12 +558,8 @@ def main(arguments=None):
                            help=f"(default: the model's sampling.json, else {field.default})")
     drawn.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default: %(default)s)")
     args = parser.parse_args(arguments)
-    if (args.source is None) != (args.target is None):
-        parser.error("--in and --out go together")
-    for name in ("host", "ssl", "token", "origin", "sessions", "longest"):
-        if args.serve is None and getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name} goes with --serve")
     try:
+        check_options(parser, args)
         run(args)
     except torch.OutOfMemoryError:
         sys.exit("chat.py: the GPU's memory is full: take --bfloat16, --bits 8 or 4, or a smaller --context")
@@ -500,9 +567,96 @@ def main(arguments=None):
         if "can't allocate memory" not in str(error):
             raise
         sys.exit("chat.py: the memory is full: take fewer --sessions, or a smaller --context")
-    except (OSError, ValueError, KeyboardInterrupt) as error:
-        print(end="\n" * sys.stdout.isatty())  # below the status line
-        sys.exit(f"chat.py: {str(error) or 'stopped'}")
+    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
+        raise
+    except (OSError, ValueError) as error:
+        if sys.stdout.isatty():
+            print()  # below the status line
+        sys.exit(f"chat.py: {error}")
+
+
+# Options that have an effect in some ways into a conversation only. Those that are not here have one in all that load a model.
+TALKS = ("file", "microphone", "serve")
+EFFECT = {"tail": ("file",), "stereo": ("file",), "overwrite": ("file", "microphone"), "record": ("file", "microphone"),
+          "input_device": ("microphone",), "output_device": ("microphone",),
+          "host": ("serve",), "ssl": ("serve",), "token": ("serve",), "origin": ("serve",), "sessions": ("serve",), "longest": ("serve",),
+         
+          "random_weights": ("bench",), "frames": ("bench",), "seed": TALKS, "context": (*TALKS, "bench"),
+          **{field.name: (*TALKS, "bench") for field in fields(Sampling)}}
+ASKED = {"file": "--in", "replay": "--replay", "serve": "--serve", "bench": "--bench", "devices": "--list-devices",
+         "microphone": "a microphone"}
+
+
+def way_of(args):
+    """The way into a conversation that was asked for, a key of ASKED. Raises ValueError where there is more than one."""
+    asked = {"file": args.source is not None, "replay": args.replay is not None, "serve": args.serve is not None,
+             "bench": args.bench, "devices": args.list_devices}
+    ways = [way for way, is_asked in asked.items() if is_asked]
+    if len(ways) > 1:
+        raise ValueError(f"{' and '.join(ASKED[way] for way in ways)} are different ways in: choose one")
+    return ways[0] if ways else "microphone"
+
+
+def check_options(parser, args):
+    """Raise ValueError, one sentence, for options that have no effect together, and for numbers out of range."""
+    if (args.source is None) != (args.target is None):
+        raise ValueError("--in and --out go together")
+    way = way_of(args)
+    for name, value in vars(args).items():
+        if value == parser.get_default(name):
+            continue
+        effect = EFFECT.get(name, ASKED)
+        if way not in effect:
+            wanted = " or ".join(ASKED[one] for one in effect)
+            raise ValueError(f"--{name.replace('_', '-')} has no effect with {ASKED[way]}: it goes with {wanted}")
+        if name in NUMBERS:
+            check_number(name, value)
+    if args.overwrite and way == "microphone" and not args.record:
+        raise ValueError("--overwrite has no effect without --out or --record")
+    if args.random_weights and args.model != parser.get_default("model"):
+        raise ValueError("--random-weights and --model are different models: choose one")
+
+
+def check_number(name, value):
+    """Raise ValueError, one sentence, where an option's number is out of its range."""
+    low, high = NUMBERS[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"--{name} must be {low} .. {high}, not {value}")
+
+
+def check_files(args):
+    """Raise ValueError, one sentence, for what --in, --out and --record cannot do, before a model is loaded."""
+    if args.record and args.target and sound_file.same_file(args.record, args.target):
+        raise ValueError(f"--record and --out are one file, {args.target}: give the record a file of its own")
+    if args.record and args.record.suffix.lower() != ".wav":
+        raise ValueError(f"--record {args.record}: a record is a .wav")
+    sources = [args.source] if args.source else []
+    for target in (args.target, args.record):
+        if target:
+            sound_file.check_target(target, args.overwrite, sources)
+    if not args.source:
+        return
+    args.question = sound_file.read_question(args.source)
+    samples = len(args.question) + round((args.tail or HESITATION) * 24_000)
+    sizes = {args.target: 4 * samples}
+    if args.record:
+        sizes[args.record] = 8 * samples  # two voices, four bytes a sample
+    sound_file.check_space(sizes)
+
+
+def changed_sampling(args):
+    """{field of Sampling: value} of the options that were given. Raises ValueError that names the option."""
+    changed = {}
+    for field in fields(Sampling):
+        value = getattr(args, field.name)
+        if value is None:
+            continue
+        try:
+            Sampling(**{field.name: value})
+        except ValueError as error:
+            raise ValueError(str(error).replace(field.name, f"--{field.name.replace('_', '-')}")) from None
+        changed[field.name] = value
+    return changed
 
 
 def warn_of_context(config, context):
@@ -517,34 +671,23 @@ def run(args):
     """The way in that was asked for. Raises OSError or ValueError, one sentence."""
     if args.list_devices:
         return sound_card.list_devices()
-    for name, low in (("tail", 0), ("sessions", 1), ("context", 2), ("frames", 1)):
-        if getattr(args, name) is None:
-            continue
-        if not low <= getattr(args, name) < 1e9:
-            raise ValueError(f"--{name} must be {low} or more, and a number, not {getattr(args, name)}")
-    if sum(way is not None for way in (args.source, args.serve, args.replay)) > 1:
-        raise ValueError("--in, --serve and --replay are different ways in: choose one")
-    if args.record and (args.serve is not None or args.replay or args.record == args.target):
-        raise ValueError("--record keeps a talk by file or microphone, in a file of its own")
     mimi.check_device(args.device)
-    if args.serve is None and not (args.source or args.replay or args.bench):
+    changed = changed_sampling(args)
+    if way_of(args) == "microphone":
         sound_card.check_devices(args.input_device, args.output_device)
     if args.serve is not None:
         args.door = server_module().door.open_door(args)
-    if args.source:
-        args.question = mimi.read_audio(args.source)
-    for target in filter(None, (args.target, args.record)):
-        check_target(target, args.source, args.overwrite)
-    given = {field.name: value for field in fields(Sampling) if (value := getattr(args, field.name)) is not None}
+    check_files(args)
     dtype = torch.bfloat16 if args.bfloat16 or args.bits < 16 else torch.float32
-    shape = dict(context=args.context, batch=args.sessions if args.serve is not None else 1,
+    args.again = read_replay(args.replay) if args.replay else None
+    shape = dict(context=args.again.context if args.again else args.context,
+                 batch=args.sessions if args.serve is not None else 1,
                  fast=args.device.startswith("cuda") and not args.eager)
     if args.bench:
         model, codec = speed.subject(args, dtype)
         pace.settle_threads(model, codec)
-        return speed.bench(args, model, codec, Duplex(model, Sampling(**given), codec=codec, **shape))
-    args.again = read_kept(args.replay) if args.replay else None
-    args.sampling = args.again[2] if args.again else Sampling.of(args.model, **given)
+        return speed.bench(args, model, codec, Duplex(model, Sampling(**changed), codec=codec, **shape))
+    args.sampling = args.again.sampling if args.again else Sampling.of(args.model, **changed)
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
     pace.settle_threads(partner.model, partner.codec)
     warn_of_context(partner.model.config, args.context)
@@ -559,4 +702,4 @@ def run(args):
 
 
 if __name__ == "__main__":
-    main()
+    command.run("chat.py", main)

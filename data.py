@@ -33,6 +33,7 @@ import mimi
 import stream
 from manifest import LAYOUTS, SAMPLE_RATE, DataError, bring_in, check, in_parallel, loudness, read_manifest, synthesise, write_lines
 from stream import Turn
+from workshop import sound_file
 
 FRAME = 1920                        # samples
 NOISE_LOUDNESS, NO_NOISE_PROBABILITY = (-70, -40), 0.3  # dB, section 3.2.1
@@ -121,7 +122,7 @@ def hesitate(audio, seconds, rng):
     return np.concatenate([audio[:at], np.zeros(round(seconds * SAMPLE_RATE), np.float32), audio[at:]]), at
 
 
-_recording = lru_cache(maxsize=64)(mimi.read_audio)
+_recording = lru_cache(maxsize=64)(sound_file.read_audio)
 
 
 def noise(n, rng, recordings=(), levels=NOISE_LOUDNESS):
@@ -221,14 +222,14 @@ class Encoder:
         themselves in a .npy file [T, K], as tiny/replay.py writes them. Raises ValueError."""
         if Path(file).suffix == ".npy":
             return read_codes(file, self.codec.config.codebook_size)
-        audio, before = mimi.read_audio(file).numpy(), 4
+        audio, before = sound_file.read_audio(file).numpy(), 4
         padded = np.pad(audio, (before * FRAME, -len(audio) % FRAME + RINGING * FRAME))  # to whole frames
         return self.encode([padded])[0][before:]
 
     def said_audio(self, file):
         """float32 [N] of the same clip."""
         if Path(file).suffix != ".npy":
-            return mimi.read_audio(file).numpy()
+            return sound_file.read_audio(file).numpy()
         codes = self.said(file).T[None].to(self.device)  # [1, K, T]
         return self.codec.decode(codes)[0, 0].cpu().numpy()
 
@@ -255,7 +256,7 @@ class Encoder:
 
         def hear(file):
             """(waveform, frames until it is said; a room's echo goes on in the silence after it)"""
-            clip = mimi.read_audio(file).numpy()
+            clip = sound_file.read_audio(file).numpy()
             if tuple(speeds) != (1, 1):  # pitch and all: one recorded speaker becomes several
                 clip = soxr.resample(clip, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*speeds))
             if self.rooms and rng.random() < PAUSE_PROBABILITY:

@@ -45,6 +45,7 @@ import train
 from batch import collate
 from data import FRAME
 from manifest import SAMPLE_RATE, read_lines, write_lines
+from workshop import sound_file
 
 TAIL = 5.0                    # seconds of silence after a question, in which it must have been answered
 AUDIBLE, WINDOW = 0.01, 0.02  # root mean square, of full scale, above which so many seconds sound
@@ -256,7 +257,7 @@ def by_question(row):
 def noisy(wave, about, snr, recordings, rng):
     """A scene in noise `snr` dB below its voice, from beginning to end: of recordings, or pink (3 dB less an octave)."""
     if recordings:
-        noise = mimi.read_audio(rng.choice(recordings)).numpy()
+        noise = sound_file.read_audio(rng.choice(recordings)).numpy()
     else:
         white = np.fft.rfft(np.random.default_rng(rng.getrandbits(64)).standard_normal(len(wave)))
         noise = np.fft.irfft(white / np.sqrt(np.arange(1, len(white) + 1)), len(wave))
@@ -356,9 +357,9 @@ class Run:
                           **{key: [values[i] for i in todo] for key, values in given.items()})
         for n, talk in tqdm(played, total=len(files), initial=len(files) - len(todo), desc=part, unit="talk"):
             file, row = files[todo[n]], scenes[todo[n]][1]
-            chat.write_audio(file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1).numpy(), SAMPLE_RATE)
+            sound_file.write_audio(file.with_suffix(".wav"), torch.stack([talk.heard, talk.said], 1).numpy(), SAMPLE_RATE)
             if row.get("output"):
-                chat.write_audio(Path(row["output"]), talk.said.numpy(), SAMPLE_RATE)
+                sound_file.write_audio(Path(row["output"]), talk.said.numpy(), SAMPLE_RATE)
             write_lines(file, [dict(row, seconds=len(talk.said) / SAMPLE_RATE, audio=f"{folder.name}/{file.stem}.wav",
                                     lines=talk.lines, spans=spans(talk.said))])
         return [json.loads(file.read_text()) for file in files.values()]
@@ -395,7 +396,7 @@ class Run:
         """Questions alone, and then with what people and rooms do to them."""
         a, rng = self.args, lambda *what: random.Random(" ".join(map(str, (self.args.seed, *what))))
         rows = zip(data.read_manifest(manifest, "asr-response-tts"), read_lines(manifest))
-        asked = [clip(mimi.read_audio(turn["heard"]), question=turn["transcript"], expected=turn["response"],
+        asked = [clip(sound_file.read_audio(turn["heard"]), question=turn["transcript"], expected=turn["response"],
                       about={k: row[k] for k in GROUPS if k in row}) for (turn, *_), (_, row) in self.some(list(rows))]
         alone = [scene([(0, one)]) for one in asked]
         rows = self.transcribe(self.hold("questions", alone))
@@ -403,7 +404,7 @@ class Run:
         for key, value in sorted({(key, row[key]) for row in rows for key in GROUPS if row.get(key)}, key=str):
             self.count(f"questions, {key} {value}", [row for row in rows if row.get(key) == value])
         every = [(i, *those) for i, those in enumerate(zip(asked, rows, asked[1:] + asked[:1]))]
-        murmurs = [clip(mimi.read_audio(file)) for file in data.recordings([a.backchannels] if a.backchannels else ())]
+        murmurs = [clip(sound_file.read_audio(file)) for file in data.recordings([a.backchannels] if a.backchannels else ())]
         noises = data.recordings(a.noise)
         parts = {
             "pause": [with_pause(one, rng("pause", i)) for i, one in enumerate(asked)],
@@ -442,7 +443,7 @@ class Run:
         for (pair,) in self.some(data.read_manifest(manifest, style)):
             text, script = pair["transcript" if hears else "response"], stream.Script(ids)
             tokens = self.partner.tokenizer.encode(text).ids
-            wave = F.pad(mimi.read_audio(pair["heard"]), (SILENCE * FRAME, 0)) if hears else torch.zeros(0)
+            wave = F.pad(sound_file.read_audio(pair["heard"]), (SILENCE * FRAME, 0)) if hears else torch.zeros(0)
             script.wait(SILENCE)
             if hears:
                 script.wait(len(wave) // FRAME + len(tokens) + WRITING)
@@ -491,7 +492,7 @@ class Run:
         ours = self.args.overwrite or (self.args.out / "fdb" / f"{number:04d}.json").exists()
         if output.exists() and not ours:
             raise ValueError(f"{output} exists: move it, or add --overwrite")
-        return mimi.read_audio(file), dict(row, output=str(output))
+        return sound_file.read_audio(file), dict(row, output=str(output))
 
 
 def fdb_task(file):

@@ -32,8 +32,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import mimi
 import stream
+from workshop import sound_file
 
 SAMPLE_RATE = 24_000                # Hz
 # Decision: what is clipped, silent, and no text of its audio. English and Chinese have about as many bytes a second.
@@ -203,7 +203,7 @@ def _speak(job):
     try:
         if not file.exists():
             done = subprocess.run(command, input=text, capture_output=True, text=True)
-            if done.returncode or loudness(mimi.read_audio(beside).numpy()) < SILENT:
+            if done.returncode or loudness(sound_file.read_audio(beside).numpy()) < SILENT:
                 raise ValueError(done.stderr or "it is silent")
             os.replace(beside, file)
         return True
@@ -250,7 +250,7 @@ def _examine(line, folder, longest):
         return [("malformed", str(error))], repr(line)
     for name, text in clips:
         try:
-            audio = mimi.read_audio(folder / name).numpy()
+            audio = sound_file.read_audio(folder / name).numpy()
         except ValueError as error:
             problems.append(("unreadable", str(error)))
             continue

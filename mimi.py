@@ -28,6 +28,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from workshop import command
+
+if __name__ == "__main__":
+    command.stop_while_loading("mimi.py")
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -599,47 +604,39 @@ def save(codec, folder):
         settings.write_text(json.dumps(asdict(codec.config), indent=1))
 
 
-def read_audio(path, sample_rate=24_000):
-    """Any file that soundfile reads, mixed down to mono and resampled: float32 [N] in -1 .. 1.
-
-    Raises ValueError, one sentence, for a file that is missing, empty or no audio."""
-    import soundfile
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, TypeError, soundfile.LibsndfileError) as error:  # TypeError: raw samples, of unknown rate
-        raise ValueError(f"{path} cannot be read as audio: {error}") from None
-    if not len(audio) or not abs(audio).max() < math.inf:
-        raise ValueError(f"{path} holds no audio, or samples that are no numbers")
-    audio = audio.mean(1)
-    if rate != sample_rate:
-        import soxr
-        audio = soxr.resample(audio, rate, sample_rate)
-    return torch.from_numpy(audio)
-
-
 def check_device(device):
     """Raise ValueError, one sentence, where PyTorch cannot compute on a device."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+        torch.ones(1, device=device).sum().item()  # a device without memory, "meta", makes tensors and has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used here: {reason}") from None
 
 
 def main(arguments=None):
+    from workshop import sound_file
     parser = argparse.ArgumentParser(description="Encode a sound file and decode it again: what the codec keeps of it.")
-    parser.add_argument("source", help="any format and rate that soundfile reads")
-    parser.add_argument("target", help="wav file to write")
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model", help="folder, file or Hub id (default: tiny/model)")
+    parser.add_argument("source", type=Path, help="any format and rate that soundfile reads")
+    parser.add_argument("target", type=Path, help=f"file to write, of one of {' '.join(sound_file.FORMATS)}")
+    parser.add_argument("--overwrite", action="store_true", help="replace a target that exists")
+    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model",
+                        help="folder, file or Hub id (default: tiny/model)")
     args = parser.parse_args(arguments)
-    import soundfile
     try:
-        codec, audio = load(args.model), read_audio(args.source)
-        codes = codec.encode(audio[None, None])
-        soundfile.write(args.target, codec.decode(codes)[0, 0].numpy(), codec.config.sample_rate, format="WAV")
-    except (OSError, ValueError, soundfile.LibsndfileError) as error:
+        sound_file.check_target(args.target, args.overwrite, [args.source])
+        codec = load(args.model)
+        sample_rate = codec.config.sample_rate
+        audio = sound_file.read_audio(args.source, sample_rate)
+        codes = codec.encode(audio[None, None])  # [1, K, T]
+        decoded = codec.decode(codes)[0, 0]
+        sound_file.write_audio(args.target, decoded, sample_rate)
+    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
+        raise
+    except (OSError, ValueError) as error:
         sys.exit(f"mimi.py: {error}")
-    print(f"{codes.shape[-1]} frames of {codes.shape[1]} codes; codebook 0: {' '.join(map(str, codes[0, 0, :12].tolist()))} ...")
+    first = " ".join(str(code) for code in codes[0, 0, :12].tolist())
+    print(f"{codes.shape[2]} frames of {codes.shape[1]} codes; codebook 0: {first} ...")
 
 
 if __name__ == "__main__":
-    main()
+    command.run("mimi.py", main)

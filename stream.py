@@ -30,6 +30,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from workshop import command
+
+if __name__ == "__main__":
+    command.stop_while_loading("stream.py")
+
 import torch
 import torch.nn.functional as F
 
@@ -436,4 +441,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    command.run("stream.py", main)

@@ -1,5 +1,9 @@
 """The duplex loop against the release's own sessions, the sampler against hand-worked answers, the command's errors."""
 import json
+import subprocess
+import sys
+import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import flm
 import speed
 from chat import Duplex, Monologue, Sampling, sample
 from conftest import greedy_sampling
+from workshop.record import Record
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -157,22 +162,32 @@ def test_errors_are_one_sentence(tmp_path, question):
     (tmp_path / "kept.wav").write_bytes(b"mine")
     (tmp_path / "a.raw").write_bytes(b"samples")
     for arguments, sentence in [
-        (("--in", tmp_path / "none.wav", "--out", tmp_path / "a.wav"), "none.wav cannot be read as audio"),
+        (("--in", tmp_path / "none.wav", "--out", tmp_path / "a.wav"), "none.wav does not exist"),
         (("--in", tmp_path / "noise.wav", "--out", tmp_path / "a.wav"), "noise.wav cannot be read as audio"),
-        (("--in", question, "--out", question), "is the question itself"),
+        (("--in", question, "--out", question), "is what is read"),
         (("--in", question, "--out", tmp_path / "kept.wav"), "kept.wav exists"),
         (("--in", question, "--out", tmp_path / "a.xyz"), "no sound format"),
         (("--in", question, "--out", tmp_path / "no" / "a.wav"), "is no folder to write"),
         (("--in", question, "--out", tmp_path / "a.wav", "--model", tmp_path), "config.json is missing"),
-        (("--in", question, "--out", tmp_path / "a.wav", "--tail", -1), "--tail must be 0 or more"),
-        (("--in", question, "--out", tmp_path / "a.wav", "--tail", "inf"), "--tail must be 0 or more"),
-        (("--in", tmp_path / "nan.wav", "--out", tmp_path / "a.wav"), "nan.wav holds no audio, or samples that are no numbers"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--tail", -1), "--tail must be 0 .. 3600, not -1.0"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--tail", "inf"), "--tail must be 0 .. 3600"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--tail", 1e8), "--tail must be 0 .. 3600"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--seed", 10**30), "--seed must be 0 .. "),
+        (("--in", question, "--out", tmp_path / "a.wav", "--device", "meta"), "--device meta cannot be used here"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--temperature-audio", "nan"), "--temperature-audio must be 0 .. 100, not nan"),
+        (("--in", question, "--out", tmp_path), "no sound format"),
+        (("--in", tmp_path, "--out", tmp_path / "a.wav"), "is a folder"),
+        (("--in", question), "--in and --out go together"),
+        (("--in", tmp_path / "nan.wav", "--out", tmp_path / "a.wav"), "nan.wav holds samples that are no numbers"),
         (("--in", question, "--out", tmp_path / "a.wav", "--device", "cuda:7"), "--device cuda:7 cannot be used here"),
         (("--in", tmp_path / "a.raw", "--out", tmp_path / "a.wav"), "a.raw cannot be read as audio"),
         (("--serve", 99_999), "--serve takes a port from 1 to 65535"),
         (("--in", question, "--out", tmp_path / "a.wav", "--serve"), "choose one"),
-        (("--in", question, "--out", tmp_path / "a.wav", "--record", tmp_path / "a.wav"), "in a file of its own"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--record", tmp_path / "a.wav"), "a file of its own"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--record", tmp_path / "." / "A.wav"), "a file of its own"),
+        (("--in", question, "--out", tmp_path / "a.wav", "--record", question), "a record is a .wav"),
         (("--replay", tmp_path / "noise.wav"), "is no conversation that --record kept"),
+        (("--replay", tmp_path / "none.wav"), "none.wav does not exist"),
     ]:
         said = run(*arguments)
         assert isinstance(said, str) and sentence in said and "\n" not in said, said
@@ -182,7 +197,8 @@ def test_errors_are_one_sentence(tmp_path, question):
 def test_a_recorded_conversation_can_be_held_again(tmp_path, untrained, question, capsys):
     """Catches an answer that follows from anything but sound, seed and settings; and a record that is not what was heard."""
     both = tmp_path / "both.wav"
-    assert run("--in", question, "--out", tmp_path / "a.wav", "--tail", 1, "--model", untrained, "--record", both, "--seed", 5) is None
+    assert run("--in", question, "--out", tmp_path / "a.wav", "--tail", 1, "--model", untrained, "--record", both, "--seed", 5,
+               "--context", 30) is None
     assert run("--replay", both, "--model", untrained) is None
     assert "the answer is the same, sample for sample" in capsys.readouterr().out
     sound, rate = soundfile.read(both)
@@ -190,12 +206,155 @@ def test_a_recorded_conversation_can_be_held_again(tmp_path, untrained, question
     sound[30_000:40_000, 1] += 0.01
     with soundfile.SoundFile(both) as file:
         comment = file.comment
+    assert json.loads(comment)["context"] == 30
     with soundfile.SoundFile(both, "w", rate, 2, "FLOAT") as file:
         file.comment = comment
         file.write(sound)
     run("--replay", both, "--model", untrained)
     assert "the answer differs from 1.25 s on" in capsys.readouterr().out
     assert "exists" in run("--in", question, "--out", tmp_path / "b.wav", "--model", untrained, "--record", both)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    ("--bench --record r.wav", "--record has no effect with --bench: it goes with --in or a microphone"),
+    ("--random-weights tiny", "--random-weights has no effect with a microphone: it goes with --bench"),
+    ("--frames 3 --serve", "--frames has no effect with --serve: it goes with --bench"),
+    ("--bench --random-weights tiny --model folder", "different models: choose one"),
+    ("--replay both.wav --seed 3", "--seed has no effect with --replay"),
+    ("--replay both.wav --context 30", "--context has no effect with --replay"),
+    ("--replay both.wav --top-p-audio 0.5", "--top-p-audio has no effect with --replay"),
+    ("--stereo", "--stereo has no effect with a microphone: it goes with --in"),
+    ("--tail 0", "--tail has no effect with a microphone: it goes with --in"),
+    ("--overwrite", "--overwrite has no effect without --out or --record"),
+    ("--token secret", "--token has no effect with a microphone: it goes with --serve"),
+    ("--sessions 3 --in q.wav --out a.wav", "--sessions has no effect with --in: it goes with --serve"),
+    ("--input-device 1 --in q.wav --out a.wav", "--input-device has no effect with --in: it goes with a microphone"),
+    ("--list-devices --seed 3", "--seed has no effect with --list-devices"),
+    ("--serve --replay both.wav", "different ways in: choose one"),
+    ("--bench --serve", "different ways in: choose one"),
+])
+def test_options_without_effect_are_refused(arguments, sentence):
+    """Catches an option that is taken and ignored, so that somebody believes in what never happened."""
+    message = run(*arguments.split())
+    assert isinstance(message, str) and sentence in message and "\n" not in message, message
+
+
+@pytest.mark.parametrize("content, sentence", [
+    ("[1]", "it must hold an object"), ("null", "it must hold an object"), ('"hot"', "it must hold an object"),
+    ('{"temperature_text": {"value": 1}}', "temperature_text must be 0 .. 100"),
+    ('{"heat": 1}', "no setting is called heat"), ("{", "Expecting"), ("[" * 100_000, "recursion"),
+])
+def test_a_damaged_sampling_file(tmp_path, content, sentence):
+    """Catches a traceback, or Python's own words, for JSON of the wrong kind."""
+    (tmp_path / "sampling.json").write_text(content)
+    with pytest.raises(ValueError) as error:
+        Sampling.of(tmp_path)
+    message = str(error.value)
+    assert message.startswith(str(tmp_path / "sampling.json")) and sentence in message and len(message) < 300, message
+
+
+class ScriptedPartner:
+    """A partner that thinks and sounds in the frames it is told to: frames, of 80 ms, counted from the first."""
+
+    def __init__(self, thinks=(), sounds=()):
+        self.thinks, self.sounds = thinks, sounds
+        self.codec = types.SimpleNamespace(config=types.SimpleNamespace(sample_rate=24_000, frame_size=1920, frame_rate=12.5))
+        self.duplex = self
+
+    def reset(self, seed):
+        self.frame = 0
+
+    def steps(self, user_audio):
+        text = int(self.frame in self.thinks)
+        model_audio = torch.full((1920,), 0.1 if self.frame in self.sounds else 1e-4)
+        self.frame += 1
+        return {0: (text, None, model_audio)}
+
+    def monologue(self):
+        decoder = types.SimpleNamespace(decode=lambda ids, skip_special_tokens: "word " * len(ids))
+        return Monologue(decoder, 0, print=lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("thinks, sounds, ends", [
+    ([], [], 25 + 50),                                          # nobody answers: the user's last sound and 4 s
+    (range(28, 30), range(30, 50), 50 + 25),                    # 2 s after the answer's last sound
+    (range(60, 64), range(62, 100), 100 + 25),                  # begins late
+    (range(28, 30), [*range(30, 40), *range(55, 60)], 60 + 25),  # a pause of 1.2 s within
+    (range(10, 12), range(12, 20), 25 + 50),                    # spoke while the user did, and not since
+    (range(28, 10_000), [], 30 + 750),                          # never ends: 60 s after the file
+])
+def test_an_answer_is_heard_to_its_end(thinks, sounds, ends):
+    """Catches a file's end, a pause, or a late start taken for the end of the answer; and a wait without end."""
+    partner = ScriptedPartner(thinks, sounds)
+    question = torch.cat([torch.full((25 * 1920,), 0.1), torch.zeros(5 * 1920)])
+    user_audio, model_audio, seconds = chat.converse(partner, question, partner.monologue(), tail=None)
+    assert len(user_audio) == len(model_audio) == ends * 1920 and len(seconds) == ends
+    assert torch.equal(user_audio[:len(question)], question) and not user_audio[len(question):].any()
+
+
+@pytest.mark.parametrize("tail, length", [(0.0, 30_000), (1.5, 66_000)])
+def test_a_tail_is_exact(tail, length):
+    """Catches an answer of another length than was asked for."""
+    partner = ScriptedPartner(range(10_000))
+    user_audio, model_audio, _ = chat.converse(partner, torch.ones(30_000), partner.monologue(), tail=tail)
+    assert len(user_audio) == len(model_audio) == length
+
+
+def test_the_first_command_of_a_newcomer(tmp_path, shipped, capsys):
+    """Catches an answer that is cut off, or never begun, because nobody asked for silence after the question."""
+    question, answer = Path(__file__).parent.parent / "examples" / "question.wav", tmp_path / "a.wav"
+    assert run("--in", question, "--out", answer) is None
+    assert "The capital of France is Paris." in capsys.readouterr().out
+    sound, rate = soundfile.read(answer)
+    begins = soundfile.info(question).frames
+    assert np.abs(sound[begins:]).max() > 0.05 and np.abs(sound[-rate:]).max() < 0.01
+    assert len(sound) < begins + 8 * rate
+
+
+def test_a_record_that_fails_costs_no_answer(tmp_path, untrained, question, monkeypatch, capsys):
+    """Catches an answer that is lost because the disk of the record is full, a record that is lost with it, and success reported."""
+    whole = Record.write
+
+    def fail(self, *voices):
+        if self.frames >= 3 * 1920:
+            self._end_early(OSError("No space left on device"))
+        whole(self, *voices)
+    monkeypatch.setattr(Record, "write", fail)
+    answer, both = tmp_path / "a.wav", tmp_path / "both.wav"
+    message = run("--in", question, "--out", answer, "--tail", 0, "--record", both, "--model", untrained)
+    assert "both.wav ends after 0.2 s" in message and "No space left" in message
+    assert "the conversation goes on" in capsys.readouterr().err
+    assert soundfile.info(answer).frames == 12_000 and soundfile.info(both).frames == 3 * 1920
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "both.wav", "q.mp3"]
+
+
+def test_an_answer_that_fails_costs_no_record(tmp_path, untrained, question, monkeypatch):
+    """Catches a record, or the answer itself, that is lost because the disk of the answer has filled in the meantime."""
+    write = Path.write_bytes
+
+    def fail(self, data):
+        if self.parent == tmp_path:
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    both = tmp_path / "both.wav"
+    message = run("--in", question, "--out", tmp_path / "a.flac", "--tail", 0, "--record", both, "--model", untrained)
+    assert "a.flac cannot be written: No space left on device; it is kept in" in message
+    assert soundfile.info(message.split()[-1]).frames == 12_000 and soundfile.info(both).frames == 7 * 1920
+
+
+def test_ctrl_c_while_loading_is_one_line():
+    """Catches a traceback of the imports, which take seconds, and an exit code that a script takes for success."""
+    root = Path(__file__).parent.parent
+    code = ("import os, signal, sys; sys.path.insert(0, sys.argv[1]); from workshop import command; "
+            "command.stop_while_loading('chat.py'); os.kill(os.getpid(), signal.SIGINT); import torch")
+    ended = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True)
+    assert ended.returncode == 130 and ended.stderr.strip() == "chat.py: stopped"
+    for name in ("chat.py", "mimi.py", "stream.py"):
+        before, _, after = (root / name).read_text().partition(f'command.stop_while_loading("{name}")')
+        assert "import torch" not in before and "import torch" in after
 
 
 @pytest.mark.parametrize("bits, text, codes", [(8, 1e-4, 1e-4), (4, 0.02, 0.02)])

@@ -19,6 +19,7 @@ import mimi
 import stream
 from conftest import assert_same
 from stream import Ids
+from workshop import sound_file
 
 RATE = 24_000
 
@@ -408,7 +409,7 @@ def test_a_stereo_conversation_is_cut_into_turns(tmp_path):
     assert data.bring_in("moshi-finetune", tmp_path / "set.jsonl", tmp_path / "out.jsonl") == (1, 0)
     (turns,) = data.read_manifest(tmp_path / "out.jsonl", "response-tts-free")
     assert [turn["response"] for turn in turns] == ["Hi there.", "Bye."]
-    heard, spoken = ([mimi.read_audio(turn[key]) for turn in turns] for key in ("heard", "spoken"))
+    heard, spoken = ([sound_file.read_audio(turn[key]) for turn in turns] for key in ("heard", "spoken"))
     assert [round(len(x) / RATE, 2) for x in heard] == [1.0, 2.5] and [round(len(x) / RATE, 2) for x in spoken] == [1.5, 0.5]
     assert heard[0].max() < 0.11 and spoken[0].max() > 0.13
 
@@ -426,9 +427,9 @@ def test_dialogs_are_spoken_by_two_users_and_one_model(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "could not say 'fail'" in told
     first, second = data.read_manifest(tmp_path / "s" / "dialogs.jsonl", "asr-response-tts")
-    peaks = [[round(float(mimi.read_audio(turn[key]).max()), 1) for turn in turns] for turns in (first, second) for key in ("heard", "spoken")]
+    peaks = [[round(float(sound_file.read_audio(turn[key]).max()), 1) for turn in turns] for turns in (first, second) for key in ("heard", "spoken")]
     assert peaks[1] == peaks[3] == [0.1, 0.1] and len({*peaks[0]}) == len({*peaks[2]}) == 1 and peaks[0] != peaks[2]
-    assert len(mimi.read_audio(first[1]["heard"])) == 2400 * len("{out}")
+    assert len(sound_file.read_audio(first[1]["heard"])) == 2400 * len("{out}")
     assert len((tmp_path / "s" / "made").read_text()) == 3 * (2 + 4 + 2) + 3 * 2  # what failed is tried again, nothing else
 
 

@@ -158,7 +158,7 @@ def test_a_batch_is_each_alone_is_chat(partner, waves):
         (_, alone), = evaluation.converse(partner, [wave], [seed])
         assert alone.text == found.text and torch.equal(alone.codes, found.codes)
         monologue = partner.monologue(lambda *_, **__: None)
-        said, _ = chat.converse(partner, wave, monologue, seed)
+        _, said, _ = chat.converse(partner, wave, monologue, seed)
         assert monologue.lines == found.lines
         torch.testing.assert_close(found.said, said, rtol=0, atol=1e-5)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import chat
 import data
 import eval as evaluate
-import mimi
+from workshop import sound_file
 
 ROOT = Path(__file__).parent.parent
 QUESTION = ROOT / "examples" / "question.wav"    # the capital of France
@@ -53,8 +53,8 @@ def lines_of(partner, waves):
 @pytest.fixture(scope="module")
 def conversations(partner):
     """Some long conversations, held side by side: {name: lines}."""
-    six = mimi.read_audio(QUESTIONS)
-    one = mimi.read_audio(QUESTION)
+    six = sound_file.read_audio(QUESTIONS)
+    one = sound_file.read_audio(QUESTION)
     noise = torch.randn(60 * SECOND, generator=torch.Generator().manual_seed(0)) * 10 ** (-50 / 20)
     waves = {"forty-two questions": six.repeat(7),
              "after 100 s": torch.cat([seconds(100), one, seconds(5)]),
@@ -89,7 +89,7 @@ def test_nothing_is_said_to_nobody(conversations, kind):
 @pytest.mark.parametrize("gain", [0.1])
 def test_it_does_not_talk_with_itself(partner, gain, pytestconfig):
     """Catches a model that takes its own voice, back in the microphone 0.24 s later, for a user's."""
-    wave = torch.cat([mimi.read_audio(QUESTION), seconds(60 if pytestconfig.getoption("long") else 10)])
+    wave = torch.cat([sound_file.read_audio(QUESTION), seconds(60 if pytestconfig.getoption("long") else 10)])
     (_, talk), = evaluate.converse(partner, [wave], echo=[(gain, 0.24)])
     assert [text for _, text in talk.lines] == ["The capital of France is Paris."]
 

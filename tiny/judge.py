@@ -16,8 +16,8 @@ import chat
 import data
 import eval as evaluate
 import flm
-import mimi
 import stream
+from workshop import sound_file
 
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
 
@@ -97,7 +97,7 @@ class Judge:
         second, heard, due, onsets, asked = round(stream.FRAME_RATE), [], [], [], []
         for i, (_, codes) in enumerate(played):
             j, sounds = (i + 1) % len(played), self.sounds(codes)
-            begins = self.due[j] - data.CLOSING_SILENCE - -(-len(mimi.read_audio(self.turns[j]["heard"])) // data.FRAME)
+            begins = self.due[j] - data.CLOSING_SILENCE - -(-len(sound_file.read_audio(self.turns[j]["heard"])) // data.FRAME)
             if sounds.any() and (first := int(sounds.nonzero()[0])) >= self.due[i] and first + INTERRUPTED + second < len(codes):
                 onsets.append(first + INTERRUPTED)
                 heard.append(torch.cat([self.heard[i][:onsets[-1]], self.heard[j][begins:]]))

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import data
-import mimi
 import stream
 from codec import LETTERS, spelled
+from workshop import sound_file
 
 RECORDINGS, STEPS, BATCH, RATE = 1000, 400, 64, 0.1  # of the table
 HEARING_DELAY = 12  # frames; Decision: a word that is heard is written 1 s after it begins (Moshi's recognizer waits 2 s)
@@ -68,7 +68,7 @@ def fit(codes, letters):
 def letters_of_codes(source):
     """`fit` to the first recordings of source/train.jsonl."""
     turns = [turn for line in open(source / "train.jsonl") for turn in json.loads(line)["turns"]][:RECORDINGS]
-    waves = [mimi.read_audio(source / turn["heard"]).numpy() for turn in turns]
+    waves = [sound_file.read_audio(source / turn["heard"]).numpy() for turn in turns]
     codes = data.Encoder(source / "start").encode([np.pad(wave, (0, -len(wave) % data.FRAME)) for wave in waves])
     return fit([c[:, 0] for c in codes], [spelled(turn["transcript"]) for turn in turns])
 

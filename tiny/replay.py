@@ -29,9 +29,9 @@ import chat  # noqa: E402
 import data  # noqa: E402
 import eval as evaluate  # noqa: E402
 import make  # noqa: E402
-import mimi  # noqa: E402
 import stream  # noqa: E402
 import voices  # noqa: E402
+from workshop import sound_file  # noqa: E402
 
 BEFORE = 3     # frames of silence before a question
 AFTER = 75     # frames in which it must have been answered
@@ -72,7 +72,7 @@ class Speaker:
         frame = data.FRAME
         waves = []
         for file in files:
-            audio = mimi.read_audio(file).numpy()
+            audio = sound_file.read_audio(file).numpy()
             padding = -len(audio) % frame + AFTER * frame
             waves.append(np.pad(audio, (BEFORE * frame, padding)))
         listen = self.encoder.encode(waves)

@@ -1,0 +1,36 @@
+"""What every command line does alike when somebody stops it, or when nobody reads what it prints.
+
+What this is: Ctrl-C as one line and exit code 130, also while PyTorch is being imported, which takes seconds; and no
+traceback behind `| head`. It serves chat.py, mimi.py and stream.py. What this is not: the commands' own errors.
+
+    python stream.py | head -1
+"""
+import os
+import signal
+import sys
+
+STOPPED = 128 + signal.SIGINT      # what a shell reports of a program that Ctrl-C ended
+UNREAD = 128 + getattr(signal, "SIGPIPE", 13)
+
+
+def stop_while_loading(name):
+    """From here on until `run`, Ctrl-C ends the program at once. For the time of the imports."""
+    def stop(*_):
+        print(f"\n{name}: stopped", file=sys.stderr, flush=True)
+        os._exit(STOPPED)
+    signal.signal(signal.SIGINT, stop)
+
+
+def run(name, main):
+    """Call `main`, the function of a command, and end the program as a command should."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped", file=sys.stderr)
+        sys.exit(STOPPED)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # or Python complains once more when it flushes at its end
+        sys.exit(UNREAD)
