@@ -57,7 +57,7 @@ HESITATION = 4.0     # seconds that the model is given to begin one
 LONGEST_ANSWER = 60  # seconds that a file's end is followed for at most, where --tail does not say
 SILENT = 0.01        # of full scale: what is quieter is no speech
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
-NUMBERS = {"tail": (0, 3600), "sessions": (1, 10_000), "context": (2, 10**9), "frames": (1, 10**6), "seed": (0, 10**18)}
+NUMBERS = {"tail": (0, 3600), "sessions": (1, 10**9), "context": (2, 10**9), "frames": (1, 10**6), "seed": (0, 10**18)}
 RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalty": (0.01, 100), "window": (0, 10_000)}
 
 

@@ -1,11 +1,8 @@
 """The codec against the release's outputs, transformers' Mimi, and itself frame by frame."""
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
