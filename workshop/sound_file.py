@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from workshop.files import replacing
+
 # What is written for an ending: soundfile's format and subtype. tests/test_sound_file.py writes and reads back each of them.
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"),
            ".mp3": ("MP3", "MPEG_LAYER_III"), ".aiff": ("AIFF", "PCM_16"), ".aif": ("AIFF", "PCM_16"),
@@ -252,7 +254,7 @@ def check_space(sizes):
 def part_of(path):
     """The name beside `path` under which it is written, until it is whole. A link is followed."""
     path = Path(path).resolve()
-    return path.with_name(f".{path.name[:40]}.{os.getpid()}.part")
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
 def write_audio(path, audio, sample_rate):
@@ -260,12 +262,10 @@ def write_audio(path, audio, sample_rate):
 
     Raises OSError, one sentence."""
     data = _encode(path, np.asarray(audio), sample_rate)
-    part = part_of(path)
     try:
-        part.write_bytes(data)
-        os.replace(part, Path(path).resolve())
+        with replacing(Path(path).resolve()) as part:
+            part.write_bytes(data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
