@@ -1,7 +1,7 @@
 """From manifests to token grids: speech and text become encoded samples on disk, which train.py reads.
 
 What this is: joining pairs with random silence (section 3.1), augmenting what is heard (3.2.1, 3.2.2), encoding, and the
-shards. What this is not: the manifests (manifest.py, whose commands are here too) or the formats (stream.py).
+shards. What this is not: the manifests (workshop/manifests.py and its neighbours, whose commands are here too) or the formats (stream.py).
 
     python data.py encode pairs.jsonl grids/tts --format tts --join 1 4
     python data.py encode dialogs.jsonl grids/ft2 --format response-tts-free --join 1 4 --draws 6 --noise noise/
@@ -31,10 +31,16 @@ from tqdm import tqdm
 
 import mimi
 import stream
-from manifest import LAYOUTS, SAMPLE_RATE, DataError, bring_in, check, in_parallel, loudness, read_manifest, synthesise, write_lines
 from stream import Turn
 from workshop import sound_file
+from workshop.check import check
+from workshop.importers import LAYOUTS, bring_in
+from workshop.manifests import DataError, read_manifest, write_lines
+from workshop.parallel import in_parallel
+from workshop.sound_file import loudness
+from workshop.synthesis import synthesise
 
+SAMPLE_RATE = 24_000                # Hz
 FRAME = 1920                        # samples
 NOISE_LOUDNESS, NO_NOISE_PROBABILITY = (-70, -40), 0.3  # dB, section 3.2.1
 GAIN_PROBABILITY, GAIN, LOUDNESS_FLOOR = 0.6, (-24, 20), -40  # dB, and dB after the gain, section 3.2.1
@@ -166,19 +172,6 @@ def silence(rng, longest=LONG_SILENCE[1]):
 
 # --- encoding ---
 
-def read_codes(file, codebook_size):
-    """Codes of a clip from a .npy file -> int64 [T, K]. Raises ValueError, one sentence."""
-    try:
-        codes = np.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as codes: {error}") from None
-    if codes.ndim != 2 or codes.shape[1] != stream.K or codes.dtype.kind not in "iu":
-        raise ValueError(f"{file} must hold whole numbers [frames, {stream.K}], not {codes.dtype} {list(codes.shape)}")
-    if not len(codes) or codes.min() < 0 or codes.max() >= codebook_size:
-        raise ValueError(f"{file} holds no codes, or codes outside 0 .. {codebook_size - 1}")
-    return torch.from_numpy(codes.astype(np.int64))
-
-
 class Encoder:
     """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
     noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
@@ -221,7 +214,7 @@ class Encoder:
         """Codes [T, K] of a clip that the model speaks, as they follow silence: a sound file, each encoded once, or the codes
         themselves in a .npy file [T, K], as tiny/replay.py writes them. Raises ValueError."""
         if Path(file).suffix == ".npy":
-            return read_codes(file, self.codec.config.codebook_size)
+            return stream.read_codes(file, self.codec.config.codebook_size)
         audio, before = sound_file.read_audio(file).numpy(), 4
         padded = np.pad(audio, (before * FRAME, -len(audio) % FRAME + RINGING * FRAME))  # to whole frames
         return self.encode([padded])[0][before:]
@@ -388,6 +381,8 @@ def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, devi
             bar.update(done)
     if any(job[0].exists() for job in jobs):
         Grids([out])  # which writes the index
+    elif jobs:
+        raise DataError(f"nothing was encoded: all {total} samples were left out")
     return total - left_out, left_out
 
 
@@ -480,19 +475,20 @@ def main(arguments=None):
         return made
     command("import", "Write the manifest of a data set.", layout=", ".join(LAYOUTS) + " (JSONL or CSV with columns audio and text)",
             source="the data set's folder, or the file of moshi-finetune and table", out="manifest to write").set_defaults(
-        run=lambda a: "%d lines, %d recordings missing" % bring_in(a.layout, a.source, a.out))
+        run=lambda a: "%d lines, %d things left out" % bring_in(a.layout, a.source, a.out))
     made = command("synth", "Turn written dialogs into speech. A stopped run goes on.", "voices, as command lines (one without {text} reads "
                    "it from standard input):\n  'espeak-ng -v en-us -w {out} -- {text}'\n  'piper -m en_US-joe-medium.onnx -f {out}'",
                    texts='JSONL of {"turns": [{"transcript", "response"}]}', out="folder for audio/ and dialogs.jsonl")
     made.add_argument("--model-voice", required=True, metavar="COMMAND", help="the one voice of the model")
     made.add_argument("--user-voice", action="append", required=True, metavar="COMMAND", help="of several, two are drawn for each dialog")
     made.set_defaults(run=lambda a: "%d dialogs, %d clips failed" % synthesise(a.texts, a.out, a.model_voice, a.user_voice, a.workers))
-    made = command("check", "Say what is wrong with a data set, or with encoded grids.", manifest="JSONL; see the top of manifest.py; or "
+    made = command("check", "Say what is wrong with a data set, or with encoded grids.", manifest="JSONL; see the top of workshop/manifests.py; or "
                    "a folder of grids")
     made.add_argument("--longest", type=float, default=60, metavar="SECONDS", help="longer recordings are reported (default: %(default)s)")
-    made.set_defaults(run=lambda a: check_grids(a.manifest) if Path(a.manifest).is_dir() else "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers).most_common()))
+    made.add_argument("--format", choices=stream.FORMATS, help="that the lines shall be used for (default: the one of their kind that needs least)")
+    made.set_defaults(run=lambda a: check_grids(a.manifest) if Path(a.manifest).is_dir() else "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers, a.format).most_common()))
     made = command("encode", "Encode a manifest into token grids. A stopped run goes on.", "Then: python stream.py --grid OUT/shard-00000.safetensors",
-                   manifest="JSONL; see the top of manifest.py", out="folder for the shards")
+                   manifest="JSONL; see the top of workshop/manifests.py", out="folder for the shards")
     made.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
     made.add_argument("--part", default="1/1", metavar="I/N", help="every N-th shard only, from the I-th on: one job of N")
     add = made.add_argument_group("samples").add_argument

@@ -43,9 +43,9 @@ import mimi
 import stream
 import train
 from batch import collate
-from data import FRAME
-from manifest import SAMPLE_RATE, read_lines, write_lines
+from data import FRAME, SAMPLE_RATE
 from workshop import sound_file
+from workshop.manifests import read_lines, write_lines
 
 TAIL = 5.0                    # seconds of silence after a question, in which it must have been answered
 AUDIBLE, WINDOW = 0.01, 0.02  # root mean square, of full scale, above which so many seconds sound
@@ -602,7 +602,7 @@ def main(arguments=None):
         "and a later one adds parts.", epilog="OUT: results.txt (a table), results.json (value, n, low, high), results.png, "
         "failures.md, and every conversation, the user left, the model right.")
     add = parser.add_argument_group("conversation: questions alone, with a pause in them, interrupted, five in a row").add_argument
-    add("--dialogs", type=Path, metavar="JSONL", help="of voices never trained on (see manifest.py); first turns are asked")
+    add("--dialogs", type=Path, metavar="JSONL", help="of voices never trained on (see workshop/manifests.py); first turns are asked")
     add("--backchannels", type=Path, metavar="FOLDER", help="recordings of uh-huh and the like, said into answers")
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="the questions again, in noise so far below the voice")
     add("--noise", nargs="+", default=[], metavar="FOLDER", help="recordings for --snr (default: pink noise)")

@@ -35,6 +35,7 @@ from workshop import command
 if __name__ == "__main__":
     command.stop_while_loading("stream.py")
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -350,6 +351,19 @@ class Shard:
         if digest({name: self.tensors.get_tensor(name) for name in COLUMNS}) != written:
             raise GridError(f"{self.file} is damaged: its payload is not what was written")
         return True
+
+
+def read_codes(file, codebook_size=2**15):
+    """Codes of a clip from a .npy file -> int64 [T, K]. Raises GridError, one sentence."""
+    try:
+        codes = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise GridError(f"{file} cannot be read as codes: {error}") from None
+    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.shape[1] != K or codes.dtype.kind not in "iu":
+        raise GridError(f"{file} must hold whole numbers [frames, {K}]")
+    if not len(codes) or codes.min() < 0 or codes.max() >= codebook_size:
+        raise GridError(f"{file} holds no codes, or codes outside 0 .. {codebook_size - 1}")
+    return torch.from_numpy(codes.astype(np.int64))
 
 
 def check_ids(grid, text_size, audio_size):

@@ -14,12 +14,11 @@ import torch
 
 import data
 import flm
-import manifest
 import mimi
 import stream
 from conftest import assert_same
 from stream import Ids
-from workshop import sound_file
+from workshop import manifests, sound_file
 
 RATE = 24_000
 
@@ -137,7 +136,7 @@ def test_gain_and_noise_stay_in_the_paper_s_bounds():
 
 
 @pytest.mark.parametrize("line, sentence", [
-    ("not json", "line 1"), ('{"audio": "m.jsonl", "text": null}', "text must be a string"), ('{"text": "no audio"}', "needs audio, text"),
+    ("not json", "line 1"), ('{"audio": "m.jsonl", "text": null}', "text must be a text, not None"), ('{"text": "no audio"}', "there is no audio"),
     ('{"audio": "none.wav", "text": "x"}', "none.wav does not exist")])
 def test_bad_manifests_are_one_sentence(tmp_path, line, sentence):
     (tmp_path / "m.jsonl").write_text(line)
@@ -258,7 +257,7 @@ def test_what_is_said_may_be_given_as_codes(folder, tmp_path):
     for wrong in (codes[:, :7], codes.astype(float), codes[:0], codes - 1, codes + 512):
         np.save(tmp_path / "wrong.npy", wrong)
         with pytest.raises(ValueError, match="wrong.npy"):
-            data.read_codes(tmp_path / "wrong.npy", 512)
+            stream.read_codes(tmp_path / "wrong.npy", 512)
 
 
 def test_a_sample_is_no_longer_than_was_asked_for(folder, tmp_path):
@@ -446,11 +445,11 @@ def test_check_finds_each_kind_of_offender(tmp_path):
         {"audio": "other.wav", "text": "x" * 90}, {"audio": "good.wav", "text": None}]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     counts = data.check(tmp_path / "m.jsonl", longest=4)
-    assert counts == {"none": 2, "silent": 1, "too long": 1, "clipped": 1, "unreadable": 1, "duplicate": 1, "text": 1, "malformed": 1}
+    assert counts == {"none": 2, "silent": 1, "too long": 1, "clipped": 1, "unreadable": 1, "duplicate": 1, "text": 1, "wrong kind": 1}
     offenders = [json.loads(line) for line in (tmp_path / "m.offenders.jsonl").read_text().splitlines()]
     assert [(o["line"], o["problem"]) for o in offenders] == [
-        (3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text"), (9, "malformed")]
-    assert [row["audio"] for _, row in manifest.read_lines(tmp_path / "m.clean.jsonl")] == ["good.wav", "other.wav"]
+        (3, "silent"), (4, "too long"), (5, "clipped"), (6, "unreadable"), (7, "duplicate"), (8, "text"), (9, "wrong kind")]
+    assert [row["audio"] for _, row in manifests.read_lines(tmp_path / "m.clean.jsonl")] == ["good.wav", "other.wav"]
 
 
 def _die(_):
@@ -479,7 +478,7 @@ def test_what_a_machine_does_to_a_run_is_one_sentence(folder, tmp_path):
 
 @pytest.mark.parametrize("command, sentence", [
     ("encode none.jsonl out --format tts", "none.jsonl cannot be read"), ("check none.jsonl", "none.jsonl cannot be read"),
-    ("import librispeech . out.jsonl", "holds nothing laid out as librispeech"), ("import ljspeech . out.jsonl", "metadata.csv"),
+    ("import librispeech . out.jsonl", "holds nothing that can be used as librispeech"), ("import ljspeech . out.jsonl", "metadata.csv"),
     ("synth none.jsonl out --model-voice x --user-voice y", "must have an {out}"),
     ("import librispech . out.jsonl", "there is no layout librispech"), ("encode none.jsonl out --format tts --join 0 2", "--join takes"),
     ("encode none.jsonl out --format tts --device gpu", "--device gpu cannot be used"), ("encode none.jsonl out --format tts --part 3", "no part 3"),

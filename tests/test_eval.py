@@ -13,7 +13,7 @@ import cost
 import eval as evaluation
 import stream
 from conftest import greedy_sampling
-from manifest import SAMPLE_RATE
+from data import SAMPLE_RATE
 
 
 # --- text and numbers ---

@@ -54,6 +54,11 @@ def read_audio(path, sample_rate=24_000):
     return _mono_at_rate(path, audio, rate, sample_rate)
 
 
+def loudness(audio):
+    """dB of the root mean square of samples [N], footnote 9 of the paper."""
+    return 20 * np.log10(np.sqrt(np.square(audio).mean()) + 1e-6)
+
+
 def read_question(path, sample_rate=24_000):
     """`read_audio`, for a model that listens: says so where the sound is too narrow to be heard well."""
     audio, rate = _read(path)

@@ -1,0 +1,298 @@
+"""What people have -> manifests: the layouts of well-known data sets.
+
+What this is: `data.py import`. One function a layout, which gives the lines of a manifest
+one after the other. What cannot be used costs its own line alone: it is named, counted and left out. What
+this is not: a check of the sound (check.py). Serves data.py.
+
+    python data.py import librispeech LibriSpeech/train-clean-100 pairs.jsonl
+    python data.py import table recordings.csv pairs.jsonl       # columns audio and text; , ; or tab between them
+"""
+import csv
+import hashlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from workshop.manifests import DataError, Problem, is_number, not_utf8, open_text, read_rows, text_lines, write_lines
+from workshop.sound_file import loudness
+
+UTTERANCE_GAP = 1.0    # seconds; Decision: in a recorded conversation, a longer pause of the model ends its turn
+SHORTEST = 0.08        # seconds: a frame; a shorter clip says nothing
+SWAPPED = 20           # dB; Decision: the words of the model lie where its channel is so much quieter than the user's
+SEPARATORS = (",", ";", "\t")
+
+
+class Skipped(str):
+    """Why a recording, or a row, is left out. Yielded by a layout in place of a line."""
+
+
+# --- layouts of recordings with their texts ---
+
+def librispeech(source, clips):
+    """Folders with NAME.trans.txt: "NAME TEXT IN CAPITALS" a line, beside NAME.flac."""
+    for file in sorted(source.rglob("*.trans.txt")):
+        for number, line in text_lines(file):
+            name, _, text = line.partition(" ")
+            if not text.strip():
+                yield Skipped(f"{file}, line {number}: no text")
+                continue
+            yield {"audio": file.parent / f"{name}.flac", "text": text.lower()}  # Decision: nobody writes in capitals
+
+
+def ljspeech(source, clips):
+    """metadata.csv: "NAME|text|normalised text" a line; wavs/NAME.wav."""
+    for number, line in text_lines(source / "metadata.csv"):
+        name, *texts = line.split("|")
+        if not texts:
+            yield Skipped(f"{source / 'metadata.csv'}, line {number}: no text")
+            continue
+        yield {"audio": source / "wavs" / f"{name}.wav", "text": texts[-1]}
+
+
+def aishell_3(source, clips):
+    """content.txt: "NAME.wav character pinyin character pinyin ..." a line; wav/SPEAKER/NAME.wav."""
+    for file in sorted(source.rglob("content.txt")):
+        for number, line in text_lines(file):
+            name, *words = line.split()  if line.strip() else ("",)
+            if not words:
+                yield Skipped(f"{file}, line {number}: no text")
+                continue
+            yield {"audio": file.parent / "wav" / name[:7] / name, "text": "".join(words[::2])}
+
+
+def common_voice(source, clips):
+    """validated.tsv with columns path and sentence; clips/."""
+    file = source / "validated.tsv"
+    for row in table_rows(file, ("path", "sentence"), separator="\t", quoting=csv.QUOTE_NONE):
+        if isinstance(row, Skipped):
+            yield row
+        else:
+            yield {"audio": source / "clips" / row["path"], "text": row["sentence"]}
+
+
+def table(source, clips):
+    """A .jsonl, .csv or .tsv file with columns audio, a path relative to the file, and text."""
+    if source.suffix == ".jsonl":
+        rows = jsonl_rows(source)
+    else:
+        rows = table_rows(source, ("audio", "text"))
+    for row in rows:
+        if isinstance(row, Skipped):
+            yield row
+        else:
+            yield {**row, "audio": source.parent / row["audio"], "text": row["text"]}
+
+
+def jsonl_rows(file):
+    for number, row in read_rows(file):
+        if isinstance(row, Problem):
+            yield Skipped(f"{file}, line {number}: {row.detail}")
+        elif not isinstance(row.get("audio"), str) or not isinstance(row.get("text"), str):
+            yield Skipped(f"{file}, line {number}: audio and text are needed")
+        else:
+            yield row
+
+
+# --- tables ---
+
+def sniff(file, columns):
+    """The separator of a table, by its first line: the one that gives the columns. Raises DataError that names those there are."""
+    with open_text(file) as text:
+        header = text.readline().rstrip("\r\n")
+    most = []
+    for separator in SEPARATORS:
+        names = next(csv.reader([header], delimiter=separator), [])
+        names = [name.strip() for name in names]
+        if set(columns) <= set(names):
+            return separator
+        if len(names) > len(most):
+            most = names
+    there = ", ".join(most) or "none"
+    raise DataError(f"{file} needs the columns {' and '.join(columns)} in its first line, and has: {there}")
+
+
+def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
+    """The rows of a table, as dicts of its columns; Skipped for a row that has too many cells, too few, or an empty one of
+    `columns`. Texts are as they stand there, but a line break within quotation marks is a space.
+
+    Raises DataError for a quotation mark that nothing closes: it would swallow the rows after it."""
+    try:
+        separator = separator or sniff(file, columns)
+        with open_text(file) as text:
+            reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
+            names = [name.strip() for name in next(reader)]
+            if not set(columns) <= set(names):
+                raise DataError(f"{file} needs the columns {' and '.join(columns)}, and has: {', '.join(names)}")
+            yield from checked_rows(file, reader, names, columns, separator)
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, error) from None
+    except csv.Error as error:
+        raise DataError(f"{file}: the quotation marks do not match ({error}): a mark within a quoted text is written twice") from None
+
+
+def checked_rows(file, reader, names, columns, separator):
+    before = reader.line_num
+    for cells in reader:
+        first, before = before + 1, reader.line_num
+        if not cells:
+            continue
+        for cell in cells:
+            if swallows_rows(cell, len(names), separator):
+                raise DataError(f"{file}, line {first}: a quotation mark opens here and the rows after it are within it: "
+                                "remove it, or write it twice within a quoted text")
+        if len(cells) != len(names):
+            yield Skipped(f"{file}, line {first}: {len(cells)} cells in a table of {len(names)} columns; a text that holds "
+                          f"{separator!r} must be quoted")
+            continue
+        row = {name: " ".join(cell.splitlines()) if "\n" in cell or "\r" in cell else cell for name, cell in zip(names, cells)}
+        empty = [column for column in columns if not row[column].strip()]
+        if empty:
+            yield Skipped(f"{file}, line {first}: no {' and no '.join(empty)}")
+            continue
+        yield row
+
+
+def swallows_rows(cell, width, separator):
+    """Whether a quoted cell holds what looks like further rows: lines with as many separators as a row has."""
+    lines = cell.replace("\r\n", "\n").split("\n")
+    return any(line.count(separator) >= width - 1 for line in lines[1:])
+
+
+# --- conversations in stereo ---
+
+def moshi_finetune(source, clips):
+    """JSONL of {"path": stereo file, the model left}; beside each file a JSON of the model's words:
+    {"alignments": [[word, [start, end], "SPEAKER_MAIN"], ...]}. Gives dialogs whose clips are written to `clips`.
+
+    Decision: a turn is what was heard since the model last spoke, and what it says; speech at the same time is lost."""
+    clips.mkdir(parents=True, exist_ok=True)
+    for number, row in read_rows(source):
+        if isinstance(row, Problem) or not isinstance(row.get("path"), str):
+            detail = row.detail if isinstance(row, Problem) else "there is no path"
+            yield Skipped(f"{source}, line {number}: {detail}")
+            continue
+        try:
+            yield from cut_conversation(source.parent / row["path"], row["path"], clips)
+        except DataError as error:
+            yield Skipped(str(error))
+
+
+def read_alignments(file):
+    """The model's words in a JSON of alignments -> [(word, start, end)], and how many were left out because they have no
+    times that make sense. Raises DataError."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))["alignments"]
+        entries = [(entry[0], entry[1]) for entry in entries if entry[2] == "SPEAKER_MAIN"]
+    except OSError:
+        raise DataError(f"{file} is missing: the words of the model") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{file} holds no alignments: {error!r}") from None
+    words = []
+    for word, span in entries:
+        is_span = isinstance(span, list) and len(span) == 2 and all(map(is_number, span))
+        if is_span and isinstance(word, str) and word.strip() and 0 <= span[0] <= span[1]:
+            words.append((word.strip(), *span))
+    return sorted(words, key=lambda word: word[1]), len(entries) - len(words)
+
+
+def cut_conversation(file, name, clips):
+    """One stereo recording -> a line of the manifest. `name`: its path in the list, which makes the clips' names. Raises
+    DataError for a recording that cannot be used."""
+    import soundfile
+    words, dropped = read_alignments(file.with_suffix(".json"))
+    try:
+        audio, rate = soundfile.read(file, dtype="float32", always_2d=True)  # [N, channels]
+    except (OSError, RuntimeError) as error:  # soundfile's own is a RuntimeError
+        raise DataError(f"{file} cannot be read: {error}") from None
+    if audio.shape[1] != 2:
+        raise DataError(f"{file} has {audio.shape[1]} channels, and a conversation has two: the model left, the user right")
+    seconds = len(audio) / rate
+    inside = [word for word in words if word[2] <= seconds + SHORTEST]
+    dropped += len(words) - len(inside)
+    if dropped:
+        yield Skipped(f"{file}: {dropped} words without times, or with times outside of the recording")
+    prefix = f"{file.stem}-{hashlib.sha1(str(name).encode()).hexdigest()[:8]}"
+    turns = []
+    before = 0.0
+    for said in utterances(inside):
+        start, end = said[0][1], said[-1][2]
+        if start - before >= SHORTEST and end - start >= SHORTEST:
+            turn = {"response": " ".join(word for word, *_ in said)}
+            for key, channel, begin, stop in (("heard", 1, before, start), ("spoken", 0, start, end)):
+                turn[key] = clips / f"{prefix}-{len(turns) + 1}-{key}.wav"
+                soundfile.write(turn[key], audio[int(begin * rate):int(stop * rate) + 1, channel], rate)
+            turns.append(turn)
+        before = end
+    if not turns:
+        raise DataError(f"{file}: no turn in which the user speaks and the model answers")
+    line = {"turns": turns}
+    if is_swapped(audio, rate, inside):
+        line["suspicion"] = "channels swapped"
+    yield line
+
+
+def utterances(words):
+    """Words -> lists of words, with more than UTTERANCE_GAP between one list and the next."""
+    groups = []
+    for word in words:
+        if not groups or word[1] - groups[-1][-1][2] > UTTERANCE_GAP:
+            groups.append([])
+        groups[-1].append(word)
+    return groups
+
+
+def is_swapped(audio, rate, words):
+    """Whether the model's words lie where its channel is quiet and the user's is loud."""
+    spans = [audio[int(start * rate):int(end * rate) + 1] for _, start, end in words]
+    together = np.concatenate(spans)
+    return loudness(together[:, 1]) - loudness(together[:, 0]) > SWAPPED
+
+
+# --- the command ---
+
+LAYOUTS = {
+    "librispeech": librispeech,
+    "ljspeech": ljspeech,
+    "aishell-3": aishell_3,
+    "common-voice": common_voice,
+    "moshi-finetune": moshi_finetune,
+    "table": table,
+}
+
+
+def bring_in(layout, source, out):
+    """Write the manifest `out` of a data set, line by line. Returns (lines written, reasons why something was left out, counted).
+
+    Raises DataError, one sentence, where nothing is left or nothing is there; what stood at `out` is then kept."""
+    if layout not in LAYOUTS:
+        raise DataError(f"there is no layout {layout}, only {', '.join(LAYOUTS)}")
+    source, out = Path(source).resolve(), Path(out)
+    if not source.exists():
+        raise DataError(f"{source} does not exist")
+    counts = Counter()
+    rows = LAYOUTS[layout](source, out.resolve().with_suffix(""))
+    try:
+        write_lines(out, usable(rows, counts, source, layout))
+    except (OSError, LookupError, TypeError) as error:
+        raise DataError(f"{source} is not laid out as {layout}: {error}") from None
+    return counts["lines"], counts["left out"]
+
+
+def usable(rows, counts, source, layout):
+    """The lines whose recordings are there; what is left out is named on the screen and counted. Raises DataError where
+    no line is left."""
+    for row in tqdm(rows, unit="line"):
+        if not isinstance(row, Skipped) and "turns" not in row and not Path(row["audio"]).is_file():
+            row = Skipped(f"{row['audio']} does not exist")
+        if isinstance(row, Skipped):
+            counts["left out"] += 1
+            tqdm.write(f"SKIPPED: {row}", file=sys.stderr)
+        else:
+            counts["lines"] += 1
+            yield row
+    if not counts["lines"]:
+        raise DataError(f"{source} holds nothing that can be used as {layout}: {counts['left out']} things were left out")

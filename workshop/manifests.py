@@ -1,0 +1,287 @@
+"""Manifests: lists of recordings and of what is said in them.
+
+What this is: what a line of a manifest may hold, how a manifest is read and written, and every reason why a
+line cannot be used. `data.py check` and `data.py encode` ask the same function, so what the
+one lets pass the other takes. What this is not: where manifests come from (importers.py, synthesis.py),
+or what is wrong with the sound (check.py). Serves data.py and eval.py.
+
+A manifest is JSONL in UTF-8. Its paths are relative to its folder. A line is one of two kinds:
+
+    a pair, for the formats tts, asr and word-aligned
+        {"audio": "a.wav", "text": "It rains."}
+        {"audio": "a.wav", "text": "It rains.",
+         "words": [["It", 0.1, 0.2], ["rains.", 0.2, 0.7]]}         # start and end in seconds; word-aligned needs them
+
+    a dialog, for all other formats
+        {"turns": [{"heard": "q.wav", "transcript": "Who are you?",
+                    "spoken": "a.wav", "response": "I am Joe.",
+                    "patience": 0.3}]}                              # seconds of silence before the response
+
+`transcript` is needed by asr-response-tts alone, `patience` by none. `spoken` may be a .npy file of codes.
+Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, and `check` names them,
+because one of them may be a slip of the pen.
+"""
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import stream
+from workshop.files import replacing
+
+LONGEST_PATIENCE = 60  # seconds
+SHOWN = 5              # offending lines that a message lists
+PAIR_KEYS = ("audio", "text", "words")
+TURN_KEYS = ("heard", "transcript", "spoken", "response", "patience")
+TEXTS = {"audio": "text", "heard": "transcript", "spoken": "response"}  # of each recording, what is said in it
+
+
+class DataError(ValueError):
+    """Something that cannot be read, made or used; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a line cannot be used: a kind by which problems are counted, and a sentence."""
+    kind: str
+    detail: str
+
+
+# --- reading and writing ---
+
+def open_text(file):
+    """A text file in UTF-8, with or without a byte-order mark, whose line ends are kept as they are. Raises DataError."""
+    try:
+        with open(file, "rb") as raw:
+            start = raw.read(4)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{file} is in UTF-16, and must be in UTF-8: save it again in that encoding")
+    return open(file, encoding="utf-8-sig", newline="")
+
+
+def not_utf8(file, error):
+    """The DataError for a file whose bytes are in another encoding."""
+    return DataError(f"{file} is not in UTF-8 (byte {error.start}: {error.object[error.start:error.start + 1].hex()}): "
+                     "save it again in that encoding")
+
+
+def text_lines(file):
+    """(number, line) of a text file, one at a time, without their ends. A line ends at a line feed, and nowhere else: U+2028
+    and its like are text. Raises DataError."""
+    try:
+        with open_text(file) as lines:
+            for number, line in enumerate(lines, 1):
+                yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, error) from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def read_rows(file):
+    """(number, row) of each line of a JSONL file that is not empty; a row that is no JSON object is a Problem. Raises DataError
+    for a file that cannot be read at all."""
+    for number, line in text_lines(file):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, Problem("malformed", f"no JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            yield number, Problem("malformed", f"a line is a JSON object, not {brief(row)}")
+
+
+def read_lines(file):
+    """(number, dict) of each line of a JSONL file, one at a time. Raises DataError that names the first line that is none."""
+    for number, row in read_rows(file):
+        if isinstance(row, Problem):
+            raise DataError(f"{file} cannot be read, line {number}: {row.detail}")
+        yield number, row
+
+
+def write_lines(file, rows):
+    """JSON objects, one a line; beside and then renamed."""
+    with replacing(file) as beside, open(beside, "w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+# --- what a line may hold ---
+
+def brief(value):
+    """A value as a message shows it: not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def text_problem(name, value):
+    """None, or what is wrong with a text."""
+    if not isinstance(value, str):
+        return Problem("wrong kind", f"{name} must be a text, not {brief(value)}")
+    if not value.strip():
+        return Problem("empty text", f"{name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return Problem("broken text", f"{name} holds half of a character (a lone surrogate): {ascii(value)[:60]}")
+    return None
+
+
+def path_problem(name, value, folder):
+    """None, or what is wrong with the path of a recording."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return Problem("wrong kind", f"{name} must be the path of a recording, not {brief(value)}")
+    try:
+        if (Path(folder) / value).is_file():
+            return None
+    except (OSError, ValueError):  # a name that no file system takes
+        pass
+    return Problem("missing recording", f"{name}: {value} does not exist")
+
+
+def word_problems(words):
+    """What is wrong with the words of a pair and their times."""
+    if not isinstance(words, list):
+        return [Problem("word times", f"words must be a list of [word, start, end], not {brief(words)}")]
+    before = 0.0
+    for entry in words:
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
+            return [Problem("word times", f"words must be a list of [word, start, end], not of {brief(entry)}")]
+        word, start, end = entry
+        if not is_number(start) or not is_number(end):
+            return [Problem("word times", f"the times of {brief(word)} must be seconds, not {brief(entry[1:])}")]
+        if not 0 <= start <= end:
+            return [Problem("word times", f"{brief(word)} ends at {end:g} s, before it starts at {start:g} s")]
+        if start < before:
+            return [Problem("word times", f"{brief(word)} starts at {start:g} s, before the word that stands before it")]
+        before = start
+    return []
+
+
+def patience_problem(value):
+    if value is None or (is_number(value) and 0 <= value < LONGEST_PATIENCE):
+        return None
+    return Problem("patience", f"patience is seconds of silence, 0 .. {LONGEST_PATIENCE}, not {brief(value)}")
+
+
+def needed_keys(format, is_dialog):
+    """What a pair, or a turn of a dialog, must have for a format (None: for any of its kind that needs least)."""
+    if is_dialog:
+        keys = ["heard", "spoken", "response"]
+        if format == "asr-response-tts":
+            keys.insert(1, "transcript")
+        return keys
+    keys = ["audio", "text"]
+    if format == "word-aligned":
+        keys.append("words")
+    return keys
+
+
+def entry_problems(entry, needed, folder, where=""):
+    """What is wrong with a pair, or with a turn of a dialog; `where` says which turn."""
+    if not isinstance(entry, dict):
+        return [Problem("malformed", f"{where}an object is needed, not {brief(entry)}")]
+    problems = []
+    for key in needed:
+        if key not in entry:
+            problems.append(Problem("missing key", f"{where}there is no {key}"))
+    for audio, text in TEXTS.items():
+        if audio in entry:
+            problems.append(path_problem(where + audio, entry[audio], folder))
+        # What nobody reads for this format may be empty, as a transcript in a dialog.
+        if text in entry and (text in needed or entry[text] not in ("", None)):
+            problems.append(text_problem(where + text, entry[text]))
+    if entry.get("words") is not None or "words" in needed and "words" in entry:
+        problems += word_problems(entry["words"])
+    if "patience" in entry:
+        problems.append(patience_problem(entry["patience"]))
+    return [problem for problem in problems if problem]
+
+
+def problems_of(row, folder, format=None):
+    """Every reason why a line of a manifest cannot be used for a format, as a list of Problem. Without a format: for the formats
+    of its kind that need least. `folder`: what its paths are relative to."""
+    if isinstance(row, Problem):
+        return [row]
+    is_dialog = "turns" in row
+    if format is not None and is_dialog == (format in stream.PAIRS):
+        wanted = "a pair (audio, text)" if format in stream.PAIRS else "a dialog (turns)"
+        return [Problem("wrong kind", f"format {format} needs {wanted}")]
+    needed = needed_keys(format, is_dialog)
+    if not is_dialog:
+        return entry_problems(row, needed, folder)
+    turns = row["turns"]
+    if not isinstance(turns, list) or not turns:
+        return [Problem("empty dialog", "a dialog needs at least one turn")]
+    problems = []
+    for number, turn in enumerate(turns, 1):
+        where = f"turn {number}, " if len(turns) > 1 else ""
+        problems += entry_problems(turn, needed, folder, where)
+    return problems
+
+
+def unknown_keys(row):
+    """The keys of a line that nobody reads."""
+    if isinstance(row, Problem):
+        return set()
+    if "turns" not in row:
+        return set(row) - set(PAIR_KEYS)
+    unknown = set(row) - {"turns"}
+    for turn in row["turns"] if isinstance(row["turns"], list) else ():
+        if isinstance(turn, dict):
+            unknown |= set(turn) - set(TURN_KEYS)
+    return unknown
+
+
+# --- what data.py reads ---
+
+def turns_of(row, folder, format):
+    """A line without problems -> its turns as data.Encoder takes them: dicts of heard, transcript, spoken, response and patience as
+    the format has them; recordings as paths. A pair is one turn."""
+    if format == "asr":
+        return [{"heard": folder / row["audio"], "transcript": row["text"]}]
+    if format in stream.PAIRS:
+        turn = {"spoken": folder / row["audio"], "response": row["text"]}
+        if format == "word-aligned":
+            turn["words"] = row["words"]
+        return [turn]
+    turns = []
+    for entry in row["turns"]:
+        turns.append({"heard": folder / entry["heard"], "transcript": entry.get("transcript") or "",
+                      "spoken": folder / entry["spoken"], "response": entry["response"],
+                      "patience": entry.get("patience")})
+    return turns
+
+
+def read_manifest(file, format):
+    """A manifest -> a list of dialogs, each a list of turns (`turns_of`).
+
+    Decision: one line that cannot be used stops it, and all such lines are counted: who encodes for hours wants to know
+    before. `data.py check` writes a manifest without them. Raises DataError."""
+    folder = Path(file).parent
+    dialogs = []
+    offenders = []
+    for number, row in read_rows(file):
+        problems = problems_of(row, folder, format)
+        if problems:
+            offenders.append(f"line {number}: {problems[0].detail}")
+        else:
+            dialogs.append(turns_of(row, folder, format))
+    if offenders:
+        shown = "; ".join(offenders[:SHOWN])
+        more = f"; and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
+        raise DataError(f"{file}: {len(offenders)} lines cannot be used for format {format}: {shown}{more}. `python data.py check` "
+                        "writes a manifest without them")
+    if not dialogs:
+        raise DataError(f"the manifest {file} is empty")
+    return dialogs

@@ -1,0 +1,133 @@
+"""Written dialogs -> speech, by any program that writes a wav.
+
+What this is: `data.py synth`. A voice is a command line. What this is not: a speech engine. Serves data.py.
+
+    python data.py synth texts.jsonl speech --model-voice 'espeak-ng -v en-us -w {out} -- {text}' \\
+        --user-voice 'espeak-ng -v en-gb -w {out} -- {text}'
+"""
+import hashlib
+import os
+import random
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from workshop.manifests import DataError, Problem, brief, read_rows, text_problem, write_lines
+from workshop.parallel import in_parallel
+from workshop.sound_file import loudness, read_audio
+
+SILENT = -60  # dB: a clip as quiet was not spoken
+
+
+def split_command(command, windows=os.name == "nt"):
+    """A command line -> its words. Single and double quotes keep a word together. On Windows a backslash is part of a path; elsewhere
+    it takes the meaning off the sign behind it, except within single quotes. Raises DataError."""
+    words = shlex.shlex(command, posix=True, punctuation_chars=False)
+    words.whitespace_split = True
+    words.commenters = ""
+    if windows:
+        words.escape = ""
+    try:
+        return list(words)
+    except ValueError as error:
+        raise DataError(f"the voice {command!r} is no command: {error}") from None
+
+
+def speak(job):
+    """(file, voice, text): write the file unless it is there -> None, or why it could not be done."""
+    file, voice, text = job
+    if file.exists():
+        return None
+    beside = file.with_suffix(".part.wav")
+    command = [word.replace("{out}", str(beside)).replace("{text}", text) for word in split_command(voice)]
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True)
+        if done.returncode:
+            return " ".join(done.stderr.split()) or f"it ended with code {done.returncode}"
+        if loudness(read_audio(beside).numpy()) < SILENT:
+            return "it is silent"
+        os.replace(beside, file)
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def dialog_problem(row):
+    """None, or a sentence: what is wrong with a written dialog."""
+    if isinstance(row, Problem):
+        return row.detail
+    turns = row.get("turns")
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        return f"a dialog has turns of transcript and response, not {brief(row)}"
+    for turn in turns:
+        for key in ("transcript", "response"):
+            if key not in turn:
+                return f"a dialog has turns of transcript and response, and there is no {key}"
+            problem = text_problem(key, turn[key])
+            if problem:
+                return problem.detail
+    return None
+
+
+class Speech:
+    """The clips that some dialogs need: each text by each voice once."""
+
+    def __init__(self, out):
+        self.folder = out / "audio"
+        self.jobs = {}  # name of a clip, relative to `out` -> (file, voice, text)
+
+    def clip(self, voice, text):
+        """The name of a clip, which is made later."""
+        digest = hashlib.sha1(f"{voice} {text}".encode()).hexdigest()[:20]
+        name = f"audio/{digest}.wav"
+        self.jobs[name] = (self.folder / f"{digest}.wav", voice, text)
+        return name
+
+    def make(self, workers):
+        """Speak all clips -> the names of those that failed, which are named on the screen too."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        failed = set()
+        reasons = in_parallel(speak, self.jobs.values(), workers)
+        for name, reason in zip(self.jobs, tqdm(reasons, total=len(self.jobs), unit="clip")):
+            if reason is not None:
+                _, voice, text = self.jobs[name]
+                tqdm.write(f"SKIPPED: {voice!r} could not say {text!r}: {reason}", file=sys.stderr)
+                failed.add(name)
+        return failed
+
+
+def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
+    """Speak dialogs {"turns": [{"transcript", "response"}]}: clips in out/audio, the manifest out/dialogs.jsonl. A voice is a
+    command with {out} for the wav and {text} for the words, which its standard input has too. Returns how many dialogs there
+    are, and how many clips failed. Raises DataError, also where no dialog is left.
+
+    Decision: of the two users that section 3.2.1 draws, each asks the whole dialog."""
+    out = Path(out)
+    for voice in (model_voice, *user_voices):
+        if not any("{out}" in word for word in split_command(voice)):
+            raise DataError("each voice must have an {out} where its command takes the wav to write")
+    speech = Speech(out)
+    dialogs = []
+    for number, row in read_rows(texts):
+        problem = dialog_problem(row)
+        if problem:
+            raise DataError(f"{texts}, line {number}: {problem}")
+        users = random.Random(f"{seed} {number}").sample(user_voices, min(2, len(user_voices)))
+        for user in users:
+            turns = []
+            for turn in row["turns"]:
+                heard = speech.clip(user, turn["transcript"])
+                spoken = speech.clip(model_voice, turn["response"])
+                turns.append({**turn, "heard": heard, "spoken": spoken})
+            dialogs.append(turns)
+    if not dialogs:
+        raise DataError(f"{texts} is empty")
+    failed = speech.make(workers)
+    whole = [turns for turns in dialogs if not any({turn["heard"], turn["spoken"]} & failed for turn in turns)]
+    if not whole:
+        raise DataError(f"{texts}: no dialog could be spoken; {len(failed)} clips failed")
+    write_lines(out / "dialogs.jsonl", ({"turns": turns} for turns in whole))
+    return len(whole), len(failed)
