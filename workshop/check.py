@@ -89,7 +89,7 @@ def check(manifest, longest, workers=1, format=None):
     counts, unread = Counter(), Counter()
     offenders, clean = [], []
     for (problems, digest), (number, row) in zip(tqdm(results, total=len(lines), unit="line"), lines):
-        if digest is not None and first_line.setdefault(digest, number) != number:
+        if not problems and first_line.setdefault(digest, number) != number:
             problems.append(Problem("duplicate", f"of line {first_line[digest]}"))
         unread.update(unknown_keys(row))
         counts.update({problem.kind for problem in problems} or ["none"])

@@ -57,11 +57,12 @@ def aishell_3(source, clips):
     """content.txt: "NAME.wav character pinyin character pinyin ..." a line; wav/SPEAKER/NAME.wav."""
     for file in sorted(source.rglob("content.txt")):
         for number, line in text_lines(file):
-            name, *words = line.split()  if line.strip() else ("",)
-            if not words:
+            words = line.split()
+            if len(words) < 2:
                 yield Skipped(f"{file}, line {number}: no text")
                 continue
-            yield {"audio": file.parent / "wav" / name[:7] / name, "text": "".join(words[::2])}
+            name, characters = words[0], words[1::2]
+            yield {"audio": file.parent / "wav" / name[:7] / name, "text": "".join(characters)}
 
 
 def common_voice(source, clips):
@@ -148,12 +149,17 @@ def checked_rows(file, reader, names, columns, separator):
             yield Skipped(f"{file}, line {first}: {len(cells)} cells in a table of {len(names)} columns; a text that holds "
                           f"{separator!r} must be quoted")
             continue
-        row = {name: " ".join(cell.splitlines()) if "\n" in cell or "\r" in cell else cell for name, cell in zip(names, cells)}
+        row = {name: without_line_breaks(cell) for name, cell in zip(names, cells)}
         empty = [column for column in columns if not row[column].strip()]
         if empty:
             yield Skipped(f"{file}, line {first}: no {' and no '.join(empty)}")
             continue
         yield row
+
+
+def without_line_breaks(cell):
+    """A quoted cell may hold line breaks, which are spaces in a text that is spoken."""
+    return cell.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
 
 
 def swallows_rows(cell, width, separator):
