@@ -52,6 +52,9 @@ BAD = {  # a line -> what is said of it
     "word times reversed": (GOOD | {"words": [["It", 0.5, 0.1]]}, "before it starts"),
     "word order": (GOOD | {"words": [["It", 0.5, 0.6], ["rains.", 0.1, 0.2]]}, "before the word that stands before it"),
     "word time not finite": ('{"audio": "a.wav", "text": "x", "words": [["x", NaN, 1]]}', "must be seconds"),
+    "word time beyond numbers": ('{"audio": "a.wav", "text": "x", "words": [["x", 0, 1' + "0" * 400 + "]]}", "must be seconds"),
+    "word beyond its recording": (GOOD | {"words": [["It", 0.1, 0.2], ["rains.", 4, 5]]}, "and its recording at 1.0 s"),
+    "lone surrogate in a key that nobody reads": ('{"audio": "a.wav", "text": "x", "voice": "\\ud800"}', "half of a character"),
     "words of another kind": (GOOD | {"words": "It rains."}, "must be a list"),
 }
 BAD_DIALOGS = {
@@ -83,7 +86,7 @@ def test_check_and_encode_agree(folder, name):
 
 def test_keys_that_nobody_reads_are_named(folder, capsys):
     """Catches a slip of the pen in a key that is taken for a wish."""
-    data.check(write(folder / "m.jsonl", GOOD | {"kind": "fact"}, {"turns": [TURN | {"patiense": 1}]}), longest=60)
+    data.check(write(folder / "m.jsonl", {"turns": [TURN], "kind": "fact"}, {"turns": [TURN | {"patiense": 1}]}), longest=60)
     assert "kind (1), patiense (1)" in capsys.readouterr().err
 
 
@@ -100,10 +103,11 @@ def test_the_format_decides_what_is_needed(folder):
         data.read_manifest(write(folder / "p.jsonl", GOOD), "word-aligned")
 
 
-def test_words_beyond_their_recording_are_found(folder):
-    """Catches word times of another recording."""
-    late = GOOD | {"words": [["It", 0.1, 0.2], ["rains.", 4, 5]]}
-    assert data.check(write(folder / "m.jsonl", GOOD, late), longest=60) == {"none": 1, "word times": 1}
+def test_pairs_and_dialogs_do_not_stand_together(folder):
+    """Catches a manifest that `check` calls good and that no format reads."""
+    file = write(folder / "m.jsonl", GOOD, {"turns": [TURN]}, GOOD | {"text": "It snows."})
+    assert data.check(file, longest=60) == {"none": 2, "wrong kind": 1}
+    assert len(data.read_manifest(folder / "m.clean.jsonl", "tts")) == 2
 
 
 @pytest.mark.parametrize("encoding, name", [("utf-16", "UTF-16"), ("gb18030", "not in UTF-8"), ("latin-1", "not in UTF-8")])
@@ -146,9 +150,11 @@ def test_tables_of_every_dialect(folder, separator):
     assert texts == [f'One{separator} two, "three"', "Four"]
 
 
-def test_a_line_break_in_a_quoted_text_is_a_space(folder):
-    """Catches words on two lines that are glued together."""
-    assert imported(folder, 'audio,text\na.wav,"One\ntwo"\na.wav,"three\r\nfour"\n')[1] == ["One two", "three four"]
+def test_a_line_break_in_a_quoted_text_is_a_space(folder, capsys):
+    """Catches words on two lines that are glued together, and a column of another meaning taken for word times."""
+    content = 'audio,text,words\na.wav,"One\ntwo, three",x\na.wav,"four\r\nfive",y\n'
+    assert imported(folder, content)[1] == ["One two, three", "four five"]
+    assert "in 2 quoted texts a line break became a space" in capsys.readouterr().err
 
 
 def test_rows_that_cannot_be_right_are_named_and_left_out(folder, capsys):
@@ -232,6 +238,14 @@ def test_word_times_without_sense_make_no_clips(tmp_path, capsys):
             assert soundfile.info(turn[key]).duration > 0.08
 
 
+def test_what_the_model_says_first_is_counted(tmp_path, capsys):
+    """Catches a turn that is dropped without a word."""
+    conversation(tmp_path, "talk.wav", [("Hello.", [0.0, 0.4]), ("Yes.", [2.0, 2.5])])
+    (lines, left_out), (row,) = brought_in(tmp_path, "talk.wav")
+    assert (lines, left_out) == (1, 1) and len(row["turns"]) == 1
+    assert "what the model says at 0 s" in capsys.readouterr().err
+
+
 def test_swapped_channels_are_suspected(tmp_path):
     """Catches a data set whose model is the other speaker: its words lie where its channel is quiet."""
     conversation(tmp_path, "right.wav", channels=(0.5, 0.01))
@@ -267,6 +281,8 @@ def test_nothing_done_is_no_success(folder, capsys):
             (["encode", folder / "m.jsonl", folder / "g", "--format", "tts"], "1 lines cannot be used"),
             (["encode", folder / "empty.jsonl", folder / "g", "--format", "tts"], "is empty"),
             (["synth", folder / "texts.jsonl", folder / "s", "--model-voice", voice, "--user-voice", voice], "no dialog could be spoken"),
+            (["synth", folder / "texts.jsonl", folder / "s", "--model-voice", "no-such-voice {out}", "--user-voice", voice],
+             "there is no program no-such-voice"),
             (["synth", folder / "empty.jsonl", folder / "s", "--model-voice", voice, "--user-voice", voice], "is empty")]:
         with pytest.raises(SystemExit) as end:
             data.main([str(word) for word in command])

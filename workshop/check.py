@@ -24,7 +24,6 @@ SAMPLE_RATE = 24_000     # Hz
 CLIPPED = 0.001          # share of samples at full scale
 SILENT = -60             # dB
 BYTES_A_SECOND = (2, 40)  # least and most
-WORD_TOLERANCE = 0.1     # seconds that the last word may end after its recording
 
 
 def length_of(path):
@@ -36,7 +35,7 @@ def length_of(path):
     return len(audio) / SAMPLE_RATE, loudness(audio), clipped
 
 
-def recording_problems(name, path, text, words, longest):
+def recording_problems(name, path, text, longest):
     """What is wrong with one recording and its text, as a list of Problem."""
     try:
         seconds, level, clipped = length_of(path)
@@ -53,9 +52,6 @@ def recording_problems(name, path, text, words, longest):
     least, most = BYTES_A_SECOND
     if text and not least < size / seconds < most:
         problems.append(Problem("text", f"{name}: {size} bytes in {seconds:.1f} s"))
-    if words and words[-1][2] > seconds + WORD_TOLERANCE:
-        end = words[-1][2]
-        problems.append(Problem("word times", f"{name}: the last word ends at {end:g} s of {seconds:.1f} s"))
     return problems
 
 
@@ -72,17 +68,32 @@ def examine(row, folder, longest, format=None):
             if audio not in entry:
                 continue
             path = folder / entry[audio]
-            words = entry.get("words") if audio == "audio" else None
-            problems += recording_problems(entry[audio], path, entry.get(text) or "", words, longest)
+            problems += recording_problems(entry[audio], path, entry.get(text) or "", longest)
             digest.update(path.read_bytes() + str(entry.get(text)).encode())
     return problems, digest.hexdigest()
+
+
+def of_one_kind(lines):
+    """(number, row) of a manifest -> the same, with a Problem for each row that is not of the kind of most: no format reads pairs
+    and dialogs together."""
+    kinds = Counter("turns" in row for _, row in lines if isinstance(row, dict))
+    if len(kinds) < 2:
+        return lines
+    usual = kinds.most_common(1)[0][0]
+    names = {True: "a dialog", False: "a pair"}
+    checked = []
+    for number, row in lines:
+        if isinstance(row, dict) and ("turns" in row) != usual:
+            row = Problem("wrong kind", f"{names[not usual]}, where most lines are {names[usual]}")
+        checked.append((number, row))
+    return checked
 
 
 def check(manifest, longest, workers=1, format=None):
     """Write what is wrong with a manifest beside it (.offenders.jsonl), and what is left of it (.clean.jsonl). Returns a Counter of
     lines by problem, "none" among them. Raises DataError where no line is left."""
     manifest = Path(manifest)
-    lines = list(read_rows(manifest))
+    lines = of_one_kind(list(read_rows(manifest)))
     look = partial(examine, folder=manifest.parent, longest=longest, format=format)
     results = in_parallel(look, [row for _, row in lines], workers)
     first_line = {}  # digest -> the line that had it first

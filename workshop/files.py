@@ -9,12 +9,14 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(file):
+def replacing(file, shared=False):
     """Within, write to the path that this yields; afterwards it takes the place of `file`, readable by whom the umask
     lets read. (The safetensors library makes files that their owner alone can read.) If anything is
-    raised within, the file beside is removed and `file` stays as it was."""
+    raised within, the file beside is removed and `file` stays as it was. What a kill leaves beside is
+    overwritten by the next attempt. shared: several processes may write this file at once."""
     file = Path(file)
-    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+    process = f".{os.getpid()}" if shared else ""
+    beside = file.with_name(f"{file.name}{process}.part")
     try:
         beside.touch()  # made as every new file is: its permissions are what the umask leaves
         permissions = beside.stat().st_mode & 0o777

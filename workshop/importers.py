@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from workshop.manifests import DataError, Problem, is_number, not_utf8, open_text, read_rows, text_lines, write_lines
+from workshop.manifests import DataError, Problem, is_number, not_utf8, open_text, problems_of, read_rows, text_lines, write_lines
 from workshop.sound_file import loudness
 
 UTTERANCE_GAP = 1.0    # seconds; Decision: in a recorded conversation, a longer pause of the model ends its turn
 SHORTEST = 0.08        # seconds: a frame; a shorter clip says nothing
-SWAPPED = 20           # dB; Decision: the words of the model lie where its channel is so much quieter than the user's
+SWAPPED = 10           # dB; Decision: the words of the model lie where its channel is so much quieter than the user's
 SEPARATORS = (",", ";", "\t")
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".m4a")
 
 
 class Skipped(str):
@@ -85,7 +86,7 @@ def table(source, clips):
         if isinstance(row, Skipped):
             yield row
         else:
-            yield {**row, "audio": source.parent / row["audio"], "text": row["text"]}
+            yield {**row, "audio": source.parent / row["audio"]}
 
 
 def jsonl_rows(file):
@@ -132,29 +133,36 @@ def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
     except UnicodeDecodeError as error:
         raise not_utf8(file, error) from None
     except csv.Error as error:
-        raise DataError(f"{file}: the quotation marks do not match ({error}): a mark within a quoted text is written twice") from None
+        raise DataError(f"{file}, before line {reader.line_num + 1}: the quotation marks do not match ({error}): a mark within a "
+                        "quoted text is written twice") from None
 
 
 def checked_rows(file, reader, names, columns, separator):
     before = reader.line_num
+    broken = 0
     for cells in reader:
-        first, before = before + 1, reader.line_num
+        first = before + 1
+        before = reader.line_num
         if not cells:
             continue
         for cell in cells:
-            if swallows_rows(cell, len(names), separator):
+            if swallows_rows(cell, names.index(columns[0]), separator):
                 raise DataError(f"{file}, line {first}: a quotation mark opens here and the rows after it are within it: "
                                 "remove it, or write it twice within a quoted text")
         if len(cells) != len(names):
             yield Skipped(f"{file}, line {first}: {len(cells)} cells in a table of {len(names)} columns; a text that holds "
                           f"{separator!r} must be quoted")
             continue
-        row = {name: without_line_breaks(cell) for name, cell in zip(names, cells)}
+        row = dict(zip(names, cells))
+        row = {column: without_line_breaks(row[column]) for column in columns}
+        broken += before > first
         empty = [column for column in columns if not row[column].strip()]
         if empty:
             yield Skipped(f"{file}, line {first}: no {' and no '.join(empty)}")
             continue
         yield row
+    if broken:
+        tqdm.write(f"note: {file}: in {broken} quoted texts a line break became a space", file=sys.stderr)
 
 
 def without_line_breaks(cell):
@@ -162,10 +170,14 @@ def without_line_breaks(cell):
     return cell.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
 
 
-def swallows_rows(cell, width, separator):
-    """Whether a quoted cell holds what looks like further rows: lines with as many separators as a row has."""
+def swallows_rows(cell, path_column, separator):
+    """Whether a quoted cell holds further rows: lines with the path of a recording where a row has it."""
     lines = cell.replace("\r\n", "\n").split("\n")
-    return any(line.count(separator) >= width - 1 for line in lines[1:])
+    for line in lines[1:]:
+        cells = line.split(separator)
+        if len(cells) > path_column and cells[path_column].strip(' "').lower().endswith(SOUND_SUFFIXES):
+            return True
+    return False
 
 
 # --- conversations in stereo ---
@@ -182,7 +194,7 @@ def moshi_finetune(source, clips):
             yield Skipped(f"{source}, line {number}: {detail}")
             continue
         try:
-            yield from cut_conversation(source.parent / row["path"], row["path"], clips)
+            yield from cut_conversation(source.parent / row["path"], clips)
         except DataError as error:
             yield Skipped(str(error))
 
@@ -205,9 +217,9 @@ def read_alignments(file):
     return sorted(words, key=lambda word: word[1]), len(entries) - len(words)
 
 
-def cut_conversation(file, name, clips):
-    """One stereo recording -> a line of the manifest. `name`: its path in the list, which makes the clips' names. Raises
-    DataError for a recording that cannot be used."""
+def cut_conversation(file, clips):
+    """One stereo recording -> a line of the manifest, and a Skipped for each part of it that is left out. Raises DataError for
+    a recording that cannot be used."""
     import soundfile
     words, dropped = read_alignments(file.with_suffix(".json"))
     try:
@@ -221,13 +233,16 @@ def cut_conversation(file, name, clips):
     dropped += len(words) - len(inside)
     if dropped:
         yield Skipped(f"{file}: {dropped} words without times, or with times outside of the recording")
-    prefix = f"{file.stem}-{hashlib.sha1(str(name).encode()).hexdigest()[:8]}"
+    prefix = f"{file.stem}-{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:8]}"
     turns = []
     before = 0.0
-    for said in utterances(inside):
-        start, end = said[0][1], said[-1][2]
-        if start - before >= SHORTEST and end - start >= SHORTEST:
-            turn = {"response": " ".join(word for word, *_ in said)}
+    for utterance in utterances(inside):
+        start = utterance[0][1]
+        end = max(stop for _, _, stop in utterance)
+        if start - before < SHORTEST or end - start < SHORTEST:
+            yield Skipped(f"{file}: what the model says at {start:g} s, with nothing heard before it or shorter than a frame")
+        else:
+            turn = {"response": " ".join(word for word, *_ in utterance)}
             for key, channel, begin, stop in (("heard", 1, before, start), ("spoken", 0, start, end)):
                 turn[key] = clips / f"{prefix}-{len(turns) + 1}-{key}.wav"
                 soundfile.write(turn[key], audio[int(begin * rate):int(stop * rate) + 1, channel], rate)
@@ -283,7 +298,7 @@ def bring_in(layout, source, out):
     rows = LAYOUTS[layout](source, out.resolve().with_suffix(""))
     try:
         write_lines(out, usable(rows, counts, source, layout))
-    except (OSError, LookupError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DataError(f"{source} is not laid out as {layout}: {error}") from None
     return counts["lines"], counts["left out"]
 
@@ -292,13 +307,15 @@ def usable(rows, counts, source, layout):
     """The lines whose recordings are there; what is left out is named on the screen and counted. Raises DataError where
     no line is left."""
     for row in tqdm(rows, unit="line"):
-        if not isinstance(row, Skipped) and "turns" not in row and not Path(row["audio"]).is_file():
-            row = Skipped(f"{row['audio']} does not exist")
-        if isinstance(row, Skipped):
-            counts["left out"] += 1
-            tqdm.write(f"SKIPPED: {row}", file=sys.stderr)
-        else:
-            counts["lines"] += 1
-            yield row
+        if not isinstance(row, Skipped):
+            row = json.loads(json.dumps(row, default=str))  # as it will be read again
+            problems = problems_of(row, source.parent)
+            if not problems:
+                counts["lines"] += 1
+                yield row
+                continue
+            row = Skipped("; ".join(problem.detail for problem in problems))
+        counts["left out"] += 1
+        tqdm.write(f"SKIPPED: {row}", file=sys.stderr)
     if not counts["lines"]:
         raise DataError(f"{source} holds nothing that can be used as {layout}: {counts['left out']} things were left out")

@@ -22,7 +22,6 @@ Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, a
 because one of them may be a slip of the pen.
 """
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,8 @@ import stream
 from workshop.files import replacing
 
 LONGEST_PATIENCE = 60  # seconds
+LONGEST_TIME = 1e9     # seconds; what is beyond, or not a number, is no time
+WORD_TOLERANCE = 0.1   # seconds that the last word may end after its recording
 SHOWN = 5              # offending lines that a message lists
 PAIR_KEYS = ("audio", "text", "words")
 TURN_KEYS = ("heard", "transcript", "spoken", "response", "patience")
@@ -49,8 +50,8 @@ class Problem:
 
 # --- reading and writing ---
 
-def open_text(file):
-    """A text file in UTF-8, with or without a byte-order mark, whose line ends are kept as they are. Raises DataError."""
+def open_text(file, newline=""):
+    """A text file in UTF-8, with or without a byte-order mark. newline: as of `open`. Raises DataError."""
     try:
         with open(file, "rb") as raw:
             start = raw.read(4)
@@ -58,7 +59,7 @@ def open_text(file):
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{file} is in UTF-16, and must be in UTF-8: save it again in that encoding")
-    return open(file, encoding="utf-8-sig", newline="")
+    return open(file, encoding="utf-8-sig", newline=newline)
 
 
 def not_utf8(file, error):
@@ -71,7 +72,7 @@ def text_lines(file):
     """(number, line) of a text file, one at a time, without their ends. A line ends at a line feed, and nowhere else: U+2028
     and its like are text. Raises DataError."""
     try:
-        with open_text(file) as lines:
+        with open_text(file, newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -106,8 +107,8 @@ def read_lines(file):
 
 
 def write_lines(file, rows):
-    """JSON objects, one a line; beside and then renamed."""
-    with replacing(file) as beside, open(beside, "w", encoding="utf-8") as out:
+    """JSON objects, one a line; beside and then renamed. Several processes may do so at once."""
+    with replacing(file, shared=True) as beside, open(beside, "w", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
@@ -121,7 +122,8 @@ def brief(value):
 
 
 def is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether a value of a JSON file is a number of seconds: finite, and of a size that time has."""
+    return type(value) in (int, float) and -LONGEST_TIME < value < LONGEST_TIME
 
 
 def text_problem(name, value):
@@ -134,6 +136,15 @@ def text_problem(name, value):
         value.encode()
     except UnicodeEncodeError:
         return Problem("broken text", f"{name} holds half of a character (a lone surrogate): {ascii(value)[:60]}")
+    return None
+
+
+def surrogate_problem(row):
+    """None, or that some text of a line, also one that nobody reads, cannot be written again."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return Problem("broken text", "the line holds half of a character (a lone surrogate)")
     return None
 
 
@@ -166,6 +177,19 @@ def word_problems(words):
             return [Problem("word times", f"{brief(word)} starts at {start:g} s, before the word that stands before it")]
         before = start
     return []
+
+
+def late_word_problem(words, path):
+    """None, or that the last word ends after its recording. A recording that cannot be read is another problem."""
+    import soundfile
+    try:
+        seconds = soundfile.info(path).duration
+    except (OSError, RuntimeError):  # soundfile's own is a RuntimeError
+        return None
+    end = max(end for _, _, end in words)
+    if end <= seconds + WORD_TOLERANCE:
+        return None
+    return Problem("word times", f"a word ends at {end:g} s, and its recording at {seconds:.1f} s")
 
 
 def patience_problem(value):
@@ -201,8 +225,10 @@ def entry_problems(entry, needed, folder, where=""):
         # What nobody reads for this format may be empty, as a transcript in a dialog.
         if text in entry and (text in needed or entry[text] not in ("", None)):
             problems.append(text_problem(where + text, entry[text]))
-    if entry.get("words") is not None or "words" in needed and "words" in entry:
+    if "words" in entry and (entry["words"] is not None or "words" in needed):
         problems += word_problems(entry["words"])
+        if entry["words"] and not any(problems):
+            problems.append(late_word_problem(entry["words"], Path(folder) / entry["audio"]))
     if "patience" in entry:
         problems.append(patience_problem(entry["patience"]))
     return [problem for problem in problems if problem]
@@ -213,6 +239,9 @@ def problems_of(row, folder, format=None):
     of its kind that need least. `folder`: what its paths are relative to."""
     if isinstance(row, Problem):
         return [row]
+    broken = surrogate_problem(row)
+    if broken:
+        return [broken]
     is_dialog = "turns" in row
     if format is not None and is_dialog == (format in stream.PAIRS):
         wanted = "a pair (audio, text)" if format in stream.PAIRS else "a dialog (turns)"

@@ -9,13 +9,14 @@ import hashlib
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from workshop.manifests import DataError, Problem, brief, read_rows, text_problem, write_lines
+from workshop.manifests import SHOWN, DataError, Problem, brief, read_rows, text_problem, write_lines
 from workshop.parallel import in_parallel
 from workshop.sound_file import loudness, read_audio
 
@@ -44,7 +45,7 @@ def speak(job):
     beside = file.with_suffix(".part.wav")
     command = [word.replace("{out}", str(beside)).replace("{text}", text) for word in split_command(voice)]
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True)
+        done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             return " ".join(done.stderr.split()) or f"it ended with code {done.returncode}"
         if loudness(read_audio(beside).numpy()) < SILENT:
@@ -107,14 +108,18 @@ def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
     Decision: of the two users that section 3.2.1 draws, each asks the whole dialog."""
     out = Path(out)
     for voice in (model_voice, *user_voices):
-        if not any("{out}" in word for word in split_command(voice)):
+        words = split_command(voice)
+        if not any("{out}" in word for word in words):
             raise DataError("each voice must have an {out} where its command takes the wav to write")
+        if shutil.which(words[0]) is None:
+            raise DataError(f"there is no program {words[0]}, which the voice {voice!r} needs")
     speech = Speech(out)
-    dialogs = []
+    dialogs, problems = [], []
     for number, row in read_rows(texts):
         problem = dialog_problem(row)
         if problem:
-            raise DataError(f"{texts}, line {number}: {problem}")
+            problems.append(f"line {number}: {problem}")
+            continue
         users = random.Random(f"{seed} {number}").sample(user_voices, min(2, len(user_voices)))
         for user in users:
             turns = []
@@ -122,12 +127,15 @@ def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
                 heard = speech.clip(user, turn["transcript"])
                 spoken = speech.clip(model_voice, turn["response"])
                 turns.append({**turn, "heard": heard, "spoken": spoken})
-            dialogs.append(turns)
+            dialogs.append({**row, "turns": turns})
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError(f"{texts}: {len(problems)} lines cannot be spoken: {'; '.join(problems[:SHOWN])}{more}")
     if not dialogs:
         raise DataError(f"{texts} is empty")
     failed = speech.make(workers)
-    whole = [turns for turns in dialogs if not any({turn["heard"], turn["spoken"]} & failed for turn in turns)]
+    whole = [row for row in dialogs if not any({turn["heard"], turn["spoken"]} & failed for turn in row["turns"])]
     if not whole:
         raise DataError(f"{texts}: no dialog could be spoken; {len(failed)} clips failed")
-    write_lines(out / "dialogs.jsonl", ({"turns": turns} for turns in whole))
+    write_lines(out / "dialogs.jsonl", whole)
     return len(whole), len(failed)
