@@ -475,7 +475,7 @@ def test_the_page_holds_a_conversation(shared, untrained):
     the server as it is, or that does not say that someone else talks."""
     async def scenario(browser, server):
         await browser.click("start")
-        await browser.until("recording.answered > 20 && captions.children.length > 0")
+        await browser.until("recording.answered > 12 && captions.children.length > 0")
         assert re.match(r"0:0\d\s+w", await browser.text("captions"))
         await browser.until("times.textContent.includes('server')")
         assert "answers after" in await browser.value("times.textContent")
@@ -483,15 +483,15 @@ def test_the_page_holds_a_conversation(shared, untrained):
         assert "speaking" in await browser.text("user")
         assert await browser.text("start") == "Stop"
         sound = await browser.download()
-        assert len(sound) >= 20 * FRAME
-        assert np.abs(sound[9600:20 * FRAME]).max(0).min() > 0.001, "both voices"
+        assert len(sound) > 12 * FRAME
+        assert np.abs(sound[5 * FRAME:12 * FRAME]).max(0).min() > 0.001, "both voices"
         async with aiohttp.ClientSession() as http:
             async with http.ws_connect(server.make_url("/api/pcm")) as second:
                 assert b"someone else" in await second.receive_bytes()
         await browser.press("m")
         assert "Muted" in await browser.text("mute")
         muted = await browser.value("recording.frames.length")
-        await browser.until(f"recording.answered > {muted} + 12")
+        await browser.until(f"recording.frames.length > {muted} + 12")
         assert "Muted" in await browser.text("user")
         assert np.abs((await browser.download())[(muted + 4) * FRAME:, 0]).max() < 0.001
         await browser.value("window.last = recording")
@@ -734,7 +734,7 @@ def test_the_shipped_model_answers_in_the_page(tmp_path, shipped):
                     Browser(tmp_path / "profile", f"{tmp_path / 'q.wav'}%noloop") as browser):
             await browser.open(server.make_url("/"))
             await browser.click("start")
-            await browser.until("captions.innerText.includes('Paris.')", 30)
+            await browser.until("captions.innerText.includes('Paris.')")
             await asyncio.sleep(2)
             return await browser.text("captions"), await browser.download()
     captions, sound = asyncio.run(ask())
