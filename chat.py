@@ -46,7 +46,7 @@ import mimi
 import speed
 from flm import K
 from stream import FRAME_RATE
-from workshop import sound_card, sound_file
+from workshop import options, sound_card, sound_file
 from workshop.record import Record, read_record
 
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
@@ -57,7 +57,6 @@ HESITATION = 4.0     # seconds that the model is given to begin one
 LONGEST_ANSWER = 60  # seconds that a file's end is followed for at most, where --tail does not say
 SILENT = 0.01        # of full scale: what is quieter is no speech
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
-NUMBERS = {"tail": (0, 3600), "sessions": (1, 10**9), "context": (2, 10**9), "frames": (1, 10**6), "seed": (0, 10**18)}
 RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalty": (0.01, 100), "window": (0, 10_000)}
 
 
@@ -463,9 +462,9 @@ class Replay:
     context: int | None  # frames; None: as many as the model was trained on
 
     def __post_init__(self):
-        check_number("seed", self.seed)
+        options.check_number("seed", self.seed)
         if self.context is not None:
-            check_number("context", self.context)
+            options.check_number("context", self.context)
 
 
 def talk_again(partner, args):
@@ -559,7 +558,7 @@ def main(arguments=None):
     drawn.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default: %(default)s)")
     args = parser.parse_args(arguments)
     try:
-        check_options(parser, args)
+        options.check_options(parser, args, [field.name for field in fields(Sampling)])
         run(args)
     except torch.OutOfMemoryError:
         sys.exit("chat.py: the GPU's memory is full: take --bfloat16, --bits 8 or 4, or a smaller --context")
@@ -575,57 +574,8 @@ def main(arguments=None):
         sys.exit(f"chat.py: {error}")
 
 
-# Options that have an effect in some ways into a conversation only. Those that are not here have one in all that load a model.
-TALKS = ("file", "microphone", "serve")
-EFFECT = {"tail": ("file",), "stereo": ("file",), "overwrite": ("file", "microphone"), "record": ("file", "microphone"),
-          "input_device": ("microphone",), "output_device": ("microphone",),
-          "host": ("serve",), "ssl": ("serve",), "token": ("serve",), "origin": ("serve",), "sessions": ("serve",), "longest": ("serve",),
-         
-          "random_weights": ("bench",), "frames": ("bench",), "seed": TALKS, "context": (*TALKS, "bench"),
-          **{field.name: (*TALKS, "bench") for field in fields(Sampling)}}
-ASKED = {"file": "--in", "replay": "--replay", "serve": "--serve", "bench": "--bench", "devices": "--list-devices",
-         "microphone": "a microphone"}
-
-
-def way_of(args):
-    """The way into a conversation that was asked for, a key of ASKED. Raises ValueError where there is more than one."""
-    asked = {"file": args.source is not None, "replay": args.replay is not None, "serve": args.serve is not None,
-             "bench": args.bench, "devices": args.list_devices}
-    ways = [way for way, is_asked in asked.items() if is_asked]
-    if len(ways) > 1:
-        raise ValueError(f"{' and '.join(ASKED[way] for way in ways)} are different ways in: choose one")
-    return ways[0] if ways else "microphone"
-
-
-def check_options(parser, args):
-    """Raise ValueError, one sentence, for options that have no effect together, and for numbers out of range."""
-    if (args.source is None) != (args.target is None):
-        raise ValueError("--in and --out go together")
-    way = way_of(args)
-    for name, value in vars(args).items():
-        if value == parser.get_default(name):
-            continue
-        effect = EFFECT.get(name, ASKED)
-        if way not in effect:
-            wanted = " or ".join(ASKED[one] for one in effect)
-            raise ValueError(f"--{name.replace('_', '-')} has no effect with {ASKED[way]}: it goes with {wanted}")
-        if name in NUMBERS:
-            check_number(name, value)
-    if args.overwrite and way == "microphone" and not args.record:
-        raise ValueError("--overwrite has no effect without --out or --record")
-    if args.random_weights and args.model != parser.get_default("model"):
-        raise ValueError("--random-weights and --model are different models: choose one")
-
-
-def check_number(name, value):
-    """Raise ValueError, one sentence, where an option's number is out of its range."""
-    low, high = NUMBERS[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"--{name} must be {low} .. {high}, not {value}")
-
-
-def check_files(args):
-    """Raise ValueError, one sentence, for what --in, --out and --record cannot do, before a model is loaded."""
+def check_targets(args):
+    """Raise ValueError, one sentence, where --out and --record must not or cannot be written."""
     if args.record and args.target and sound_file.same_file(args.record, args.target):
         raise ValueError(f"--record and --out are one file, {args.target}: give the record a file of its own")
     if args.record and args.record.suffix.lower() != ".wav":
@@ -634,13 +584,16 @@ def check_files(args):
     for target in (args.target, args.record):
         if target:
             sound_file.check_target(target, args.overwrite, sources)
-    if not args.source:
-        return
-    args.question = sound_file.read_question(args.source)
-    samples = len(args.question) + round((args.tail or HESITATION) * 24_000)
-    sizes = {args.target: 4 * samples}
+
+
+def check_room(args, sample_rate=24_000):
+    """Raise ValueError, one sentence, where a disk has no room for a conversation about args.question. An answer's length is
+    not known beforehand; what is known is how long it is waited for."""
+    seconds = HESITATION if args.tail is None else args.tail
+    samples = len(args.question) + round(seconds * sample_rate)
+    sizes = {args.target: samples * 2 * (2 if args.stereo else 1)}  # two bytes a sample
     if args.record:
-        sizes[args.record] = 8 * samples  # two voices, four bytes a sample
+        sizes[args.record] = samples * 4 * 2
     sound_file.check_space(sizes)
 
 
@@ -654,7 +607,8 @@ def changed_sampling(args):
         try:
             Sampling(**{field.name: value})
         except ValueError as error:
-            raise ValueError(str(error).replace(field.name, f"--{field.name.replace('_', '-')}")) from None
+            sentence = str(error).replace(field.name, options.option(field.name))
+            raise ValueError(sentence) from None
         changed[field.name] = value
     return changed
 
@@ -673,11 +627,14 @@ def run(args):
         return sound_card.list_devices()
     mimi.check_device(args.device)
     changed = changed_sampling(args)
-    if way_of(args) == "microphone":
+    if options.way_of(args) == "microphone":
         sound_card.check_devices(args.input_device, args.output_device)
     if args.serve is not None:
         args.door = server_module().door.open_door(args)
-    check_files(args)
+    check_targets(args)
+    if args.source:
+        args.question = sound_file.read_question(args.source)
+        check_room(args)
     dtype = torch.bfloat16 if args.bfloat16 or args.bits < 16 else torch.float32
     args.again = read_replay(args.replay) if args.replay else None
     shape = dict(context=args.again.context if args.again else args.context,

@@ -609,7 +609,7 @@ def check_device(device):
     try:
         torch.ones(1, device=device).sum().item()  # a device without memory, "meta", makes tensors and has no values
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(f"--device {device} cannot be used here: {reason}") from None
 
 

@@ -175,7 +175,7 @@ def test_errors_are_one_sentence(tmp_path, question):
         (("--in", question, "--out", tmp_path / "a.wav", "--seed", 10**30), "--seed must be 0 .. "),
         (("--in", question, "--out", tmp_path / "a.wav", "--device", "meta"), "--device meta cannot be used here"),
         (("--in", question, "--out", tmp_path / "a.wav", "--temperature-audio", "nan"), "--temperature-audio must be 0 .. 100, not nan"),
-        (("--in", question, "--out", tmp_path), "no sound format"),
+        (("--in", question, "--out", tmp_path), "is a folder"),
         (("--in", tmp_path, "--out", tmp_path / "a.wav"), "is a folder"),
         (("--in", question), "--in and --out go together"),
         (("--in", tmp_path / "nan.wav", "--out", tmp_path / "a.wav"), "nan.wav holds samples that are no numbers"),

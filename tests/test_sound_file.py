@@ -3,6 +3,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -276,8 +277,31 @@ def test_the_codec_overwrites_nothing(tmp_path, untrained, capsys):
     assert voice.read_bytes() == before
 
 
-def test_nobody_reads_what_is_drawn():
+@pytest.mark.parametrize("option, first", [("", "tts\n"), ("--help", "usage: stream.py")])
+def test_nobody_reads_what_is_drawn(option, first):
     """Catches a traceback where a reader goes away early."""
-    command = f"{sys.executable} {ROOT / 'stream.py'} | head -1"
+    command = f"{sys.executable} {ROOT / 'stream.py'} {option} | (head -c 20; exec 0<&-)"
     ended = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert ended.stdout == "tts\n" and not ended.stderr, ended.stderr
+    assert ended.stdout.startswith(first[:20]) and not ended.stderr, ended.stderr
+
+
+def test_a_pipe_is_read(tmp_path):
+    """Catches a reader that looks at a pipe twice, as at a file: the second time nothing is there."""
+    soundfile.write(tmp_path / "a.wav", TONE, RATE)
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[(tmp_path / "a.wav").read_bytes()])
+    writer.start()
+    piped = sound_file.read_audio(tmp_path / "pipe")
+    writer.join()
+    assert np.array_equal(piped.numpy(), sound_file.read_audio(tmp_path / "a.wav").numpy())
+
+
+def test_a_header_that_promises_years(tmp_path):
+    """Catches a traceback where a damaged header asks for more memory than there is."""
+    path = tmp_path / "a.flac"
+    sound_file.write_audio(path, TONE, RATE)
+    damaged = bytearray(path.read_bytes())
+    damaged[21] |= 0x0F  # the upper bits of FLAC's number of samples
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="a.flac speaks of 746 hours of sound: no more than 24"):
+        sound_file.read_audio(path)

@@ -25,8 +25,10 @@ def run(name, main):
     """Call `main`, the function of a command, and end the program as a command should."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        main()
-        sys.stdout.flush()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"\n{name}: stopped", file=sys.stderr)
         sys.exit(STOPPED)

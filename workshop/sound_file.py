@@ -31,6 +31,7 @@ FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG
 # Endings of what libsndfile does not read, and ffmpeg does.
 FOREIGN = {".webm", ".m4a", ".mp4", ".m4b", ".mov", ".aac", ".wma", ".mkv", ".mka", ".amr", ".3gp", ".ape", ".ac3", ".wv"}
 RATES = (2_000, 768_000)  # samples a second; a header that says anything else is damaged
+LONGEST = 24              # hours of sound; a header that says more is damaged, or asks for more memory than there is
 TELEPHONE = 8_000         # samples a second; speech of so few lacks what tells its consonants apart
 OPPOSITE = 0.1            # a mix with less than this share of the power of unrelated channels has cancelled itself
 LOUDEST = 8.0             # a recording may exceed full scale, 1, by 18 dB; samples beyond are at the scale of whole numbers
@@ -95,9 +96,14 @@ def _read(path):
             rate = file.samplerate
             if not RATES[0] <= rate <= RATES[1]:
                 raise ValueError(f"{path} has a damaged header: it speaks of {rate:,} samples a second")
+            hours = declared / rate / 3600
+            if hours > LONGEST:
+                raise ValueError(f"{path} speaks of {hours:,.0f} hours of sound: no more than {LONGEST} are read")
             audio = file.read(dtype="float32", always_2d=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise ValueError(f"{path} holds {hours:.1f} hours of sound, too many for the memory here") from None
     except TypeError:  # what soundfile raises for samples without a header
         raise ValueError(f"{path} cannot be read as audio: it has no header; convert it to .wav first") from None
     except soundfile.SoundFileError as error:
@@ -115,7 +121,7 @@ def _reason(path, error):
     """Why soundfile cannot read a file, and what to do, without the path, which the sentence has already."""
     if path.suffix.lower() in FOREIGN:
         return f"convert it first, for example by `ffmpeg -i {path.name} {path.stem}.wav`"
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         return "it is empty"
     return str(error).rpartition(": ")[2].rstrip(".")
 
@@ -124,7 +130,9 @@ def _completed(path):
     """What soundfile shall open: the path, or the bytes of a .wav whose header says "no samples" although samples follow.
 
     A recorder or a pipe that was cut off leaves such a header. soundfile reads a size that is too large as what is there, and a
-    size of 0 as nothing. Says so in both cases."""
+    size of 0 as nothing. Says so in both cases. What comes through a pipe is read whole."""
+    if not path.is_file():
+        return io.BytesIO(path.read_bytes())
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF":
             return path
@@ -217,11 +225,11 @@ def check_target(path, overwrite=False, sources=()):
     sources: files that are read, and that no `overwrite` covers."""
     import soundfile
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file in it")
     known = FORMATS.get(path.suffix.lower())
     if known is None or not soundfile.check_format(*known):
         raise ValueError(f"{path}: no sound format is known by that ending; take one of {' '.join(FORMATS)}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give a file in it")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise ValueError(f"{path.parent} is no folder to write {path.name} to")
