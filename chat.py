@@ -12,7 +12,7 @@ What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
 
     python chat.py                                                          # microphone and headphones
     python chat.py --serve                                                  # the same in a browser, or any Moshi client
-    python chat.py --in examples/question.wav --out answer.wav --tail 4     # a sound file
+    python chat.py --in examples/question.wav --out answer.wav              # a sound file
     python chat.py --bench --random-weights 0.5b                            # how fast, and how near to what memory allows
 
 Unusual here:
@@ -36,7 +36,7 @@ from workshop import command, pace
 
 if __name__ == "__main__":
     command.stop_while_loading("chat.py")
-pace.sleep_while_waiting()  # OpenMP reads it when torch loads, so torch and what imports it come after
+pace.sleep_while_waiting()  # OpenMP reads it when torch loads: torch and what imports it come after
 
 import torch
 import torch.nn.functional as F
@@ -109,10 +109,12 @@ class Sampling:
 def default_context(config):
     """Frames of an flm.Config's model that a conversation remembers.
 
-    Attention between frames that are farther apart than the rows of training ever were is undefined: a model that was trained on
-    rows of 640 frames and remembers 4,096 falls silent after a minute and never speaks again. So a model folder says how long
-    its rows were (`trained_frames`), and no more is remembered.
-    Decision: where it does not say, as the release does not, CONTEXT, half of the paper's rows of 8,192 (section 3.1)."""
+    Attention between frames that are farther apart than the rows of training ever were is
+    undefined: a model that was trained on rows of 640 frames and remembers 4,096 falls silent after
+    a minute and never speaks again. So a model folder says how long its rows were
+    (`trained_frames`), and no more is remembered.
+    Decision: where it does not say, as the release does not, CONTEXT, half of the paper's rows of
+    8,192 (section 3.1)."""
     return min(config.trained_frames or CONTEXT, config.max_position_embeddings)
 
 
@@ -139,9 +141,10 @@ class Duplex:
     """`batch` conversations with a model: `step`, or `steps`, takes what is heard in a frame and returns what is said in it.
     That is codes; with a codec it is sound.
 
-    Memory does not grow: the cache is a ring of `context` frames (None: what the model was trained on). fast: compile the frame, on CUDA as graphs. A frame's
-    parts write into tensors that stay where they are, and never look at a value, so the device is waited for once: what
-    a frame needs goes in as one tensor, `given`, and text id, codes and sound come back as one, `answer`."""
+    Memory does not grow: the cache is a ring of `context` frames (None: what the model was trained
+    on). fast: compile the frame, on CUDA as graphs. A frame's parts write into tensors that stay
+    where they are, and never look at a value, so the device is waited for once: what a frame needs
+    goes in as one tensor, `given`, and text id, codes and sound come back as one, `answer`."""
 
     def __init__(self, model, sampling=Sampling(), context=None, batch=1, fast=False, codec=None):
         config, norm = model.config, model.model.norm.weight
@@ -315,7 +318,8 @@ class Partner:
 
 
 def hold(partner, frames, monologue, seed=None, record=None):
-    """One conversation, frame by frame -> (user_audio, model_audio, seconds it took) for each. record: a Record for both."""
+    """One conversation, frame by frame -> (user_audio, model_audio, seconds it took) for each.
+    record: a Record for both."""
     partner.duplex.reset(seed=seed)
     for i, user_audio in enumerate(frames):
         started = time.perf_counter()
@@ -329,9 +333,11 @@ def hold(partner, frames, monologue, seed=None, record=None):
 
 
 class AnswerWatch:
-    """Tells when the answer to a recording is over: QUIET seconds after its last word and its last audible sound.
+    """Tells when the answer to a recording is over: QUIET seconds after its last word and its last
+    audible sound.
 
-    A model that has not begun is given HESITATION seconds from the user's last sound on. Times are counted in frames."""
+    A model that has not begun is given HESITATION seconds from the user's last sound on. Times are
+    counted in frames."""
 
     def __init__(self, frames, frame_rate):
         """frames: what the user says, [N] samples each."""
@@ -363,10 +369,12 @@ class AnswerWatch:
 
 
 def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
-    """Talk with a recording: audio float32 [N] -> (user_audio [M], model_audio [M], seconds that each frame took).
+    """Talk with a recording: audio float32 [N] -> (user_audio [M], model_audio [M], seconds that
+    each frame took).
 
-    tail: seconds of silence heard after it; None: until the answer is over, LONGEST_ANSWER seconds at most. The recording is
-    heard frame by frame, as from a microphone: nothing is known of what comes later. A Ctrl-C ends the talk early."""
+    tail: seconds of silence heard after it; None: until the answer is over, LONGEST_ANSWER seconds
+    at most. The recording is heard frame by frame, as from a microphone: nothing is known of what
+    comes later. A Ctrl-C ends the talk early."""
     config = partner.codec.config
     size = config.frame_size
     length = len(audio) + round((tail or 0) * config.sample_rate)
@@ -398,11 +406,13 @@ def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
 
 @contextmanager
 def kept(args, partner):
-    """--record: a Record that says how to hold the conversation again, or None. What failed is raised when all else is done."""
+    """--record: a Record that says how to hold the conversation again, or None. What failed is
+    raised when all else is done."""
     if not args.record:
         yield None
         return
-    settings = {"seed": args.seed, "sampling": asdict(args.sampling), "context": partner.duplex.cache.length}
+    settings = {"seed": args.seed, "sampling": asdict(args.sampling),
+                "context": partner.duplex.cache.length}
     record = Record(args.record, partner.codec.config.sample_rate, settings)
     try:
         yield record
@@ -418,25 +428,31 @@ def talk_to_file(partner, args):
     """--in and --out: hear a file, write the answer beside it. Raises OSError, one sentence."""
     config = partner.codec.config
     with kept(args, partner) as record:
-        user_audio, model_audio, seconds = converse(partner, args.question, partner.monologue(), args.seed, record, args.tail)
+        user_audio, model_audio, seconds = converse(partner, args.question, partner.monologue(),
+                                                    args.seed, record, args.tail)
         if not seconds:  # Ctrl-C in the first frame
             return
         answer = torch.stack([user_audio, model_audio], 1) if args.stereo else model_audio
         save_answer(args.target, answer, config.sample_rate)
     length = len(model_audio) / config.sample_rate
-    print(f"{length:.1f} s of conversation in {sum(seconds):.1f} s ({length / sum(seconds):.1f} x real time, "
-          f"slowest frame {1000 * max(seconds):.0f} of {1000 / config.frame_rate:.0f} ms) -> {args.target}")
+    speed_up = length / sum(seconds)
+    slowest = 1000 * max(seconds)
+    print(f"{length:.1f} s of conversation in {sum(seconds):.1f} s ({speed_up:.1f} x real time, "
+          f"slowest frame {slowest:.0f} of {1000 / config.frame_rate:.0f} ms) -> {args.target}")
     if model_audio.abs().max() <= SILENT:
-        print("chat.py: note: the model said nothing: is there speech in the file?", file=sys.stderr)
+        print("chat.py: note: the model said nothing: is there speech in the file?",
+              file=sys.stderr)
     elif model_audio[-config.sample_rate // 4:].abs().max() > SILENT:
-        print("chat.py: note: the file ended while the model was speaking: a longer --tail lets it finish", file=sys.stderr)
+        print("chat.py: note: the file ended while the model was speaking: "
+              "a longer --tail lets it finish", file=sys.stderr)
     warning = pace.too_slow(sum(seconds) / len(seconds), 1 / config.frame_rate)
     if warning:
         print(warning)
 
 
 def save_answer(target, audio, sample_rate):
-    """Write an answer; elsewhere, where `target` takes it no more. Raises OSError that says where."""
+    """Write an answer; elsewhere, where `target` takes it no more. Raises OSError that says
+    where."""
     try:
         sound_file.write_audio(target, audio, sample_rate)
     except OSError as error:
@@ -447,14 +463,16 @@ def read_replay(path):
     """A file of --record -> Replay. Raises ValueError, one sentence."""
     user_audio, model_audio, settings = read_record(path)
     try:
-        return Replay(user_audio, model_audio, Sampling(**settings["sampling"]), settings["seed"], settings.get("context"))
+        sampling = Sampling(**settings["sampling"])
+        return Replay(user_audio, model_audio, sampling, settings["seed"], settings.get("context"))
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is no conversation that --record kept") from None
 
 
 @dataclass
 class Replay:
-    """A recorded conversation: both voices, [N] samples each, and what it takes to hold it again."""
+    """A recorded conversation: both voices, [N] samples each, and what it takes to hold it
+    again."""
     user_audio: torch.Tensor
     model_audio: torch.Tensor
     sampling: Sampling
@@ -577,7 +595,8 @@ def main(arguments=None):
 def check_targets(args):
     """Raise ValueError, one sentence, where --out and --record must not or cannot be written."""
     if args.record and args.target and sound_file.same_file(args.record, args.target):
-        raise ValueError(f"--record and --out are one file, {args.target}: give the record a file of its own")
+        raise ValueError(f"--record and --out are one file, {args.target}: "
+                         "give the record a file of its own")
     if args.record and args.record.suffix.lower() != ".wav":
         raise ValueError(f"--record {args.record}: a record is a .wav")
     sources = [args.source] if args.source else []
@@ -587,8 +606,9 @@ def check_targets(args):
 
 
 def check_room(args, sample_rate=24_000):
-    """Raise ValueError, one sentence, where a disk has no room for a conversation about args.question. An answer's length is
-    not known beforehand; what is known is how long it is waited for."""
+    """Raise ValueError, one sentence, where a disk has no room for a conversation about
+    args.question. An answer's length is not known beforehand; what is known is how long it is
+    waited for."""
     seconds = HESITATION if args.tail is None else args.tail
     samples = len(args.question) + round(seconds * sample_rate)
     sizes = {args.target: samples * 2 * (2 if args.stereo else 1)}  # two bytes a sample
@@ -598,7 +618,8 @@ def check_room(args, sample_rate=24_000):
 
 
 def changed_sampling(args):
-    """{field of Sampling: value} of the options that were given. Raises ValueError that names the option."""
+    """{field of Sampling: value} of the options that were given. Raises ValueError that names the
+    option."""
     changed = {}
     for field in fields(Sampling):
         value = getattr(args, field.name)
@@ -643,7 +664,8 @@ def run(args):
     if args.bench:
         model, codec = speed.subject(args, dtype)
         pace.settle_threads(model, codec)
-        return speed.bench(args, model, codec, Duplex(model, Sampling(**changed), codec=codec, **shape))
+        duplex = Duplex(model, Sampling(**changed), codec=codec, **shape)
+        return speed.bench(args, model, codec, duplex)
     args.sampling = args.again.sampling if args.again else Sampling.of(args.model, **changed)
     partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
     pace.settle_threads(partner.model, partner.codec)

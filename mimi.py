@@ -607,7 +607,7 @@ def save(codec, folder):
 def check_device(device):
     """Raise ValueError, one sentence, where PyTorch cannot compute on a device."""
     try:
-        torch.ones(1, device=device).sum().item()  # a device without memory, "meta", makes tensors and has no values
+        torch.ones(1, device=device).sum().item()  # "meta" makes tensors, and has no values
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(f"--device {device} cannot be used here: {reason}") from None
@@ -617,7 +617,8 @@ def main(arguments=None):
     from workshop import sound_file
     parser = argparse.ArgumentParser(description="Encode a sound file and decode it again: what the codec keeps of it.")
     parser.add_argument("source", type=Path, help="any format and rate that soundfile reads")
-    parser.add_argument("target", type=Path, help=f"file to write, of one of {' '.join(sound_file.FORMATS)}")
+    parser.add_argument("target", type=Path,
+                        help=f"file to write, of one of {' '.join(sound_file.FORMATS)}")
     parser.add_argument("--overwrite", action="store_true", help="replace a target that exists")
     parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model",
                         help="folder, file or Hub id (default: tiny/model)")

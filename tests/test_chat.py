@@ -234,7 +234,8 @@ def test_a_recorded_conversation_can_be_held_again(tmp_path, untrained, question
     ("--bench --serve", "different ways in: choose one"),
 ])
 def test_options_without_effect_are_refused(arguments, sentence):
-    """Catches an option that is taken and ignored, so that somebody believes in what never happened."""
+    """Catches an option that is taken and ignored, so that somebody believes in what never
+    happened."""
     message = run(*arguments.split())
     assert isinstance(message, str) and sentence in message and "\n" not in message, message
 
@@ -250,15 +251,18 @@ def test_a_damaged_sampling_file(tmp_path, content, sentence):
     with pytest.raises(ValueError) as error:
         Sampling.of(tmp_path)
     message = str(error.value)
-    assert message.startswith(str(tmp_path / "sampling.json")) and sentence in message and len(message) < 300, message
+    assert message.startswith(str(tmp_path / "sampling.json")), message
+    assert sentence in message and len(message) < 300, message
 
 
 class ScriptedPartner:
-    """A partner that thinks and sounds in the frames it is told to: frames, of 80 ms, counted from the first."""
+    """A partner that thinks and sounds in the frames it is told to: frames, of 80 ms, counted from
+    the first."""
 
     def __init__(self, thinks=(), sounds=()):
         self.thinks, self.sounds = thinks, sounds
-        self.codec = types.SimpleNamespace(config=types.SimpleNamespace(sample_rate=24_000, frame_size=1920, frame_rate=12.5))
+        config = types.SimpleNamespace(sample_rate=24_000, frame_size=1920, frame_rate=12.5)
+        self.codec = types.SimpleNamespace(config=config)
         self.duplex = self
 
     def reset(self, seed):
@@ -276,33 +280,45 @@ class ScriptedPartner:
 
 
 @pytest.mark.parametrize("thinks, sounds, ends", [
-    ([], [], 25 + 50),                                          # nobody answers: the user's last sound and 4 s
-    (range(28, 30), range(30, 50), 50 + 25),                    # 2 s after the answer's last sound
-    (range(60, 64), range(62, 100), 100 + 25),                  # begins late
-    (range(28, 30), [*range(30, 40), *range(55, 60)], 60 + 25),  # a pause of 1.2 s within
-    (range(10, 12), range(12, 20), 25 + 50),                    # spoke while the user did, and not since
-    (range(28, 10_000), [], 30 + 750),                          # never ends: 60 s after the file
+    # Nobody answers: 4 s after the user's last sound.
+    ([], [], 25 + 50),
+    # 2 s after the answer's last sound.
+    (range(28, 30), range(30, 50), 50 + 25),
+    # It begins late.
+    (range(60, 64), range(62, 100), 100 + 25),
+    # A pause of 1.2 s stands in the answer.
+    (range(28, 30), [*range(30, 40), *range(55, 60)], 60 + 25),
+    # It spoke while the user did, and not since.
+    (range(10, 12), range(12, 20), 25 + 50),
+    # It never ends: 60 s after the file.
+    (range(28, 10_000), [], 30 + 750),
 ])
 def test_an_answer_is_heard_to_its_end(thinks, sounds, ends):
-    """Catches a file's end, a pause, or a late start taken for the end of the answer; and a wait without end."""
+    """Catches a file's end, a pause, or a late start taken for the end of the answer; and a wait
+    without end."""
     partner = ScriptedPartner(thinks, sounds)
     question = torch.cat([torch.full((25 * 1920,), 0.1), torch.zeros(5 * 1920)])
-    user_audio, model_audio, seconds = chat.converse(partner, question, partner.monologue(), tail=None)
+    monologue = partner.monologue()
+    user_audio, model_audio, seconds = chat.converse(partner, question, monologue, tail=None)
     assert len(user_audio) == len(model_audio) == ends * 1920 and len(seconds) == ends
-    assert torch.equal(user_audio[:len(question)], question) and not user_audio[len(question):].any()
+    assert torch.equal(user_audio[:len(question)], question)
+    assert not user_audio[len(question):].any()
 
 
 @pytest.mark.parametrize("tail, length", [(0.0, 30_000), (1.5, 66_000)])
 def test_a_tail_is_exact(tail, length):
     """Catches an answer of another length than was asked for."""
     partner = ScriptedPartner(range(10_000))
-    user_audio, model_audio, _ = chat.converse(partner, torch.ones(30_000), partner.monologue(), tail=tail)
+    question = torch.ones(30_000)
+    user_audio, model_audio, _ = chat.converse(partner, question, partner.monologue(), tail=tail)
     assert len(user_audio) == len(model_audio) == length
 
 
 def test_the_first_command_of_a_newcomer(tmp_path, shipped, capsys):
-    """Catches an answer that is cut off, or never begun, because nobody asked for silence after the question."""
-    question, answer = Path(__file__).parent.parent / "examples" / "question.wav", tmp_path / "a.wav"
+    """Catches an answer that is cut off, or never begun, because nobody asked for silence after the
+    question."""
+    question = Path(__file__).parent.parent / "examples" / "question.wav"
+    answer = tmp_path / "a.wav"
     assert run("--in", question, "--out", answer) is None
     assert "The capital of France is Paris." in capsys.readouterr().out
     sound, rate = soundfile.read(answer)
@@ -312,7 +328,8 @@ def test_the_first_command_of_a_newcomer(tmp_path, shipped, capsys):
 
 
 def test_a_record_that_fails_costs_no_answer(tmp_path, untrained, question, monkeypatch, capsys):
-    """Catches an answer that is lost because the disk of the record is full, a record that is lost with it, and success reported."""
+    """Catches an answer that is lost because the disk of the record is full, a record that is lost
+    with it, and success reported."""
     whole = Record.write
 
     def fail(self, *voices):
@@ -321,7 +338,8 @@ def test_a_record_that_fails_costs_no_answer(tmp_path, untrained, question, monk
         whole(self, *voices)
     monkeypatch.setattr(Record, "write", fail)
     answer, both = tmp_path / "a.wav", tmp_path / "both.wav"
-    message = run("--in", question, "--out", answer, "--tail", 0, "--record", both, "--model", untrained)
+    message = run("--in", question, "--out", answer, "--tail", 0, "--record", both,
+                  "--model", untrained)
     assert "both.wav ends after 0.2 s" in message and "No space left" in message
     assert "the conversation goes on" in capsys.readouterr().err
     assert soundfile.info(answer).frames == 12_000 and soundfile.info(both).frames == 3 * 1920
@@ -329,7 +347,8 @@ def test_a_record_that_fails_costs_no_answer(tmp_path, untrained, question, monk
 
 
 def test_an_answer_that_fails_costs_no_record(tmp_path, untrained, question, monkeypatch):
-    """Catches a record, or the answer itself, that is lost because the disk of the answer has filled in the meantime."""
+    """Catches a record, or the answer itself, that is lost because the disk of the answer has
+    filled in the meantime."""
     write = Path.write_bytes
 
     def fail(self, data):
@@ -340,20 +359,25 @@ def test_an_answer_that_fails_costs_no_record(tmp_path, untrained, question, mon
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     both = tmp_path / "both.wav"
-    message = run("--in", question, "--out", tmp_path / "a.flac", "--tail", 0, "--record", both, "--model", untrained)
+    message = run("--in", question, "--out", tmp_path / "a.flac", "--tail", 0, "--record", both,
+                  "--model", untrained)
     assert "a.flac cannot be written: No space left on device; it is kept in" in message
-    assert soundfile.info(message.split()[-1]).frames == 12_000 and soundfile.info(both).frames == 7 * 1920
+    assert soundfile.info(message.split()[-1]).frames == 12_000
+    assert soundfile.info(both).frames == 7 * 1920
 
 
 def test_ctrl_c_while_loading_is_one_line():
-    """Catches a traceback of the imports, which take seconds, and an exit code that a script takes for success."""
+    """Catches a traceback of the imports, which take seconds, and an exit code that a script takes
+    for success."""
     root = Path(__file__).parent.parent
-    code = ("import os, signal, sys; sys.path.insert(0, sys.argv[1]); from workshop import command; "
-            "command.stop_while_loading('chat.py'); os.kill(os.getpid(), signal.SIGINT); import torch")
+    code = ("import os, signal, sys; sys.path.insert(0, sys.argv[1]); "
+            "from workshop import command; command.stop_while_loading('chat.py'); "
+            "os.kill(os.getpid(), signal.SIGINT); import torch")
     ended = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True)
     assert ended.returncode == 130 and ended.stderr.strip() == "chat.py: stopped"
     for name in ("chat.py", "mimi.py", "stream.py"):
-        before, _, after = (root / name).read_text().partition(f'command.stop_while_loading("{name}")')
+        text = (root / name).read_text()
+        before, _, after = text.partition(f'command.stop_while_loading("{name}")')
         assert "import torch" not in before and "import torch" in after
 
 

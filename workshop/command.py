@@ -1,7 +1,8 @@
 """What every command line does alike when somebody stops it, or when nobody reads what it prints.
 
-What this is: Ctrl-C as one line and exit code 130, also while PyTorch is being imported, which takes seconds; and no
-traceback behind `| head`. It serves chat.py, mimi.py and stream.py. What this is not: the commands' own errors.
+What this is: Ctrl-C as one line and exit code 130, also while PyTorch is being imported, which
+takes seconds; and no traceback behind `| head`. It serves chat.py, mimi.py and stream.py. What this
+is not: the commands' own errors.
 
     python stream.py | head -1
 """
@@ -34,5 +35,5 @@ def run(name, main):
         sys.exit(STOPPED)
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # or Python complains once more when it flushes at its end
+        os.dup2(nowhere, sys.stdout.fileno())  # or Python complains when it flushes at its end
         sys.exit(UNREAD)

@@ -1,14 +1,16 @@
 """Which options of chat.py go together, and which numbers they take.
 
-What this is: the refusals, in one sentence each, of options that would be taken and ignored. It serves chat.py. What this is
-not: the options themselves (chat.py's `main`), or checks of files (sound_file.py) and of sampling (chat.py's Sampling).
+What this is: the refusals, in one sentence each, of options that would be taken and ignored. It
+serves chat.py. What this is not: the options themselves (chat.py's `main`), or checks of files
+(sound_file.py) and of sampling (chat.py's Sampling).
 
-    python chat.py --replay both.wav --seed 3     # a recorded conversation has its own seed, and says so
+    python chat.py --replay both.wav --seed 3     # refused: the record has a seed of its own
 """
 # The ways into a conversation, and how an error calls them.
-WAYS = {"file": "--in", "replay": "--replay", "serve": "--serve", "bench": "--bench", "devices": "--list-devices",
-        "microphone": "a microphone"}
-# Options that have an effect in these ways only. Those that are not here have one in every way that loads a model.
+WAYS = {"file": "--in", "replay": "--replay", "serve": "--serve", "bench": "--bench",
+        "devices": "--list-devices", "microphone": "a microphone"}
+# Options that have an effect in these ways only. Those that are not here have one in every way that
+# loads a model.
 TALKS = ("file", "microphone", "serve")
 EFFECT = {"tail": ("file",), "stereo": ("file",),
           "overwrite": ("file", "microphone"), "record": ("file", "microphone"),
@@ -18,13 +20,15 @@ EFFECT = {"tail": ("file",), "stereo": ("file",),
           "random_weights": ("bench",), "frames": ("bench",),
           "seed": TALKS, "context": (*TALKS, "bench")}
 # Least and most of a number.
-NUMBERS = {"tail": (0, 3600), "sessions": (1, 10**9), "context": (2, 10**9), "frames": (1, 10**6), "seed": (0, 10**18)}
+NUMBERS = {"tail": (0, 3600), "sessions": (1, 10**9), "context": (2, 10**9),
+           "frames": (1, 10**6), "seed": (0, 10**18)}
 
 
 def way_of(args):
-    """The way into a conversation that was asked for, a key of WAYS. Raises ValueError where there is more than one."""
-    asked = {"file": args.source is not None, "replay": args.replay is not None, "serve": args.serve is not None,
-             "bench": args.bench, "devices": args.list_devices}
+    """The way into a conversation that was asked for, a key of WAYS. Raises ValueError where there
+    is more than one."""
+    asked = {"file": args.source is not None, "replay": args.replay is not None,
+             "serve": args.serve is not None, "bench": args.bench, "devices": args.list_devices}
     ways = [way for way, is_asked in asked.items() if is_asked]
     if len(ways) > 1:
         both = " and ".join(WAYS[way] for way in ways)
@@ -33,7 +37,8 @@ def way_of(args):
 
 
 def check_options(parser, args, sampling):
-    """Raise ValueError, one sentence, for options that have no effect together, and for numbers out of range.
+    """Raise ValueError, one sentence, for options that have no effect together, and for numbers out
+    of range.
 
     sampling: names of the options that say how tokens are drawn."""
     if (args.source is None) != (args.target is None):
@@ -46,7 +51,8 @@ def check_options(parser, args, sampling):
         ways = effects.get(name, WAYS)
         if way not in ways:
             wanted = " or ".join(WAYS[one] for one in ways)
-            raise ValueError(f"{option(name)} has no effect with {WAYS[way]}: it goes with {wanted}")
+            raise ValueError(f"{option(name)} has no effect with {WAYS[way]}: "
+                             f"it goes with {wanted}")
         if name in NUMBERS:
             check_number(name, value)
     if args.overwrite and way == "microphone" and not args.record:
@@ -56,7 +62,8 @@ def check_options(parser, args, sampling):
 
 
 def check_number(name, value):
-    """Raise ValueError, one sentence, where an option's number is out of its range, or no number."""
+    """Raise ValueError, one sentence, where an option's number is out of its range, or no
+    number."""
     low, high = NUMBERS[name]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:

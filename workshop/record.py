@@ -1,14 +1,15 @@
-"""The record of a conversation: both voices, exactly, and what it takes to hold the conversation again.
+"""The record of a conversation: both voices, exactly, and what it takes to hold the conversation
+again.
 
-What this is: the file of `chat.py --record`, a stereo .wav of float samples, the user left, the model right, whose comment
-holds settings as JSON. It serves chat.py. What this is not: an answer for listening to (sound_file.py writes that), or
-the conversation itself.
+What this is: the file of `chat.py --record`, a stereo .wav of float samples, the user left, the
+model right, whose comment holds settings as JSON. It serves chat.py. What this is not: an answer
+for listening to (sound_file.py writes that), or the conversation itself.
 
     python chat.py --in question.wav --out answer.wav --record both.wav
     python chat.py --replay both.wav
 
-A record that fails, as on a full disk, ends with a sentence, and the conversation goes on without it. What was written until
-then is kept.
+A record that fails, as on a full disk, ends with a sentence, and the conversation goes on without
+it. What was written until then is kept.
 """
 import json
 import os
@@ -22,7 +23,8 @@ from workshop.sound_file import part_of
 
 
 class Record:
-    """A record that is being written: `write` takes a frame of both voices. It gets its name when it is closed.
+    """A record that is being written: `write` takes a frame of both voices. It gets its name when
+    it is closed.
 
     trouble: the sentence that says why it ends early, or None."""
 
@@ -46,7 +48,8 @@ class Record:
         try:
             self.file.write(both)
             self.frames += len(both)
-        except (OSError, AssertionError, soundfile.SoundFileError) as error:  # AssertionError: fewer samples were taken
+        # soundfile raises AssertionError where fewer samples were taken.
+        except (OSError, AssertionError, soundfile.SoundFileError) as error:
             self._end_early(error)
 
     def close(self):
@@ -64,7 +67,8 @@ class Record:
         if self.trouble:
             return
         seconds = self.frames / self.sample_rate
-        self.trouble = f"the record {self.path} ends after {seconds:.1f} s, is its disk full? {error}"
+        self.trouble = (f"the record {self.path} ends after {seconds:.1f} s, is its disk full? "
+                        f"{str(error).rstrip('.')}")
         print(f"\nchat.py: {self.trouble}; the conversation goes on", file=sys.stderr)
 
 

@@ -1,13 +1,15 @@
-"""Sound files: reading what people have, writing what they ask for, and saying beforehand what cannot go well.
+"""Sound files: reading what people have, writing what they ask for, and saying beforehand what
+cannot go well.
 
-What this is: the one way in which sound comes from a disk and goes to it. It serves mimi.py, chat.py, and every root file
-that reads recordings. What this is not: the codec (mimi.py), a sound card, or the record of a conversation (record.py).
+What this is: the one way in which sound comes from a disk and goes to it. It serves mimi.py,
+chat.py, and every root file that reads recordings. What this is not: the codec (mimi.py), a sound
+card, or the record of a conversation (record.py).
 
     python mimi.py voice.mp3 again.flac           # reads and writes by this file alone
 
-What is wrong with a file and can be put right safely is put right, and said in one sentence on stderr: channels of opposite
-phase, floats at the scale of whole numbers, a header that was never completed. Everything else is a ValueError or OSError
-whose message is one sentence.
+What is wrong with a file and can be put right safely is put right, and said in one sentence on
+stderr: channels of opposite phase, floats at the scale of whole numbers, a header that was never
+completed. Everything else is a ValueError or OSError whose message is one sentence.
 """
 import io
 import math
@@ -24,17 +26,20 @@ import torch
 
 from workshop.files import replacing
 
-# What is written for an ending: soundfile's format and subtype. tests/test_sound_file.py writes and reads back each of them.
+# What is written for an ending: soundfile's format and subtype. tests/test_sound_file.py writes and
+# reads back each of them.
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"),
-           ".mp3": ("MP3", "MPEG_LAYER_III"), ".aiff": ("AIFF", "PCM_16"), ".aif": ("AIFF", "PCM_16"),
+           ".mp3": ("MP3", "MPEG_LAYER_III"),
+           ".aiff": ("AIFF", "PCM_16"), ".aif": ("AIFF", "PCM_16"),
            ".au": ("AU", "PCM_16"), ".caf": ("CAF", "PCM_16"), ".w64": ("W64", "PCM_16")}
 # Endings of what libsndfile does not read, and ffmpeg does.
-FOREIGN = {".webm", ".m4a", ".mp4", ".m4b", ".mov", ".aac", ".wma", ".mkv", ".mka", ".amr", ".3gp", ".ape", ".ac3", ".wv"}
+FOREIGN = {".webm", ".m4a", ".mp4", ".m4b", ".mov", ".aac", ".wma", ".mkv", ".mka", ".amr", ".3gp",
+           ".ape", ".ac3", ".wv"}
 RATES = (2_000, 768_000)  # samples a second; a header that says anything else is damaged
-LONGEST = 24              # hours of sound; a header that says more is damaged, or asks for more memory than there is
+LONGEST = 24              # hours of sound; a header that says more is damaged
 TELEPHONE = 8_000         # samples a second; speech of so few lacks what tells its consonants apart
-OPPOSITE = 0.1            # a mix with less than this share of the power of unrelated channels has cancelled itself
-LOUDEST = 8.0             # a recording may exceed full scale, 1, by 18 dB; samples beyond are at the scale of whole numbers
+OPPOSITE = 0.1            # a mix with less than this share of unrelated channels' power has cancelled
+LOUDEST = 8.0             # full scale is 1; samples 18 dB beyond are at a scale of whole numbers
 SCALES = (2.0 ** 15, 2.0 ** 23, 2.0 ** 31)  # full scale of 16, 24 and 32 bits
 STREAMED = 0x7FFFF000     # data sizes from here on stand for "not known" in the header of a stream
 BLOCK = 2 ** 16           # samples given to an encoder at once; Vorbis' takes stack for each
@@ -61,7 +66,8 @@ def loudness(audio):
 
 
 def read_question(path, sample_rate=24_000):
-    """`read_audio`, for a model that listens: says so where the sound is too narrow to be heard well."""
+    """`read_audio`, for a model that listens: says so where the sound is too narrow to be heard
+    well."""
     audio, rate = _read(path)
     if rate <= TELEPHONE:
         note(path, f"has {rate:,} samples a second, as a telephone's sound: "
@@ -95,17 +101,20 @@ def _read(path):
             declared = file.frames
             rate = file.samplerate
             if not RATES[0] <= rate <= RATES[1]:
-                raise ValueError(f"{path} has a damaged header: it speaks of {rate:,} samples a second")
+                raise ValueError(f"{path} has a damaged header: {rate:,} samples a second")
             hours = declared / rate / 3600
             if hours > LONGEST:
-                raise ValueError(f"{path} speaks of {hours:,.0f} hours of sound: no more than {LONGEST} are read")
+                raise ValueError(f"{path} has a header that speaks of {hours:,.0f} hours of sound: "
+                                 f"no more than {LONGEST} are read")
             audio = file.read(dtype="float32", always_2d=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise ValueError(f"{path} holds {hours:.1f} hours of sound, too many for the memory here") from None
+        raise ValueError(f"{path} holds {hours:.1f} hours of sound, too many for the memory "
+                         "here") from None
     except TypeError:  # what soundfile raises for samples without a header
-        raise ValueError(f"{path} cannot be read as audio: it has no header; convert it to .wav first") from None
+        raise ValueError(f"{path} cannot be read as audio: it has no header; "
+                         "convert it to .wav first") from None
     except soundfile.SoundFileError as error:
         raise ValueError(f"{path} cannot be read as audio: {_reason(path, error)}") from None
     if not len(audio):
@@ -113,12 +122,14 @@ def _read(path):
     if not np.isfinite(audio).all():
         raise ValueError(f"{path} holds samples that are no numbers")
     if len(audio) < declared:
-        note(path, f"is cut short: {len(audio) / rate:.1f} s of {declared / rate:.1f} s are there and are read")
+        note(path, f"is cut short: {len(audio) / rate:.1f} s of {declared / rate:.1f} s are there "
+                   "and are read")
     return audio, rate
 
 
 def _reason(path, error):
-    """Why soundfile cannot read a file, and what to do, without the path, which the sentence has already."""
+    """Why soundfile cannot read a file, and what to do, without the path, which the sentence has
+    already."""
     if path.suffix.lower() in FOREIGN:
         return f"convert it first, for example by `ffmpeg -i {path.name} {path.stem}.wav`"
     if path.is_file() and not path.stat().st_size:
@@ -127,10 +138,12 @@ def _reason(path, error):
 
 
 def _completed(path):
-    """What soundfile shall open: the path, or the bytes of a .wav whose header says "no samples" although samples follow.
+    """What soundfile shall open: the path, or the bytes of a .wav whose header says "no samples"
+    although samples follow.
 
-    A recorder or a pipe that was cut off leaves such a header. soundfile reads a size that is too large as what is there, and a
-    size of 0 as nothing. Says so in both cases. What comes through a pipe is read whole."""
+    A recorder or a pipe that was cut off leaves such a header. soundfile reads a size that is too
+    large as what is there, and a size of 0 as nothing. Says so in both cases. What comes through a
+    pipe is read whole."""
     if not path.is_file():
         return io.BytesIO(path.read_bytes())
     with open(path, "rb") as file:
@@ -146,7 +159,8 @@ def _completed(path):
             note(path, f"is cut short: {there:,} of {size:,} bytes of sound are there and are read")
         if size or not there or _is_chunks(file, there):
             return path
-        note(path, f"has an unfinished header, which speaks of no sound: the {there:,} bytes that follow are read")
+        note(path, "has an unfinished header, which speaks of no sound: "
+                   f"the {there:,} bytes that follow are read")
         file.seek(0)
         whole = bytearray(file.read())
     struct.pack_into("<I", whole, place, min(there, 2 ** 32 - 1))
@@ -166,7 +180,8 @@ def _find_data(file):
 
 
 def _is_chunks(file, size):
-    """Whether the next `size` bytes are chunks of a .wav, such as a title, so that it is truly empty."""
+    """Whether the next `size` bytes are chunks of a .wav, such as a title, so that it is truly
+    empty."""
     end = file.tell() + size
     while end - file.tell() >= 8:
         name, length = struct.unpack("<4sI", file.read(8))
@@ -177,20 +192,24 @@ def _is_chunks(file, size):
 
 
 def _to_full_scale(path, audio):
-    """Floats at the scale of whole numbers are brought to -1 .. 1. audio [N, C]. Raises ValueError beyond all scales."""
+    """Floats at the scale of whole numbers are brought to -1 .. 1. audio [N, C]. Raises ValueError
+    beyond all scales."""
     peak = float(np.abs(audio).max())
     if peak <= LOUDEST:
         return audio
     for scale in SCALES:
         if peak <= scale:
             bits = 1 + round(math.log2(scale))
-            note(path, f"has samples up to {peak:,.0f}: they are taken as {bits}-bit numbers and divided by {scale:,.0f}")
+            note(path, f"has samples up to {peak:,.0f}: they are taken as {bits}-bit numbers "
+                       f"and divided by {scale:,.0f}")
             return audio / np.float32(scale)
-    raise ValueError(f"{path} has samples up to {peak:.2g}, where full scale is 1: no scale is known for them")
+    raise ValueError(f"{path} has samples up to {peak:.2g}, where full scale is 1: "
+                     "no scale is known for them")
 
 
 def _mix_down(path, audio):
-    """audio [N, C] -> [N]: the mean of the channels, or one of them where they cancel each other."""
+    """audio [N, C] -> [N]: the mean of the channels, or one of them where they cancel each
+    other."""
     mono = audio.mean(1)
     channels = audio.shape[1]
     if channels == 1:
@@ -202,14 +221,16 @@ def _mix_down(path, audio):
     if not powers.any():  # digital silence
         return mono
     loudest = int(powers.argmax())
-    note(path, f"has channels of opposite phase, which cancel each other: channel {loudest + 1} alone is read")
+    note(path, "has channels of opposite phase, which cancel each other: "
+               f"channel {loudest + 1} alone is read")
     return np.ascontiguousarray(audio[:, loudest])
 
 
 # --- what cannot go well ---
 
 def same_file(one, other):
-    """Whether two paths, which may not exist yet, are one file: by another spelling, a link, or a letter's case."""
+    """Whether two paths, which may not exist yet, are one file: by another spelling, a link, or a
+    letter's case."""
     one, other = Path(one), Path(other)
     if one.exists() and other.exists():
         return one.samefile(other)
@@ -229,7 +250,8 @@ def check_target(path, overwrite=False, sources=()):
         raise ValueError(f"{path} is a folder: give a file in it")
     known = FORMATS.get(path.suffix.lower())
     if known is None or not soundfile.check_format(*known):
-        raise ValueError(f"{path}: no sound format is known by that ending; take one of {' '.join(FORMATS)}")
+        raise ValueError(f"{path}: no sound format is known by that ending; "
+                         f"take one of {' '.join(FORMATS)}")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise ValueError(f"{path.parent} is no folder to write {path.name} to")
@@ -250,7 +272,8 @@ def check_target(path, overwrite=False, sources=()):
 
 
 def check_space(sizes):
-    """Raise ValueError, one sentence, where disks have no room. sizes: {path: bytes that it may take}."""
+    """Raise ValueError, one sentence, where disks have no room. sizes: {path: bytes that it may
+    take}."""
     needed = {}
     for path, size in sizes.items():
         folder = Path(path).resolve().parent
@@ -258,8 +281,9 @@ def check_space(sizes):
         needed[disk] = needed.get(disk, 0) + size
         free = shutil.disk_usage(folder).free
         if free < needed[disk]:
-            raise ValueError(f"{folder} has {free / 1e6:.1f} MB free and {needed[disk] / 1e6:.1f} MB are needed for "
-                             f"{Path(path).name}: make room, or choose another disk")
+            raise ValueError(f"{folder} has {free / 1e6:.1f} MB free and "
+                             f"{needed[disk] / 1e6:.1f} MB are needed for {Path(path).name}: "
+                             "make room, or choose another disk")
 
 
 # --- writing ---
@@ -283,7 +307,8 @@ def write_audio(path, audio, sample_rate):
 
 
 def _encode(path, audio, sample_rate):
-    """The bytes of a sound file. In memory, so that what a disk refuses is told by the system and not by libsndfile."""
+    """The bytes of a sound file. In memory, so that what a disk refuses is told by the system and
+    not by libsndfile."""
     import soundfile
     format, subtype = FORMATS[Path(path).suffix.lower()]
     channels = 1 if audio.ndim == 1 else audio.shape[1]
@@ -295,7 +320,8 @@ def _encode(path, audio, sample_rate):
 
 
 def rescue_audio(path, audio, sample_rate):
-    """What could not be written to `path`, in the system's folder for temporary files -> a sentence that says where it is."""
+    """What could not be written to `path`, in the system's folder for temporary files -> a sentence
+    that says where it is."""
     try:
         folder = tempfile.mkdtemp(prefix="flm-audio-")
         beside = Path(folder) / (Path(path).stem + ".wav")
