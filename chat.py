@@ -46,7 +46,7 @@ import mimi
 import speed
 from flm import K
 from stream import FRAME_RATE
-from workshop import options, sound_card, sound_file
+from workshop import model_files, options, sound_card, sound_file
 from workshop.record import Record, read_record
 
 CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
@@ -85,7 +85,7 @@ class Sampling:
     def of(cls, folder, **changed):
         """The sampling that a model folder asks for in its sampling.json, else the release's, with some fields changed.
         Raises ValueError that names the file."""
-        file = flm.resolve(folder) / "sampling.json"
+        file = model_files.resolve(folder) / "sampling.json"
         if not file.exists():
             return cls(**changed)
         try:
@@ -296,15 +296,15 @@ class Partner:
 
     def __init__(self, folder, sampling, device="cpu", dtype=torch.float32, bits=16, **shape):
         from tokenizers import Tokenizer
-        folder = flm.resolve(folder)
-        self.model = flm.load(folder, device, dtype, speed.packing(bits)).eval()
+        folder = model_files.resolve(folder)
+        self.model = model_files.load(folder, device, dtype, speed.packing(bits)).eval()
         self.codec, self.shape = mimi.load(folder, device), shape
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises no narrower class
-            raise flm.LoadError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+            raise model_files.LoadError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
         if self.model.config.aud_vocab_size <= self.codec.config.codebook_size:
-            raise flm.LoadError(f"{folder}: the model has {self.model.config.aud_vocab_size} audio ids, too few for a codec of "
+            raise model_files.LoadError(f"{folder}: the model has {self.model.config.aud_vocab_size} audio ids, too few for a codec of "
                                 f"{self.codec.config.codebook_size}")
         self.sample_with(sampling)
 

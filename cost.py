@@ -20,6 +20,7 @@ import stream
 from data import Grids
 from flm import K
 from stream import FRAME_RATE, Loss
+from workshop import model_files
 
 EXPECTED_MFU = 0.45  # what a plan reckons with; `train.py bench` measures it
 GPUS = {"A100": (80, 312), "H100": (80, 989), "H200": (141, 989), "B200": (180, 2250)}  # GB; dense bfloat16 TFLOP/s, data sheets
@@ -58,7 +59,7 @@ def plan(settings, hours, gpu, gpus):
     """What the run of some train.Settings would take, as text; nothing is started. hours: of audio, where there are no grids
     yet. Memory is an estimate: the tensors named here, all frames with loss, no fragmentation. Raises CostError."""
     preset = flm.PRESETS.get(settings.init)
-    model = flm.FLM(preset) if preset else flm.load(settings.init, "meta")
+    model = flm.FLM(preset) if preset else model_files.load(settings.init, "meta")
     s, config, counts = settings.resolve(model.config), model.config, flm.count_parameters(model)
     if not s.grids and not hours:
         raise CostError("--plan needs grids, or --hours of audio")

@@ -44,7 +44,7 @@ import stream
 import train
 from batch import collate
 from data import FRAME, SAMPLE_RATE
-from workshop import sound_file
+from workshop import model_files, sound_file
 from workshop.manifests import read_lines, write_lines
 
 TAIL = 5.0                    # seconds of silence after a question, in which it must have been answered
@@ -328,7 +328,7 @@ class Run:
 
     def __init__(self, args):
         self.args, self.parts, self.whisper = args, {}, None
-        about, folder = args.out / "settings.json", flm.resolve(args.model)
+        about, folder = args.out / "settings.json", model_files.resolve(args.model)
         sampling = chat.Sampling.of(folder)
         given = {key: str(getattr(args, key)) for key in SETTINGS if getattr(args, key) is not None and (key != "noise" or args.snr)}
         made = given | dict(

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import flm
 import mimi
 from flm import K
+from workshop import model_files
 
 FILLED = 250  # frames (20 s) in both caches when timing starts
 
@@ -69,7 +70,7 @@ class Packed(torch.nn.Module):
 
 
 def packing(bits):
-    """What flm.load does with each Linear for 8 or 4 bits; None for whole weights. linear_in is read by rows, so it stays."""
+    """What model_files.load does with each Linear for 8 or 4 bits; None for whole weights. linear_in is read by rows, so it stays."""
     return None if bits == 16 else lambda name, linear: linear if name.endswith("linear_in") else Packed(linear, bits)
 
 
@@ -131,7 +132,7 @@ def weight_bytes(model):
 def subject(args, dtype):
     """The model and codec that --bench times: of a folder, or of a preset with random weights."""
     if not args.random_weights:
-        return flm.load(args.model, args.device, dtype, packing(args.bits)).eval(), mimi.load(args.model, args.device)
+        return model_files.load(args.model, args.device, dtype, packing(args.bits)).eval(), mimi.load(args.model, args.device)
     torch.manual_seed(0)
     model = flm.init_weights(flm.FLM(flm.PRESETS[args.random_weights]), args.device, dtype).eval()
     if convert := packing(args.bits):
@@ -146,7 +147,7 @@ def subject(args, dtype):
 def divergence(model, folder, device, frames=24):
     """KL in nats, (text, codes), from the predictions of a folder's whole weights to these, over one fixed session of theirs:
     random codes are heard."""
-    whole = flm.load(folder, device, model.model.norm.weight.dtype).eval()
+    whole = model_files.load(folder, device, model.model.norm.weight.dtype).eval()
     config, loop = whole.config, StraightforwardLoop(whole)
     listen = torch.randint(config.empty_token, (frames, K), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [(config.wait_token, [config.pad_token] * K)]

@@ -47,6 +47,7 @@ import data
 import flm
 from batch import Batches, collate
 from stream import FRAME_RATE, Ids, Loss
+from workshop import model_files
 
 WEIGHTS = {Loss.SEMANTIC: 1.0, Loss.ACOUSTIC: 0.5, Loss.MONOLOGUE: 1.0, Loss.WAIT: 0.01}  # equation 3, section 3.1
 PAPER_BATCH, PAPER_LENGTH = 256, 8192   # rows a step, Table 3; frames a row, section 3.1
@@ -243,9 +244,9 @@ def build(settings, rank, device):
     source, preset = None, flm.PRESETS.get(settings.init)
     torch.manual_seed(settings.seed)
     if rank == 0 and settings.qwen:
-        source = flm.from_qwen(settings.qwen, preset)
+        source = model_files.from_qwen(settings.qwen, preset)
     elif rank == 0:
-        source = flm.init_weights(flm.FLM(preset)) if preset else flm.load(settings.init)
+        source = flm.init_weights(flm.FLM(preset)) if preset else model_files.load(settings.init)
     config = [source and source.config]
     if dist.is_initialized():
         dist.broadcast_object_list(config, src=0)
@@ -359,9 +360,9 @@ def export(source, folder, dtype=torch.float32):
     config = about["config"] | {"trained_frames": about["method"]["length"]}
     model = flm.FLM(flm.Config.from_json(config)).to_empty(device="cpu")
     load_checkpoint({"model": model.state_dict()}, found, no_dist=True)
-    flm.save(model.to(dtype), folder)
+    model_files.save(model.to(dtype), folder)
     beside = about["beside"] or about["method"]["qwen"] or about["method"]["init"]
-    for file in [] if beside in flm.PRESETS else [flm.resolve(beside) / name for name in flm.BESIDE]:
+    for file in [] if beside in flm.PRESETS else [model_files.resolve(beside) / name for name in model_files.BESIDE]:
         if file.exists() and file.parent.resolve() != Path(folder).resolve():
             shutil.copy(file, folder)
 
@@ -394,7 +395,7 @@ def train(settings):
     All processes of a torchrun call this. Raises ValueError or OSError, one sentence."""
     rank, world, device = connect(settings.device)
     if rank == 0 and settings.beside:
-        flm.resolve(settings.beside)  # a wrong path is found out now, and not when all is trained
+        model_files.resolve(settings.beside)  # a wrong path is found out now, and not when all is trained
     equation, out = build(settings, rank, device), Path(settings.out)
     config = equation.flm.config
     settings = settings.resolve(config)

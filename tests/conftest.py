@@ -15,6 +15,7 @@ import chat  # noqa: E402
 import flm  # noqa: E402
 import mimi  # noqa: E402
 import stream  # noqa: E402
+from workshop import model_files  # noqa: E402
 
 
 def greedy_sampling(penalty_text=1.0, penalty_audio=1.0):
@@ -39,7 +40,7 @@ def untrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
     model = flm.init_weights(flm.FLM(flm.PRESETS["tiny"]))
-    flm.save(model, folder)
+    model_files.save(model, folder)
     mimi.save(mimi.Mimi(mimi.PRESETS["tiny"]), folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(model.config.vocab_size)}, unk_token="w0"))
     tokenizer.decoder = decoders.Fuse()

@@ -16,6 +16,7 @@ import chat
 import flm
 import speed
 from chat import Duplex, Monologue, Sampling, sample
+from workshop import model_files
 from conftest import greedy_sampling
 from workshop.record import Record
 
@@ -33,7 +34,7 @@ def session(duplex, listen):
 def test_session_is_the_release_s(name, golden, sampling):
     """Catches any difference in delays, start row, depth order or repetition penalty."""
     tensors = load_file(REFERENCE / name / "golden.safetensors")
-    found = session(Duplex(flm.load(REFERENCE / name), sampling), tensors["stream_listen"])
+    found = session(Duplex(model_files.load(REFERENCE / name), sampling), tensors["stream_listen"])
     assert torch.equal(found, tensors[golden].long()), f"first difference in frame {(found != tensors[golden]).any(1).nonzero()[0].item()}"
 
 
@@ -41,7 +42,7 @@ def test_session_is_the_release_s(name, golden, sampling):
 def test_a_ring_that_has_not_turned_changes_nothing(kind):
     """Catches a ring, or a masked cache as on a GPU, that differs from one with room for all; and one that ends, grows,
     forgets nothing, or leaves the positions that the model has (64 here) when it has turned."""
-    model = flm.load(REFERENCE / "flm_small")
+    model = model_files.load(REFERENCE / "flm_small")
     listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"]
     listen = torch.cat([listen] * 10)[:200]
 
@@ -58,7 +59,7 @@ def test_a_ring_that_has_not_turned_changes_nothing(kind):
 def test_conversations_of_a_batch_are_as_alone():
     """Catches sampling, penalties or codes that mix conversations, one that is disturbed when another starts again, and one
     that moves without a frame."""
-    model = flm.load(REFERENCE / "flm_small")
+    model = model_files.load(REFERENCE / "flm_small")
     kind, rng = Sampling(temperature_text=1.0, temperature_audio=1.0), torch.Generator().manual_seed(0)
     listen = torch.randint(0, model.config.empty_token, (3, 30, 8), generator=rng)
 
@@ -106,7 +107,7 @@ def test_top_p_and_top_k_by_hand():
 
 def test_sampled_session_repeats_with_its_seed():
     """Catches a sampler that draws from anything but torch's generator."""
-    model, listen = flm.load(REFERENCE / "flm_small"), torch.zeros(20, 8, dtype=torch.long)
+    model, listen = model_files.load(REFERENCE / "flm_small"), torch.zeros(20, 8, dtype=torch.long)
     runs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -384,7 +385,7 @@ def test_ctrl_c_while_loading_is_one_line():
 @pytest.mark.parametrize("bits, text, codes", [(8, 1e-4, 1e-4), (4, 0.02, 0.02)])
 def test_packed_weights(untrained, bits, text, codes):
     """Catches a wrong scale, offset, padding or order of packed weights; and layers that are left whole."""
-    model = flm.load(untrained, dtype=torch.bfloat16, convert=speed.packing(bits)).eval()
+    model = model_files.load(untrained, dtype=torch.bfloat16, convert=speed.packing(bits)).eval()
     packed = [m for m in model.modules() if isinstance(m, speed.Packed)]
     assert len(packed) == 6 * 7 + 1 + 3 * (2 + 8 * 3) + 8
     linear = torch.nn.Linear(300, 70).bfloat16()
@@ -407,7 +408,7 @@ def test_bench(capsys, untrained):
 
 def test_the_straightforward_loop_says_the_same():
     """Catches a comparison with a loop that does something else."""
-    model, s = flm.load(REFERENCE / "flm_small"), greedy_sampling()
+    model, s = model_files.load(REFERENCE / "flm_small"), greedy_sampling()
     listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"].tolist()
     loop, duplex, heard = speed.StraightforwardLoop(model), Duplex(model, s), [model.config.pad_token] * 8
     row = (model.config.wait_token, [model.config.pad_token] * 8)
@@ -421,7 +422,7 @@ def test_a_compiled_step_says_the_same(pytestconfig):
     """Catches a step that cannot be compiled whole, or that is compiled anew for each frame. Takes a C++ compiler, and minutes."""
     if not pytestconfig.getoption("long"):
         pytest.skip("--long compiles the step")
-    model = flm.load(REFERENCE / "flm_small")
+    model = model_files.load(REFERENCE / "flm_small")
     listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"]
     for sampling in (greedy_sampling(1.03, 1.2), Sampling(temperature_text=1.0)):
         eager, fast = Duplex(model, sampling, 24), Duplex(model, sampling, 24, fast=True)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flm
+from workshop import model_files
 
 REFERENCE = Path(__file__).parent / "reference"
 QWEN_SMALL = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
@@ -17,7 +18,7 @@ QWEN_SMALL = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_di
 
 @pytest.fixture
 def model():
-    return flm.load(REFERENCE / "flm_small")
+    return model_files.load(REFERENCE / "flm_small")
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def close(a, b, tolerance=1e-4):
 @torch.no_grad()
 def test_golden(name):
     """Catches a wrong norm, RoPE, GQA order, mup factor, bias, depth input or MLP choice: anything that moves a number."""
-    model, golden = flm.load(REFERENCE / name), load_file(REFERENCE / name / "golden.safetensors")
+    model, golden = model_files.load(REFERENCE / name), load_file(REFERENCE / name / "golden.safetensors")
     h = model.hidden(golden["text_ids"], golden["speak_ids"], golden["listen_ids"])
     close(h, golden["hidden"])
     close(model.text_logits(h), golden["text_logits"])
@@ -55,7 +56,7 @@ def test_from_qwen_equals_transformers(name):
     golden = load_file(REFERENCE / name / "golden.safetensors")
     config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2,
                      max_position_embeddings=64)
-    model, text = flm.from_qwen(REFERENCE / name, config), golden["text_ids"]
+    model, text = model_files.from_qwen(REFERENCE / name, config), golden["text_ids"]
     for embedding in [*model.model.embed_tokens.aud_speak_embeddings, *model.model.embed_tokens.aud_listen_embeddings]:
         assert embedding.weight.std() > 0.01
         embedding.weight.zero_()
@@ -72,10 +73,10 @@ def test_from_qwen_reads_a_vision_language_checkpoint(tmp_path):
     save_file(tensors | {"visual.patch_embed.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     shutil.copy(source / "config.json", tmp_path)
     config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
-    plain, nested = flm.from_qwen(source, config), flm.from_qwen(tmp_path, config)
+    plain, nested = model_files.from_qwen(source, config), model_files.from_qwen(tmp_path, config)
     assert torch.equal(plain.model.layers[1].mlp.up_proj.weight, nested.model.layers[1].mlp.up_proj.weight)
-    with pytest.raises(flm.LoadError, match="has vocab_size 97, and the model to be started has 98"):
-        flm.from_qwen(source, replace(config, vocab_size=98))
+    with pytest.raises(model_files.LoadError, match="has vocab_size 97, and the model to be started has 98"):
+        model_files.from_qwen(source, replace(config, vocab_size=98))
 
 
 @pytest.mark.parametrize("changes, sentence", [
@@ -88,8 +89,8 @@ def test_a_qwen_that_computes_otherwise_is_refused(tmp_path, changes, sentence):
     source = shutil.copytree(REFERENCE / "qwen_small", tmp_path / "qwen")
     values = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(values | changes))
-    with pytest.raises(flm.LoadError, match=sentence):
-        flm.from_qwen(source, QWEN_SMALL)
+    with pytest.raises(model_files.LoadError, match=sentence):
+        model_files.from_qwen(source, QWEN_SMALL)
 
 
 def test_an_empty_rope_theta_is_no_rope_theta(tmp_path):
@@ -98,17 +99,17 @@ def test_an_empty_rope_theta_is_no_rope_theta(tmp_path):
     values = json.loads((source / "config.json").read_text())
     values |= {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": QWEN_SMALL.rope_theta}}
     (source / "config.json").write_text(json.dumps(values))
-    assert flm.from_qwen(source, QWEN_SMALL).config == QWEN_SMALL
+    assert model_files.from_qwen(source, QWEN_SMALL).config == QWEN_SMALL
 
 
 def test_spoilt_weights_are_not_written(tmp_path):
     """Catches a training that has come to NaN and replaces the good model before it."""
     model = flm.init_weights(flm.FLM(flm.PRESETS["tiny"]))
-    flm.save(model, tmp_path)
+    model_files.save(model, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     model.model.norm.weight.data[3] = float("inf")
     with pytest.raises(ValueError, match="its tensor model.norm.weight holds values that are no finite numbers"):
-        flm.save(model, tmp_path)
+        model_files.save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
@@ -116,7 +117,7 @@ def test_files_are_readable_as_the_umask_says(tmp_path):
     """Catches weights that their owner alone can read, which the safetensors library makes."""
     before = os.umask(0o022)
     try:
-        flm.save(flm.init_weights(flm.FLM(flm.PRESETS["tiny"])), tmp_path)
+        model_files.save(flm.init_weights(flm.FLM(flm.PRESETS["tiny"])), tmp_path)
     finally:
         os.umask(before)
     assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}
@@ -219,18 +220,18 @@ def test_initial_weights_follow_the_seed_and_every_one_learns():
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000])
 def test_save_and_load_round_trip(model, tmp_path, max_shard_bytes):
     """Catches a lost tensor or setting, and shards or an index left over from an earlier save."""
-    flm.save(model, tmp_path, 300_000)
-    flm.save(model, tmp_path, max_shard_bytes)
+    model_files.save(model, tmp_path, 300_000)
+    model_files.save(model, tmp_path, max_shard_bytes)
     assert not list(tmp_path.glob("*.part"))
     assert (tmp_path / "model.safetensors").exists() == (max_shard_bytes == 10**9) == (not list(tmp_path.glob("*index*")))
-    again = flm.load(tmp_path)
+    again = model_files.load(tmp_path)
     assert again.config == model.config
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_dtype(folder):
     """Catches a tensor that keeps the file's type, or a rotation in float32 that breaks a bfloat16 model."""
-    model = flm.load(folder, dtype=torch.bfloat16)
+    model = model_files.load(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     with torch.no_grad():
         assert model.hidden(*frames(model.config, 1, 3)).dtype == torch.bfloat16
@@ -253,7 +254,7 @@ def truncate(folder):
 
 
 def lose_shard(folder):
-    flm.save(flm.load(folder), folder, 300_000)
+    model_files.save(model_files.load(folder), folder, 300_000)
     next(folder.glob("model-00002-*")).unlink()
 
 
@@ -300,17 +301,17 @@ def test_a_broken_folder_is_one_sentence(folder, fault):
     """Catches a traceback, or a message that does not say which file and which tensor."""
     breaks, sentence = FAULTS[fault]
     breaks(folder)
-    with pytest.raises(flm.LoadError, match=sentence) as caught:
-        flm.load(folder)
+    with pytest.raises(model_files.LoadError, match=sentence) as caught:
+        model_files.load(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_wrong_path_is_one_sentence(folder):
     """Catches a path typed wrongly that is looked up on the Hub."""
-    with pytest.raises(flm.LoadError, match="does not exist, and is no Hub id"):
-        flm.load("no such folder")
-    with pytest.raises(flm.LoadError, match="is a file"):
-        flm.load(folder / "config.json")
+    with pytest.raises(model_files.LoadError, match="does not exist, and is no Hub id"):
+        model_files.load("no such folder")
+    with pytest.raises(model_files.LoadError, match="is a file"):
+        model_files.load(folder / "config.json")
 
 
 @pytest.mark.parametrize("name", flm.PRESETS)

@@ -24,6 +24,7 @@ import flm
 import stream
 import train
 from stream import K, Ids, Loss, Turn
+from workshop import model_files
 
 SMALL = flm.Config(**{**vars(flm.PRESETS["tiny"]), "vocab_size": 32, "aud_vocab_size": 17, "pad_token": 16, "empty_token": 16,
                       "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "depth_layers": 1, "depth_dim": 32, "head_dim": None})
@@ -59,7 +60,7 @@ def run(tmp_path):
         (tmp_path / format).mkdir()
         stream.save(made_up(12, format=format), tmp_path / format / "shard-00000.safetensors")
         (tmp_path / format / "grids.json").write_text(json.dumps({"format": format}))
-    flm.save(model(), tmp_path / "start")
+    model_files.save(model(), tmp_path / "start")
     (tmp_path / "start" / "tokenizer.json").write_text("{}")
     return train.Settings(grids=(str(tmp_path / "asr"), str(tmp_path / "response-tts")), init=str(tmp_path / "start"), out=str(tmp_path / "out"),
                           stage="fine-tuning-2", epochs=4, lr=(3e-3, 1e-3), batch=2, length=64, save_every=3, depth_share=0.8)
@@ -252,7 +253,7 @@ def test_two_and_four_processes_are_one(run):
     one, several = log_of(alone.out, "step", "loss", "norm"), log_of(run.out, "step", "loss", "norm")
     assert len(one) == len(several) > 6
     assert np.allclose(one, several, rtol=1e-5), (one, several)
-    a, b = flm.load(alone.out).state_dict(), flm.load(run.out).state_dict()
+    a, b = model_files.load(alone.out).state_dict(), model_files.load(run.out).state_dict()
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
 
 
@@ -315,10 +316,10 @@ def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
     assert {name for line in cost.read_log(run.out) for name in line.get("valid", ())} == {"asr", "response-tts"}
     newest = train.checkpoints(Path(run.out) / "checkpoints")[-1]
     train.main(["export", str(newest), str(tmp_path / "exported"), "--dtype", "bfloat16"])
-    a, b = flm.load(run.out).state_dict(), flm.load(tmp_path / "exported").state_dict()
+    a, b = model_files.load(run.out).state_dict(), model_files.load(tmp_path / "exported").state_dict()
     assert all(torch.equal(a[name].bfloat16().float(), b[name]) for name in a) and (tmp_path / "exported" / "tokenizer.json").exists()
     # Catches a model that does not say how long its rows were: chat.py would remember more than it can.
-    assert flm.load(run.out).config.trained_frames == run.length
+    assert model_files.load(run.out).config.trained_frames == run.length
     with pytest.raises(train.TrainError, match="made with another lr, batch: choose"):
         train.train(replace(run, batch=3, lr=(1e-3, 1e-4)))
     (newest / "__0_0.distcp").write_bytes(b"")
@@ -331,12 +332,12 @@ def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
 def test_errors_are_one_sentence(run, tmp_path):
     """Catches tracebacks where a path, a tokenizer, a model or a setting is wrong, and a run that goes on after NaN."""
     other = flm.FLM(replace(SMALL, vocab_size=16, wait_token=5))
-    flm.save(flm.init_weights(other), tmp_path / "other")
-    flm.save(model(), tmp_path / "broken")
+    model_files.save(flm.init_weights(other), tmp_path / "other")
+    model_files.save(model(), tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     weights["model.norm.weight"][0] = math.nan
     save_file(weights, tmp_path / "broken" / "model.safetensors")
-    flm.save(model(), tmp_path / "huge")
+    model_files.save(model(), tmp_path / "huge")
     weights["model.norm.weight"][0] = 3e38  # finite, and what is computed with it is not
     save_file(weights, tmp_path / "huge" / "model.safetensors")
     out, grids, start = ["--out", str(tmp_path / "o")], list(run.grids), ["--init", run.init, "--length", "64"]

@@ -17,7 +17,7 @@ import data
 import eval as evaluate
 import flm
 import stream
-from workshop import sound_file
+from workshop import model_files, sound_file
 
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
 
@@ -31,7 +31,7 @@ class Judge:
     each with its count and interval."""
 
     def __init__(self, model, work):
-        self.model, self.work, self.ids, self.sampling = flm.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
+        self.model, self.work, self.ids, self.sampling = model_files.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         dialogs, grids = data.read_manifest(work / "test.jsonl", "asr-response-tts"), self.grids("test-response-tts")
         self.turns = [turn for turn, in data.join(dialogs, 1, 1, 1, 0)]  # in the order in which data.encode draws them

@@ -39,6 +39,7 @@ import flm  # noqa: E402
 import train  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
+from workshop import model_files  # noqa: E402
 
 # How many questions are recorded by each engine, and at how many pitches each recording is kept: a first helping, on which
 # the codec and the stages up to the last learn, and a second for the last, with more lists of words: LISTS of them, asked by
@@ -240,7 +241,7 @@ def tokenizer(args):
                             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     bpe.save(str(args.work / "start" / "tokenizer.json"))
     torch.manual_seed(0)
-    flm.save(flm.init_weights(flm.FLM(config)), args.work / "start")
+    model_files.save(flm.init_weights(flm.FLM(config)), args.work / "start")
 
 
 def grids(args):
@@ -281,7 +282,7 @@ def stage(name, args):
 def model(args):
     """The model folder that ships, in work/model: the last weights, 16 bits each, and the codec that hears."""
     work, out = args.work, args.work / "model"
-    flm.save(flm.load(work / list(STAGES)[-1]).half(), out)
+    model_files.save(model_files.load(work / list(STAGES)[-1]).half(), out)
     for file in (work / "start/tokenizer.json", work / "hearing/mimi.json", work / "hearing/mimi.safetensors", HERE / "model/sampling.json"):
         shutil.copy(file, out / file.name)
 

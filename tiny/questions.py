@@ -30,6 +30,7 @@ import flm  # noqa: E402
 import train  # noqa: E402
 from judge import measure  # noqa: E402
 from make import computes_bfloat16  # noqa: E402
+from workshop import model_files  # noqa: E402
 from moshi import align  # noqa: E402
 
 # --- the world: some kinds of questions, asked by few voices; whole recordings are kept for the test ---
@@ -141,7 +142,7 @@ def run(arm, seed, source, work):
     init = work / "runs" / f"start-{seed}"
     if not (init / "config.json").exists():
         torch.manual_seed(seed)
-        flm.save(flm.init_weights(flm.FLM(CONFIG)), init)
+        model_files.save(flm.init_weights(flm.FLM(CONFIG)), init)
         shutil.copy(source / "start" / "tokenizer.json", init)
     for name, stage in stages(arm).items():
         out = folder(work, arm, name, seed)

@@ -1,0 +1,273 @@
+"""Model folders on disk: reading and writing a language model's weights, and starting one from
+Qwen.
+
+What this is: the release's files (config.json, model.safetensors or its shards) to an FLM and back,
+tensor by tensor, so that a model is never held twice; the backbone of a Qwen2.5 checkpoint under a
+fresh depth transformer (section 2.1: the language part of Qwen2.5-VL); Hub ids to folders. What
+this is not: the network (flm.py) or the codec's files (codec_weights.py). Serves every root file
+that needs a model.
+
+    from workshop import model_files
+    model = model_files.load("tiny/model")                # a folder or a Hub id
+    model_files.save(model, "somewhere")
+"""
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import flm
+from workshop.files import replacing
+
+# What stands beside the weights in a model folder, and is carried along with them.
+BESIDE = ("tokenizer.json", "sampling.json", "mimi.json", "mimi.safetensors",
+          "tokenizer-e351c8d8-checkpoint125.safetensors")
+WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *BESIDE]
+INDEX = "model.safetensors.index.json"
+# Settings in which a Qwen checkpoint must be what the model to be started is.
+SAME_AS_QWEN = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
+
+
+class LoadError(ValueError):
+    """A model folder that cannot be used. The message is one sentence that names the file and the
+    tensor."""
+
+
+# --- folders ---
+
+def resolve(path):
+    """A folder as it is; a Hub id (owner/name) -> the folder of its download, which is only fetched
+    once. Raises LoadError."""
+    if Path(path).is_dir():
+        return Path(path)
+    if Path(path).exists():
+        raise LoadError(f"{path} is a file, and a model is a folder with config.json and "
+                        "model.safetensors")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
+        raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=WANTED))
+    except Exception as error:  # no connection, no such repository: they share no base class
+        reason = str(error).splitlines()[0]
+        raise LoadError(f"{path} is no folder here and could not be had from the Hub: "
+                        f"{reason}") from None
+
+
+def read_json(file):
+    """What a JSON file holds. Raises LoadError."""
+    try:
+        return json.loads(file.read_text())
+    except OSError:
+        raise LoadError(f"{file} is missing or cannot be read") from None
+    except ValueError as error:
+        raise LoadError(f"{file} is not JSON: {error}") from None
+
+
+def weight_files(folder):
+    """The files that hold a folder's weights. Raises LoadError where the index is damaged or lists
+    what is not there."""
+    index = folder / INDEX
+    files = [folder / "model.safetensors"]
+    if index.exists():
+        try:
+            names = set(read_json(index)["weight_map"].values())
+            files = sorted(folder / name for name in names)
+        except (AttributeError, KeyError, TypeError):
+            raise LoadError(f"{index} has no weight_map that says which file holds which tensor"
+                            ) from None
+    for file in files:
+        if not file.exists():
+            listed = f", and {INDEX} lists it" if index.exists() else ""
+            raise LoadError(f"{file} is missing{listed}")
+    return files
+
+
+# --- tensors ---
+
+def is_finite(tensor):
+    """Whether a tensor holds neither NaN nor infinity, in one pass and without a copy. True for one
+    without values (meta)."""
+    if tensor.is_meta or not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # NaN wins over every number
+    return bool(low.isfinite() & high.isfinite())
+
+
+def tensors_in(files):
+    """(file, name, tensor) of safetensors files, each tensor mapped from disk when its turn comes.
+    Raises LoadError."""
+    from safetensors import SafetensorError, safe_open
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():
+                    yield file, name, opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise LoadError(f"{file} cannot be read as safetensors, it is damaged or cut short: "
+                            f"{error}") from None
+
+
+def check_tensor(file, name, tensor, shape):
+    """Raise LoadError for a tensor of another shape or kind than a weight's, or with values that
+    are no numbers."""
+    if tensor.shape != shape:
+        raise LoadError(f"{file}: tensor {name} is {list(tensor.shape)} and should be "
+                        f"{list(shape)}")
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        raise LoadError(f"{file}: tensor {name} is {tensor.dtype}, and weights are floating point of "
+                        "16 bits or more")
+    if not is_finite(tensor):
+        raise LoadError(f"{file}: tensor {name} holds values that are no finite numbers: these "
+                        "weights are spoilt")
+
+
+def fill(model, folder, device, dtype, rename=None, optional=(), convert=None):
+    """Assign the folder's tensors to the model. Each is mapped from disk and cast alone, so the
+    weights are never held twice. rename: a file's name of a tensor -> ours, or None to leave it;
+    optional: names that may be absent; convert: as of `load`. Raises LoadError."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    lacking = shapes.keys() - set(optional)
+    files = weight_files(folder)
+    for file, name_in_file, tensor in tensors_in(files):
+        name = rename(name_in_file) if rename else name_in_file
+        if name is None:
+            continue
+        if name not in shapes:
+            raise LoadError(f"{file} has a tensor {name_in_file} that this model does not")
+        check_tensor(file, name_in_file, tensor, shapes[name])
+        path, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(path)
+        setattr(owner, attribute, nn.Parameter(tensor.to(device=device, dtype=dtype)))
+        lacking.discard(name)
+        is_whole = not any(parameter.is_meta for parameter in owner.parameters())
+        if convert and isinstance(owner, nn.Linear) and is_whole:
+            model.set_submodule(path, convert(path, owner))
+    if lacking:
+        where = folder / INDEX if (folder / INDEX).exists() else files[0]
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise LoadError(f"{where} lacks the tensor {min(lacking)}{more}")
+
+
+# --- reading ---
+
+def load(path, device="cpu", dtype=torch.float32, convert=None):
+    """The FLM of a folder or Hub id, ready to use; dtype None keeps the file's. The files are the
+    release's. convert: (name, Linear) -> module replaces each Linear as it arrives, so that memory
+    peaks at what that makes and one layer.
+
+    Raises LoadError, one sentence, where config or weights are missing, unknown, misshapen, spoilt
+    or damaged."""
+    folder = resolve(path)
+    values = read_json(folder / "config.json")
+    try:
+        model = flm.FLM(flm.Config.from_json(values))
+    except ValueError as error:
+        raise LoadError(f"{folder / 'config.json'}: {error}") from None
+    fill(model, folder, device, dtype, convert=convert)
+    return model
+
+
+def qwen_settings(file):
+    """The settings of a Qwen checkpoint's language model. Raises LoadError for one that computes
+    otherwise than this model."""
+    values = read_json(file)
+    if isinstance(values, dict) and "text_config" in values:
+        # The vision-language model of newer transformers nests its language part.
+        values = values["text_config"]
+    if not isinstance(values, dict):
+        raise LoadError(f"{file} is no configuration: it must be an object of settings")
+    try:
+        rope = flm.rope_settings(values)
+    except ValueError as error:
+        raise LoadError(f"{file}: {error}") from None
+    if rope["rope_type"] not in flm.ROPE_TYPES:
+        raise LoadError(f"{file} has RoPE of type {rope['rope_type']}, which turns every position by "
+                        "other angles: only plain RoPE can be started from")
+    layer_types = values.get("layer_types") or ["full_attention"]
+    if values.get("use_sliding_window") or set(layer_types) != {"full_attention"}:
+        raise LoadError(f"{file} has use_sliding_window, or layers with a window of their own, and "
+                        "this model attends to all that it remembers")
+    activation = values.get("hidden_act", "silu")
+    if activation != "silu":
+        raise LoadError(f"{file} has hidden_act {activation}, and this model has silu")
+    return {**rope, **{key: value for key, value in values.items() if value is not None}}
+
+
+def qwen_name(name):
+    """A Qwen checkpoint's name of a tensor -> ours, or None for what belongs to the vision
+    tower."""
+    name = re.sub(r"^model\.language_model\.", "model.", name)
+    if name.startswith(("visual.", "model.visual.")):
+        return None
+    if name == "model.embed_tokens.weight":
+        return "model.embed_tokens.text_embeddings.weight"
+    return name
+
+
+def from_qwen(path, config, device="cpu", dtype=torch.float32):
+    """An FLM whose text embeddings, layers, norm and text head are those of a Qwen2 or Qwen2.5
+    checkpoint, or of the language part of Qwen2.5-VL (section 2.1); audio embeddings and depth
+    transformer are fresh from the current seed.
+
+    Raises LoadError where the checkpoint is not of the config's shape, or as `load` does."""
+    folder = resolve(path)
+    settings = qwen_settings(folder / "config.json")
+    for name in SAME_AS_QWEN:
+        if settings.get(name) != getattr(config, name):
+            raise LoadError(f"{folder / 'config.json'} has {name} {settings.get(name)!r}, and the "
+                            f"model to be started has {getattr(config, name)!r}")
+    model = flm.FLM(config)
+    optional = [name for name, _ in model.named_parameters() if "aud_" in name]
+    if settings.get("tie_word_embeddings") is True:
+        optional.append("lm_head.weight")
+    fill(model, folder, device, dtype, qwen_name, optional)
+    if model.lm_head.weight.is_meta:
+        embedding = model.model.embed_tokens.text_embeddings.weight
+        model.lm_head.weight = nn.Parameter(embedding.detach().clone())
+    return flm.init_weights(model, device, dtype)
+
+
+# --- writing ---
+
+def save(model, folder, max_shard_bytes=5 * 10**9):
+    """Write config.json and model.safetensors, or shards of at most `max_shard_bytes` (or one
+    tensor) and their index.
+
+    Everything is written beside and then renamed, so a full disk costs no older checkpoint. Raises
+    ValueError for weights that are not finite, OSError where they cannot be written; one sentence
+    each."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+    folder = Path(folder)
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ValueError(f"the model is not written to {folder}: its tensor {name} holds values "
+                             "that are no finite numbers")
+    texts = {"config.json": model.config.to_json()}
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_bytes)
+    if split.is_sharded:
+        texts[INDEX] = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    shards = split.filename_to_tensors
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as files:  # all are renamed when all are written
+            for name, members in shards.items():
+                beside = files.enter_context(replacing(folder / name))
+                shard = {key: tensors[key].contiguous() for key in members}
+                save_file(shard, beside, metadata={"format": "pt"})
+            for name, values in texts.items():
+                beside = files.enter_context(replacing(folder / name))
+                beside.write_text(json.dumps(values, indent=1))
+        for old in folder.glob("model*.safetensors*"):
+            if old.name not in (*shards, *texts):
+                # It is of a save with other shards: an old index would be read in place of the new.
+                old.unlink()
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the model cannot be written to {folder}: {error}") from None
