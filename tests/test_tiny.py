@@ -130,11 +130,11 @@ def test_a_moshi_client_is_answered(partner):
 
 def test_microphone(monkeypatch, capsys, sound_card):
     """Catches a microphone loop that does not run. The sound card is a made-up module: what a real one does is not tested."""
-    played = sound_card(example_frames())
+    system = sound_card(example_frames().reshape(-1, 1))
     with pytest.raises(SystemExit, match="gives nothing any more"):
         chat.main([])
     assert "The capital of France is Paris." in capsys.readouterr().out
-    assert all(samples.shape == (1920, 1) for samples in played) and np.abs(np.stack(played)).max() > 0.05
+    assert np.abs(np.concatenate(system.played)).max() > 0.05
 
 
 def test_no_sound_card_is_one_sentence(monkeypatch):
