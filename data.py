@@ -24,6 +24,11 @@ from itertools import islice
 from multiprocessing import parent_process
 from pathlib import Path
 
+from workshop import command
+
+if __name__ == "__main__":
+    command.stop_while_loading("data.py")
+
 import numpy as np
 import soxr
 import torch
@@ -518,6 +523,8 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     try:
         print(args.run(args))
+    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
+        raise
     except (OSError, ValueError) as error:
         sys.exit(f"data.py: {error}")
     except KeyboardInterrupt:
@@ -525,4 +532,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    command.run("data.py", main)

@@ -30,6 +30,11 @@ from collections import namedtuple
 from dataclasses import asdict
 from pathlib import Path
 
+from workshop import command
+
+if __name__ == "__main__":
+    command.stop_while_loading("eval.py")
+
 import numpy as np
 import soundfile
 import torch
@@ -656,6 +661,8 @@ def main(arguments=None):
         draw(run.parts, args.out / "results.png")
     except torch.OutOfMemoryError:
         sys.exit("eval.py: the GPU's memory is full: take --bfloat16, or a smaller --batch")
+    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
+        raise
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:
@@ -663,4 +670,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    command.run("eval.py", main)

@@ -32,6 +32,11 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
+from workshop import command
+
+if __name__ == "__main__":
+    command.stop_while_loading("train.py")
+
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -535,6 +540,8 @@ def main(arguments=None):
             print(cost.plan(Settings(**given | {"out": args.out or "-"}), args.hours, args.gpu, args.gpus))
         else:
             train(Settings(**given))
+    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
+        raise
     except (OSError, ValueError, KeyboardInterrupt) as error:
         sys.exit(f"train.py: {str(error) or 'stopped before the first step'}")
     except torch.OutOfMemoryError:
@@ -546,4 +553,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    command.run("train.py", main)

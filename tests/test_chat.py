@@ -376,7 +376,7 @@ def test_ctrl_c_while_loading_is_one_line():
             "os.kill(os.getpid(), signal.SIGINT); import torch")
     ended = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True)
     assert ended.returncode == 130 and ended.stderr.strip() == "chat.py: stopped"
-    for name in ("chat.py", "mimi.py", "stream.py"):
+    for name in ("chat.py", "mimi.py", "stream.py", "data.py", "train.py", "eval.py"):
         text = (root / name).read_text()
         before, _, after = text.partition(f'command.stop_while_loading("{name}")')
         assert "import torch" not in before and "import torch" in after

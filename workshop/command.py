@@ -1,8 +1,8 @@
 """What every command line does alike when somebody stops it, or when nobody reads what it prints.
 
 What this is: Ctrl-C as one line and exit code 130, also while PyTorch is being imported, which
-takes seconds; and no traceback behind `| head`. It serves chat.py, mimi.py and stream.py. What this
-is not: the commands' own errors.
+takes seconds; and no traceback behind `| head`. It serves every root file that is a command. What
+this is not: the commands' own errors.
 
     python stream.py | head -1
 """
