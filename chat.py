@@ -428,8 +428,9 @@ def talk_to_file(partner, args):
     """--in and --out: hear a file, write the answer beside it. Raises OSError, one sentence."""
     config = partner.codec.config
     with kept(args, partner) as record:
-        user_audio, model_audio, seconds = converse(partner, args.question, partner.monologue(),
-                                                    args.seed, record, args.tail)
+        monologue = partner.monologue(command.print_while_read)
+        user_audio, model_audio, seconds = converse(partner, args.question, monologue, args.seed,
+                                                    record, args.tail)
         if not seconds:  # Ctrl-C in the first frame
             return
         answer = torch.stack([user_audio, model_audio], 1) if args.stereo else model_audio

@@ -367,6 +367,16 @@ def test_an_answer_that_fails_costs_no_record(tmp_path, untrained, question, mon
     assert soundfile.info(both).frames == 7 * 1920
 
 
+def test_an_answer_is_written_though_nobody_reads_on(tmp_path, untrained, question):
+    """Catches an answer that is lost behind `| head -1`."""
+    chat_py = Path(__file__).parent.parent / "chat.py"
+    command = (f"{sys.executable} {chat_py} --in {question} --out {tmp_path / 'a.wav'} --tail 1 "
+               f"--model {untrained} | (head -c 1; exec 0<&-)")
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Error" not in ended.stderr, ended.stderr
+    assert soundfile.info(tmp_path / "a.wav").frames == 36_000
+
+
 def test_ctrl_c_while_loading_is_one_line():
     """Catches a traceback of the imports, which take seconds, and an exit code that a script takes
     for success."""

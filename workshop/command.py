@@ -34,6 +34,19 @@ def run(name, main):
         print(f"\n{name}: stopped", file=sys.stderr)
         sys.exit(STOPPED)
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # or Python complains when it flushes at its end
+        _print_to_nobody()  # or Python complains when it flushes at its end
         sys.exit(UNREAD)
+
+
+def print_while_read(*values, **options):
+    """`print`, for what goes on when nobody reads any more: an answer is still written to its file."""
+    try:
+        print(*values, **options)
+    except BrokenPipeError:
+        _print_to_nobody()
+
+
+def _print_to_nobody():
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
