@@ -1,22 +1,27 @@
 """Mimi, the codec: 24 kHz waveform <-> 12.5 frames a second of 8 codes, offline and frame by frame.
 
-What this is: the published codec (Moshi, arXiv 2410.00037, section 3.3; FLM-Audio section 2.1 uses it as is), exact
-against its weights, and the same skeleton at miniature size. One class serves both; `Config.ends` picks what stands
-between the waveform and the 25 Hz latent: SEANet convolutions (released) or a short-time spectrum (the miniature).
-What this is not: a trainer; tiny/codec.py trains the miniature through the same modules.
+What this is: the published codec (Moshi, arXiv 2410.00037, section 3.3; FLM-Audio section 2.1 uses
+it as is), exact against its weights, and the same skeleton at miniature size. One class serves
+both; `Config.ends` picks what stands between the waveform and the 25 Hz latent: SEANet convolutions
+(released) or a short-time spectrum (the miniature). What this is not: a trainer; tiny/codec.py
+trains the miniature through the same modules.
 
     audio --ends--> 25 Hz --transformer--> --stride 2--> 12.5 Hz --split RVQ--> codes [B, K, T]
     audio <--ends-- 25 Hz <--transformer-- <--stride 2-- 12.5 Hz <-----sum----- codes
 
 Unusual here:
-- Everything is causal, so one piece of code serves the offline pass and the frame-by-frame stream. A module that needs
-  its past keeps it in `state`; `with codec.streaming(batch_size):` enters and leaves all states at once.
-- A state has one shape and one address, and counts on the device: a frame can be compiled, and be a CUDA graph.
-- Parameter names are those of Moshi's checkpoint, so its file loads without renaming; transformers' naming is mapped.
+- Everything is causal, so one piece of code serves the offline pass and the frame-by-frame stream,
+  and both give the same. A module that needs its past keeps it in `state`; `with
+  codec.streaming(batch_size):` enters and leaves all states at once.
+- A state has one shape and one address, and counts on the device: a frame can be compiled, and be a
+  CUDA graph.
+- Parameter names are those of Moshi's checkpoint, so its file loads without renaming; transformers'
+  naming is mapped.
 
     python mimi.py voice.wav again.wav            # what the shipped codec keeps of a voice
 
-Shapes: B batch, N samples, T frames, K = 8 codebooks used, D latent width, S steps of the 25 Hz transformers.
+Shapes: B batch, N samples, T frames, K = 8 codebooks used, D latent width, S steps of the 25 Hz
+transformers.
 """
 import argparse
 import json
@@ -41,11 +46,13 @@ from workshop.files import replacing
 
 K = 8
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
-LONG = 30  # seconds; a longer clip is coded piece by piece through the streaming states, so that memory stays flat
+# Seconds. A longer clip is coded chunk by chunk through the streaming states, so that memory stays flat.
+LONG = 30
 
 
 class LoadError(ValueError):
-    """A codec file that cannot be used. The message is one sentence that names the file and the tensor."""
+    """A codec file that cannot be used. The message is one sentence that names the file and the
+    tensor."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,15 @@ class Config:
         if self.ends not in ("seanet", "stft"):
             raise ValueError(f"ends must be 'seanet' or 'stft', not {self.ends!r}")
         if self.dimension % (2 * self.num_heads):
-            raise ValueError(f"dimension {self.dimension} must be a multiple of twice num_heads ({self.num_heads})")
+            raise ValueError(f"dimension {self.dimension} must be a multiple of twice num_heads "
+                             f"({self.num_heads})")
         if not 1 < self.n_q_used <= self.n_q_total:
-            raise ValueError(f"n_q_used {self.n_q_used} must be above 1 and at most n_q_total {self.n_q_total}")
+            raise ValueError(f"n_q_used {self.n_q_used} must be above 1 and at most n_q_total "
+                             f"{self.n_q_total}")
         step = math.prod(self.ratios) if self.ends == "seanet" else 4 * self.hop
         if 2 * step != self.frame_size:
-            raise ValueError(f"two steps of {step} samples do not make a frame of {self.frame_size}")
+            raise ValueError(f"two steps of {step} samples do not make a frame of "
+                             f"{self.frame_size}")
 
     @property
     def frame_size(self):  # samples
@@ -96,8 +106,9 @@ class Config:
 
     @property
     def lag(self):
-        """Samples by which the decoded waveform trails the encoded one. A short-time spectrum's last hop is complete
-        only when the following windows have been added: three hops of the miniature are 30 ms."""
+        """Samples by which the decoded waveform trails the encoded one. A short-time spectrum's
+        last hop is complete only when the following windows have been added: three hops of the
+        miniature are 30 ms."""
         return 0 if self.ends == "seanet" else self.window - self.hop
 
     @classmethod
@@ -110,26 +121,48 @@ class Config:
 
 PRESETS = {
     "released": Config(),
-    "tiny": Config(ends="stft", dimension=192, num_layers=3, num_heads=4, dim_feedforward=768, context=75,
-                   layer_scale=0.3, codebook_size=512, codebook_dim=64, n_q_total=8, conv_width=512, conv_layers=8),
+    "tiny": Config(
+        ends="stft", dimension=192, num_layers=3, num_heads=4, dim_feedforward=768, context=75,
+        layer_scale=0.3, codebook_size=512, codebook_dim=64, n_q_total=8, conv_width=512,
+        conv_layers=8),
 }
 
 
-# --- streaming primitives: each equals its offline self, chunk by chunk ---
+# --- streaming: what a causal layer keeps ---
+#
+# A causal layer's output at a step depends on that step and on some of the past. So a layer that
+# keeps just this past as its state gives, chunk by chunk, what it gives for the whole clip at once:
+#
+#     Conv             the last kernel - stride input steps
+#     ConvTranspose    the half of its last output that the next input adds to
+#     STFTEncoder      the last window - hop samples
+#     STFTDecoder      the part of the last windows that is not complete yet
+#     Attention        keys and values of the last `context` steps
+#     Transformer      how many steps there were, for RoPE
+#
+# Everything else (norms, linear layers, activations) looks at one step alone and keeps nothing.
 
 class Streaming(nn.Module):
-    """A module with a past. `state` is None offline; in a stream it is tensors [B, ...] that forward overwrites, at first
-    the zeros of `start` (batch_size, steps), for chunks of at most so many steps at 25 Hz."""
-    state = active = None  # active [B]: the streams that a chunk belongs to; the others stand still
+    """A module with a past.
+
+    `state` is None offline. In a stream it is a list of tensors [B, ...] that forward overwrites;
+    they begin as the zeros that `start(batch_size, steps)` makes, for chunks of at most `steps`
+    steps of 25 Hz. `active` [B] says to which streams a chunk belongs; the others stand still."""
+    state = None
+    active = None
 
     def keep(self, *values):
-        """The next state of the active streams."""
-        for state, value in zip(self.state or (), values):
-            state.copy_(torch.where(self.active.view(-1, *[1] * (state.ndim - 1)), value, state))
+        """Make `values` the next state of the active streams. Offline there is none to keep."""
+        if self.state is None:
+            return
+        for state, value in zip(self.state, values):
+            active = self.active.view(-1, *[1] * (state.ndim - 1))
+            state.copy_(torch.where(active, value, state))
 
 
-def _nested(name, depth, module):
-    """`module` under `depth` levels of the same name, as Moshi's checkpoint nests its modules; a call goes through to it."""
+def nested(name, depth, module):
+    """`module` under `depth` levels of the same name, as Moshi's checkpoint nests its modules. A
+    call goes through to it."""
     for _ in range(depth):
         module = nn.Sequential(OrderedDict({name: module}))
     return module
@@ -138,19 +171,25 @@ def _nested(name, depth, module):
 class Conv(Streaming):
     """Causal convolution. The left padding is the past; a stride's input must be whole strides.
 
-        kernel 4, stride 2:   [p p|x0 x1|x2 x3]   p: the two steps before, zeros (or x0 repeated) at the start
-                               \\______/ y0
+        kernel 4, stride 2:   [p p|x0 x1|x2 x3]   p: the two steps before, zeros at the start
+                               \\______/ y0           (or x0 repeated, with `replicate`)
                                    \\______/ y1
     """
 
     def __init__(self, c_in, c_out, kernel, stride=1, bias=True, replicate=False, nesting=1):
         super().__init__()
-        self.conv = _nested("conv", nesting, nn.Conv1d(c_in, c_out, kernel, stride, bias=bias))
-        self.c_in, self.kernel, self.stride, self.past, self.replicate = c_in, kernel, stride, kernel - stride, replicate
+        self.conv = nested("conv", nesting, nn.Conv1d(c_in, c_out, kernel, stride, bias=bias))
+        self.c_in = c_in
+        self.kernel = kernel
+        self.stride = stride
+        self.past = kernel - stride
+        self.replicate = replicate
 
-    def start(self, batch_size, steps):  # the past, and whether there is one
-        past = next(self.parameters()).new_zeros(batch_size, self.c_in, self.past)
-        return [past, past.new_zeros(batch_size, 1, 1, dtype=torch.bool)]
+    def start(self, batch_size, steps):
+        weight = next(self.parameters())
+        past = weight.new_zeros(batch_size, self.c_in, self.past)
+        has_past = weight.new_zeros(batch_size, 1, 1, dtype=torch.bool)
+        return [past, has_past]
 
     def forward(self, x):  # [B, c_in, S] -> [B, c_out, S / stride]
         past = x[..., :1].expand(-1, -1, self.past) * self.replicate
@@ -158,29 +197,42 @@ class Conv(Streaming):
             past = torch.where(self.state[1], self.state[0], past)
         x = torch.cat([past, x], -1)
         self.keep(x[..., x.shape[-1] - self.past:], True)
-        if self.state and x.shape[-1] < self.c_in:  # few steps of many channels: faster as one product (tiny/LOG.md)
-            weight, *bias = self.parameters()
-            return F.linear(x.unfold(-1, self.kernel, self.stride).transpose(1, 2).flatten(2), weight.flatten(1), *bias).transpose(1, 2)
+        if self.state and x.shape[-1] < self.c_in:
+            return self.as_product(x)
         return self.conv(x)
+
+    def as_product(self, x):
+        """The same convolution as one matrix product, which is faster for a few steps of many
+        channels (tiny/LOG.md)."""
+        weight, *bias = self.parameters()
+        windows = x.unfold(-1, self.kernel, self.stride)     # [B, c_in, steps, kernel]
+        windows = windows.transpose(1, 2).flatten(2)         # [B, steps, c_in kernel]
+        return F.linear(windows, weight.flatten(1), *bias).transpose(1, 2)
 
 
 class ConvTranspose(Streaming):
-    """Causal transposed convolution of kernel 2 x stride: each input's second half is added to the next one's first."""
+    """Causal transposed convolution of kernel 2 x stride: the second half of each input's output is
+    added to the first half of the next one's."""
 
     def __init__(self, c_in, c_out, stride, bias=True, groups=1, nesting=1):
         super().__init__()
-        self.convtr = _nested("convtr", nesting, nn.ConvTranspose1d(c_in, c_out, 2 * stride, stride, bias=bias, groups=groups))
-        self.c_out, self.stride = c_out, stride
+        convtr = nn.ConvTranspose1d(c_in, c_out, 2 * stride, stride, bias=bias, groups=groups)
+        self.convtr = nested("convtr", nesting, convtr)
+        self.c_out = c_out
+        self.stride = stride
 
     def start(self, batch_size, steps):
-        return [next(self.parameters()).new_zeros(batch_size, self.c_out, self.stride)]
+        weight = next(self.parameters())
+        return [weight.new_zeros(batch_size, self.c_out, self.stride)]
 
     def forward(self, x):  # [B, c_in, S] -> [B, c_out, S * stride]
         y, overhang = self.convtr(x).tensor_split([-self.stride], -1)
         if self.state:
-            _, *bias = self.parameters()
             y[..., :self.stride] += self.state[0]
-            self.keep(overhang - bias[0][:, None] if bias else overhang)  # counted once
+            _, *bias = self.parameters()
+            if bias:
+                overhang = overhang - bias[0][:, None]  # the next output brings the bias again
+            self.keep(overhang)
         return y
 
 
@@ -190,7 +242,11 @@ class Residual(nn.Module):
     def __init__(self, config, width):
         super().__init__()
         inside = width // config.compress
-        self.block = nn.Sequential(nn.ELU(), Conv(width, inside, config.residual_kernel_size), nn.ELU(), Conv(inside, width, 1))
+        self.block = nn.Sequential(
+            nn.ELU(),
+            Conv(width, inside, config.residual_kernel_size),
+            nn.ELU(),
+            Conv(inside, width, 1))
 
     def forward(self, x):
         return x + self.block(x)
@@ -198,11 +254,13 @@ class Residual(nn.Module):
 
 def seanet_encoder(config):
     """[B, 1, N] -> [B, D, S]"""
-    width, layers = config.n_filters, [Conv(config.channels, config.n_filters, config.kernel_size)]
+    width = config.n_filters
+    layers = [Conv(config.channels, width, config.kernel_size)]
     for stride in reversed(config.ratios):
         layers += [Residual(config, width), nn.ELU(), Conv(width, 2 * width, 2 * stride, stride)]
         width *= 2
-    return _nested("model", 1, nn.Sequential(*layers, nn.ELU(), Conv(width, config.dimension, config.last_kernel_size)))
+    layers += [nn.ELU(), Conv(width, config.dimension, config.last_kernel_size)]
+    return nested("model", 1, nn.Sequential(*layers))
 
 
 def seanet_decoder(config):
@@ -210,15 +268,18 @@ def seanet_decoder(config):
     width = config.n_filters * 2 ** len(config.ratios)
     layers = [Conv(config.dimension, width, config.kernel_size)]
     for stride in config.ratios:
-        layers += [nn.ELU(), ConvTranspose(width, width // 2, stride), Residual(config, width // 2)]
-        width //= 2
-    return _nested("model", 1, nn.Sequential(*layers, nn.ELU(), Conv(width, config.channels, config.last_kernel_size)))
+        half = width // 2
+        layers += [nn.ELU(), ConvTranspose(width, half, stride), Residual(config, half)]
+        width = half
+    layers += [nn.ELU(), Conv(width, config.channels, config.last_kernel_size)]
+    return nested("model", 1, nn.Sequential(*layers))
 
 
 # --- short-time spectrum, the miniature's ends ---
 
 def mel_bands(n_mels, n_bins, sample_rate):
-    """Triangular filters, equally spaced on the mel scale (2595 log10(1 + f / 700)), each of unit sum: [n_mels, n_bins]"""
+    """Triangular filters, equally spaced on the mel scale (2595 log10(1 + f / 700)), each of unit
+    sum: [n_mels, n_bins]"""
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top, n_mels + 2) / 2595) - 1)
     bins = torch.linspace(0, sample_rate / 2, n_bins)
@@ -229,95 +290,125 @@ def mel_bands(n_mels, n_bins, sample_rate):
 
 
 class STFTEncoder(Streaming):
-    """Log-mel spectrum of windows that end with each hop, four hops stacked to a 25 Hz step: [B, 1, N] -> [B, D, S]"""
+    """Log-mel spectrum of windows that end with each hop; four hops make a step of 25 Hz.
+    [B, 1, N] -> [B, D, S]"""
 
     def __init__(self, config):
         super().__init__()
-        self.window_size, self.hop = config.window, config.hop
+        self.window_size = config.window
+        self.hop = config.hop
+        bands = mel_bands(config.n_mels, config.window // 2 + 1, config.sample_rate)
         self.register_buffer("window", torch.hann_window(config.window), persistent=False)
-        self.register_buffer("bands", mel_bands(config.n_mels, config.window // 2 + 1, config.sample_rate), persistent=False)
+        self.register_buffer("bands", bands, persistent=False)
         self.linear = nn.Linear(4 * config.n_mels, config.dimension)
 
     def start(self, batch_size, steps):
         return [self.window.new_zeros(batch_size, 1, self.window_size - self.hop)]
 
     def forward(self, x):
-        x = torch.cat([self.state[0] if self.state else x.new_zeros(len(x), 1, self.window_size - self.hop), x], -1)
+        past = self.state[0] if self.state else x.new_zeros(len(x), 1, self.window_size - self.hop)
+        x = torch.cat([past, x], -1)
         self.keep(x[..., self.hop - self.window_size:])
-        frames = x[:, 0].unfold(-1, self.window_size, self.hop) * self.window        # [B, 4 S, window]
-        mel = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1).sqrt() @ self.bands.T  # [B, 4 S, n_mels]
-        log_mel = (mel.clamp(min=1e-3).log() + 1) / 2  # floor: white noise 86 dB below full scale; about -3 .. 2
-        return self.linear(log_mel.unflatten(1, (-1, 4)).flatten(2)).transpose(1, 2)
+        frames = x[:, 0].unfold(-1, self.window_size, self.hop) * self.window  # [B, 4 S, window]
+        spectrum = torch.view_as_real(torch.fft.rfft(frames))                  # [B, 4 S, bins, 2]
+        mel = spectrum.square().sum(-1).sqrt() @ self.bands.T                  # [B, 4 S, n_mels]
+        # The floor is white noise 86 dB below full scale; values are about -3 .. 2.
+        log_mel = (mel.clamp(min=1e-3).log() + 1) / 2
+        steps = log_mel.unflatten(1, (-1, 4)).flatten(2)                       # [B, S, 4 n_mels]
+        return self.linear(steps).transpose(1, 2)
 
 
 class STFTDecoder(Streaming):
-    """Convolutions at the hop rate, then log-magnitude and phase, inverse spectrum, overlap-add: [B, D, S] -> [B, 1, N].
+    """Convolutions at the hop rate, then log-magnitude and phase, inverse spectrum, overlap-add.
+    [B, D, S] -> [B, 1, N]
 
-    The output trails by `Config.lag`: with a window of four hops, a hop of the output is complete when its fourth
-    window has been added,
+    The output trails by `Config.lag`: with a window of four hops, a hop of the output is complete
+    when its fourth window has been added.
 
-        window i    |a0|a1|a2|a3|              hop i out = a0 + b1 + c2 + d3, where b, c, d are the three windows before
-        window i+1     |.0|.1|.2|.3|           a1 .. a3 wait in `state`
+        window i       |a0|a1|a2|a3|        hop i out = a0 + b1 + c2 + d3,
+        window i + 1      |.0|.1|.2|.3|     where b, c, d are the three windows before;
+                                            a1 .. a3 wait in `state`
     """
 
     def __init__(self, config):
         super().__init__()
-        self.window_size, self.hop, bins = config.window, config.hop, config.window // 2 + 1
+        self.window_size = config.window
+        self.hop = config.hop
+        width = config.conv_width
         window = torch.hann_window(config.window)
         # Squared windows, overlapped, add up to a constant: what overlap-add must be divided by.
-        self.register_buffer("window", window / window.square()[::config.hop].sum(), persistent=False)
-        self.linear = nn.Linear(config.dimension, 4 * config.conv_width)
-        self.convs = nn.ModuleList(Conv(config.conv_width, config.conv_width, 3) for _ in range(config.conv_layers))
-        self.norms = nn.ModuleList(nn.LayerNorm(config.conv_width) for _ in range(config.conv_layers))
-        self.head = nn.Linear(config.conv_width, 2 * bins)
+        overlapped = window.square()[::config.hop].sum()
+        self.register_buffer("window", window / overlapped, persistent=False)
+        self.linear = nn.Linear(config.dimension, 4 * width)
+        self.convs = nn.ModuleList(Conv(width, width, 3) for _ in range(config.conv_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.conv_layers))
+        self.head = nn.Linear(width, 2 * (config.window // 2 + 1))
 
     def start(self, batch_size, steps):
         return [self.window.new_zeros(batch_size, 1, self.window_size - self.hop)]
 
     def forward(self, x):
-        x = self.linear(x.transpose(1, 2)).unflatten(2, (4, -1)).flatten(1, 2)       # [B, 4 S, conv_width]
+        x = self.linear(x.transpose(1, 2)).unflatten(2, (4, -1))       # [B, S, 4, conv_width]
+        x = x.flatten(1, 2)                                            # [B, 4 S, conv_width]
         for conv, norm in zip(self.convs, self.norms):
             x = x + F.gelu(conv(norm(x).transpose(1, 2)).transpose(1, 2))
-        log_magnitude, phase = self.head(x).chunk(2, -1)                             # [B, 4 S, bins] each
+        log_magnitude, phase = self.head(x).chunk(2, -1)               # [B, 4 S, bins] each
         spectrum = torch.polar(log_magnitude.clamp(max=6).exp(), phase)
-        frames = torch.fft.irfft(spectrum, self.window_size) * self.window           # [B, 4 S, window]
-        n = frames.shape[1] * self.hop
-        y = F.fold(frames.transpose(1, 2), (1, n + self.window_size - self.hop), (1, self.window_size), stride=(1, self.hop))[:, 0]
+        windows = torch.fft.irfft(spectrum, self.window_size) * self.window  # [B, 4 S, window]
+        return self.overlap_add(windows)
+
+    def overlap_add(self, windows):  # [B, hops, window] -> [B, 1, hops * hop]
+        overhang = self.window_size - self.hop
+        complete = windows.shape[1] * self.hop
+        y = F.fold(windows.transpose(1, 2), (1, complete + overhang), (1, self.window_size),
+                   stride=(1, self.hop))[:, 0]
         if self.state:
-            y[..., :self.window_size - self.hop] += self.state[0]
-            self.keep(y[..., n:])
-        return y[..., :n]                                                            # [B, 1, N]
+            y[..., :overhang] += self.state[0]
+            self.keep(y[..., complete:])
+        return y[..., :complete]
 
 
 # --- transformers at 25 Hz ---
 
 def rotate(x, cos, sin):
-    """RoPE, interleaved: neighbours turn together.  x [B, heads, S, head_dim], cos and sin [B, 1, S, head_dim / 2]"""
+    """RoPE, interleaved: neighbours turn together.
+
+    x [B, heads, S, head_dim], cos and sin [B, 1, S, head_dim / 2]"""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
 class Attention(Streaming):
-    """The state is the keys and values of the last steps, each in a ring: step s stands in row s % its length."""
+    """The state is the keys and values of the last steps, each in a ring: step s stands in row
+    s % its length."""
 
     def __init__(self, config):
         super().__init__()
-        self.heads, self.context, dim = config.num_heads, config.context, config.dimension
+        dim = config.dimension
+        self.heads = config.num_heads
+        self.context = config.context
         self.in_proj_weight = nn.Parameter(torch.randn(3 * dim, dim) * dim ** -0.5)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
     def start(self, batch_size, steps):
-        shape = batch_size, self.heads, self.context + steps - 1, self.out_proj.in_features // self.heads
-        return [self.in_proj_weight.new_zeros(shape) for _ in "kv"]
+        head_dim = self.out_proj.in_features // self.heads
+        shape = (batch_size, self.heads, self.context + steps - 1, head_dim)
+        keys = self.in_proj_weight.new_zeros(shape)
+        values = self.in_proj_weight.new_zeros(shape)
+        return [keys, values]
 
     def forward(self, x, cos, sin, rows, mask):  # [B, S, D]
-        q, k, v = F.linear(x, self.in_proj_weight).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if self.state:  # a stream that stands still writes too, where its next step will write again
+        qkv = F.linear(x, self.in_proj_weight).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                   # [B, heads, S, head_dim] each
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
+        if self.state:
+            # A stream that stands still writes too, where its next step will write again.
             batch = torch.arange(len(x), device=x.device)[:, None]
-            for ring, new in zip(self.state, (k, v)):
-                ring[batch, :, rows] = new.transpose(1, 2)
-            k, v = self.state
+            keys, values = self.state
+            keys[batch, :, rows] = k.transpose(1, 2)
+            values[batch, :, rows] = v.transpose(1, 2)
+            k, v = keys, values
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -325,64 +416,83 @@ class Attention(Streaming):
 class Layer(nn.Module):
     def __init__(self, config):
         super().__init__()
-        dim, scale = config.dimension, config.layer_scale
-        self.self_attn, self.norm1, self.norm2 = Attention(config), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        dim = config.dimension
+        self.self_attn = Attention(config)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
         self.linear1 = nn.Linear(dim, config.dim_feedforward, bias=False)
         self.linear2 = nn.Linear(config.dim_feedforward, dim, bias=False)
-        self.layer_scale_1, self.layer_scale_2 = (nn.ParameterDict({"scale": torch.full((dim,), scale)}) for _ in "12")
+        self.layer_scale_1 = nn.ParameterDict({"scale": torch.full((dim,), config.layer_scale)})
+        self.layer_scale_2 = nn.ParameterDict({"scale": torch.full((dim,), config.layer_scale)})
 
-    def forward(self, x, *where):
-        x = x + self.layer_scale_1["scale"] * self.self_attn(self.norm1(x), *where)
-        return x + self.layer_scale_2["scale"] * self.linear2(F.gelu(self.linear1(self.norm2(x))))
+    def forward(self, x, cos, sin, rows, mask):
+        x = x + self.layer_scale_1["scale"] * self.self_attn(self.norm1(x), cos, sin, rows, mask)
+        y = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return x + self.layer_scale_2["scale"] * y
 
 
 class Transformer(Streaming):
-    """[B, D, S] -> [B, D, S]: causal attention over the last `context` steps. The state is the number of steps so far.
+    """[B, D, S] -> [B, D, S]: causal attention over the last `context` steps. The state is the
+    number of steps so far.
 
-        context 4, steps 6 and 7 come:   rows [5|6|7|3|4]    one more than context, since step 6 still sees 3
+        context 4, steps 6 and 7 come:   rows [5|6|7|3|4]    one more than context, since step 6
+        sees 3
     """
 
     def __init__(self, config):
         super().__init__()
-        self.context, half = config.context, config.dimension // config.num_heads // 2
-        self.transformer = _nested("layers", 1, nn.ModuleList(Layer(config) for _ in range(config.num_layers)))
-        self.register_buffer("frequencies", config.max_period ** (-torch.arange(half) / half), persistent=False)
+        self.context = config.context
+        layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.transformer = nested("layers", 1, layers)
+        half = config.dimension // config.num_heads // 2
+        frequencies = config.max_period ** (-torch.arange(half) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def start(self, batch_size, steps):
         self.ring = self.context + steps - 1
         return [torch.zeros(batch_size, 1, device=self.frequencies.device, dtype=torch.long)]
 
     def forward(self, x):
-        x, S, length = x.transpose(1, 2), x.shape[-1], self.ring if self.state else x.shape[-1]
-        step = torch.arange(S, device=x.device)[None] + (self.state[0] if self.state else 0)  # [B or 1, S]
+        x = x.transpose(1, 2)
+        S = x.shape[1]
+        first = self.state[0] if self.state else 0
+        rows = self.ring if self.state else S
+        step = torch.arange(S, device=x.device)[None] + first                # [B or 1, S]
         self.keep(step[:, -1:] + 1)
-        exact = torch.float32 if x.device.type == "mps" else torch.float64  # float32 blurs the angle after an hour of steps
-        angle = step[:, None, :, None].to(exact) * self.frequencies                  # [B, 1, S, head_dim / 2]
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        age = (step[..., None] - torch.arange(length, device=x.device)) % length     # of what a row holds: [B, S, length]
-        seen = (age < self.context) & (age <= step[..., None])
+        # In float32 the angle would be blurred after an hour of steps (MPS has float32 alone).
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        angle = step[:, None, :, None].to(exact) * self.frequencies      # [B, 1, S, head_dim / 2]
+        cos = angle.cos().to(x.dtype)
+        sin = angle.sin().to(x.dtype)
+        # How old, seen from each step, is what a row holds: [B, S, rows].
+        age = (step[..., None] - torch.arange(rows, device=x.device)) % rows
+        mask = (age < self.context) & (age <= step[..., None])
         for layer in self.transformer.layers:
-            x = layer(x, cos, sin, step % length, seen[:, None])
+            x = layer(x, cos, sin, step % rows, mask[:, None])
         return x.transpose(1, 2)
 
 
 # --- split residual vector quantizer ---
 
 class Codebook(nn.Module):
-    """Entries as running sums and counts (so that training can move them by averages): entry = sum / max(count, 1e-5)."""
+    """Entries as running sums and counts, so that training can move them by averages:
+    entry = sum / max(count, 1e-5)."""
 
     def __init__(self, config):
         super().__init__()
         self.register_buffer("_initialized", torch.ones(1))
         self.register_buffer("cluster_usage", torch.ones(config.codebook_size))
-        self.register_buffer("embedding_sum", torch.randn(config.codebook_size, config.codebook_dim))
+        sums = torch.randn(config.codebook_size, config.codebook_dim)
+        self.register_buffer("embedding_sum", sums)
 
     @property
     def entries(self):  # [C, codebook_dim]
         return self.embedding_sum / self.cluster_usage.clamp(min=1e-5)[:, None]
 
-    def lookup(self, codes):  # [...] -> [..., codebook_dim]; not `entries`, all of which would be divided
-        return F.embedding(codes, self.embedding_sum) / self.cluster_usage[codes].clamp(min=1e-5)[..., None]
+    def lookup(self, codes):  # [...] -> [..., codebook_dim]
+        # Not from `entries`, which would divide all of them.
+        counts = self.cluster_usage[codes].clamp(min=1e-5)
+        return F.embedding(codes, self.embedding_sum) / counts[..., None]
 
     def nearest(self, x):  # [..., codebook_dim] -> [...]
         entries = self.entries
@@ -394,54 +504,67 @@ class ResidualVQ(nn.Module):
 
     def __init__(self, config, n):
         super().__init__()
-        self.input_proj = nn.Conv1d(config.dimension, config.codebook_dim, 1, bias=False)
-        self.output_proj = nn.Conv1d(config.codebook_dim, config.dimension, 1, bias=False)
-        self.vq = _nested("layers", 1, nn.ModuleList(_nested("_codebook", 1, Codebook(config)) for _ in range(n)))
+        D, width = config.dimension, config.codebook_dim
+        self.input_proj = nn.Conv1d(D, width, 1, bias=False)
+        self.output_proj = nn.Conv1d(width, D, 1, bias=False)
+        layers = nn.ModuleList(nested("_codebook", 1, Codebook(config)) for _ in range(n))
+        self.vq = nested("layers", 1, layers)
 
     @property
     def codebooks(self):
         return [layer._codebook for layer in self.vq.layers]
 
     def encode(self, latent, n):  # [B, D, T] -> [B, n, T]
-        residual, codes = self.input_proj(latent).transpose(1, 2), []
+        residual = self.input_proj(latent).transpose(1, 2)
+        codes = []
         for codebook in self.codebooks[:n]:
-            codes.append(codebook.nearest(residual))
-            residual = residual - codebook.lookup(codes[-1])
+            code = codebook.nearest(residual)
+            residual = residual - codebook.lookup(code)
+            codes.append(code)
         return torch.stack(codes, 1)
 
     def decode(self, codes):  # [B, n, T] -> [B, D, T]
-        summed = sum(book.lookup(c) for c, book in zip(codes.unbind(1), self.codebooks))
-        return self.output_proj(summed.transpose(1, 2))
+        entries = [book.lookup(code) for code, book in zip(codes.unbind(1), self.codebooks)]
+        return self.output_proj(sum(entries).transpose(1, 2))
 
 
 class SplitRVQ(nn.Module):
-    """Codebook 0 (semantic) and codebooks 1 .. (acoustic) quantize the same latent side by side; decoding adds them."""
+    """Codebook 0 (semantic) and the codebooks from 1 on (acoustic) quantize the same latent side by
+    side; decoding adds them."""
 
     def __init__(self, config):
         super().__init__()
         self.used = config.n_q_used
-        self.rvq_first, self.rvq_rest = ResidualVQ(config, 1), ResidualVQ(config, config.n_q_total - 1)
+        self.rvq_first = ResidualVQ(config, 1)
+        self.rvq_rest = ResidualVQ(config, config.n_q_total - 1)
 
-    def encode(self, latent):
-        return torch.cat([self.rvq_first.encode(latent, 1), self.rvq_rest.encode(latent, self.used - 1)], 1)
+    def encode(self, latent):  # [B, D, T] -> [B, K, T]
+        semantic = self.rvq_first.encode(latent, 1)
+        acoustic = self.rvq_rest.encode(latent, self.used - 1)
+        return torch.cat([semantic, acoustic], 1)
 
-    def decode(self, codes):
+    def decode(self, codes):  # [B, K, T] -> [B, D, T]
         return self.rvq_first.decode(codes[:, :1]) + self.rvq_rest.decode(codes[:, 1:])
 
 
+# --- the codec ---
+
 class Mimi(nn.Module):
     """The codec. Make one with `load`, or `Mimi(config)` for an untrained one."""
-    frames = 0  # of a piece in a stream; 0 offline
+    frames = 0  # of a chunk in a stream, at most; 0 offline
 
     def __init__(self, config):
         super().__init__()
-        self.config, dim = config, config.dimension
-        self.encoder = (seanet_encoder if config.ends == "seanet" else STFTEncoder)(config)
-        self.encoder_transformer, self.decoder_transformer = Transformer(config), Transformer(config)
-        self.downsample = Conv(dim, dim, 4, 2, bias=False, replicate=True, nesting=2)
-        self.upsample = ConvTranspose(dim, dim, 2, bias=False, groups=dim, nesting=2)
-        self.decoder = (seanet_decoder if config.ends == "seanet" else STFTDecoder)(config)
+        self.config = config
+        D = config.dimension
+        is_seanet = config.ends == "seanet"
+        self.encoder = seanet_encoder(config) if is_seanet else STFTEncoder(config)
+        self.encoder_transformer = Transformer(config)
+        self.downsample = Conv(D, D, 4, 2, bias=False, replicate=True, nesting=2)
         self.quantizer = SplitRVQ(config)
+        self.upsample = ConvTranspose(D, D, 2, bias=False, groups=D, nesting=2)
+        self.decoder_transformer = Transformer(config)
+        self.decoder = seanet_decoder(config) if is_seanet else STFTDecoder(config)
 
     def to_latent(self, audio):
         """[B, 1, N], N whole frames -> the latent before quantization, [B, D, T]"""
@@ -453,55 +576,76 @@ class Mimi(nn.Module):
 
     @torch.no_grad()
     def encode(self, audio):
-        """audio [B, 1, N] at 24 kHz in -1 .. 1 -> codes [B, 8, T], T = ceil(N / 1920).
+        """audio [B, 1, N] at 24 kHz in -1 .. 1 -> codes [B, K, T], T = ceil(N / 1920).
 
-        Offline, an incomplete last frame is filled with silence; in a stream N must be whole frames (ValueError)."""
+        Offline, an incomplete last frame is filled with silence; in a stream N must be whole frames
+        (ValueError)."""
         if audio.ndim != 3 or audio.shape[1] != self.config.channels:
-            raise ValueError(f"audio must be [B, {self.config.channels}, N], not {list(audio.shape)}")
-        missing = -audio.shape[-1] % self.config.frame_size
+            raise ValueError(f"audio must be [B, {self.config.channels}, N], "
+                             f"not {list(audio.shape)}")
+        size = self.config.frame_size
+        missing = -audio.shape[-1] % size
         if missing and self.frames:
-            raise ValueError(f"a stream takes whole frames of {self.config.frame_size} samples, not {audio.shape[-1]} samples")
-        return self._pieces(lambda x: self.quantizer.encode(self.to_latent(x)), F.pad(audio, (0, missing)), self.config.frame_size)
+            raise ValueError(f"a stream takes whole frames of {size} samples, "
+                             f"not {audio.shape[-1]} samples")
+        audio = F.pad(audio, (0, missing))
+        return self.in_chunks(self.encode_chunk, audio, size)
+
+    def encode_chunk(self, audio):
+        return self.quantizer.encode(self.to_latent(audio))
 
     @torch.no_grad()
     def decode(self, codes):
-        """codes [B, 8, T] -> audio [B, 1, 1920 T]; the miniature's trails by `config.lag` samples.
+        """codes [B, K, T] -> audio [B, 1, 1920 T]; the miniature's trails by `config.lag` samples.
 
-        Raises ValueError for codes that the codec does not have (the language model's empty id is one)."""
-        if codes.ndim != 3 or codes.shape[1] != self.config.n_q_used:
-            raise ValueError(f"codes must be [B, {self.config.n_q_used}, T], not {list(codes.shape)}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codebook_size:
-            raise ValueError(f"codes must be 0 .. {self.config.codebook_size - 1}, not {int(codes.min())} .. {int(codes.max())}")
-        return self._pieces(lambda x: self.from_latent(self.quantizer.decode(x)), codes, 1)
+        Raises ValueError for codes that the codec does not have (the language model's empty id is
+        one)."""
+        used, size = self.config.n_q_used, self.config.codebook_size
+        if codes.ndim != 3 or codes.shape[1] != used:
+            raise ValueError(f"codes must be [B, {used}, T], not {list(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+            raise ValueError(f"codes must be 0 .. {size - 1}, "
+                             f"not {int(codes.min())} .. {int(codes.max())}")
+        return self.in_chunks(self.decode_chunk, codes, 1)
 
-    def _pieces(self, run, x, per_frame):
-        """Run an input piece by piece: through the states of a stream, or, offline, of one that a long input begins."""
+    def decode_chunk(self, codes):
+        return self.from_latent(self.quantizer.decode(codes))
+
+    def in_chunks(self, run, x, per_frame):
+        """Run an input chunk by chunk: through the states of the stream, or, for a long input
+        offline, through those of a stream that begins and ends here."""
         frames = self.frames or round(LONG * self.config.frame_rate)
         if not self.frames and x.shape[-1] > frames * per_frame:
             with self.streaming(len(x), frames):
-                return self._pieces(run, x, per_frame)
-        return torch.cat([run(part) for part in x.split(frames * per_frame, -1)], -1)
+                return self.in_chunks(run, x, per_frame)
+        chunks = [run(chunk) for chunk in x.split(frames * per_frame, -1)]
+        return torch.cat(chunks, -1)
 
     def start(self, batch_size, frames=1):
-        """From here on `batch_size` parallel streams are taken, in pieces of at most `frames`, and their past remembered;
-        those that `active` [batch_size] leaves out stand still. No streams: offline again."""
-        self.frames, device = frames if batch_size else 0, self.quantizer.rvq_first.input_proj.weight.device
+        """From here on take `batch_size` parallel streams, in chunks of at most `frames`, and
+        remember their past; those that `active` [batch_size] leaves out stand still. batch_size 0:
+        offline again."""
+        device = self.quantizer.rvq_first.input_proj.weight.device
+        self.frames = frames if batch_size else 0
         self.active = torch.ones(batch_size, dtype=torch.bool, device=device)
         for module in self.modules():
             if isinstance(module, Streaming):
-                module.state, module.active = module.start(batch_size, 2 * frames) if batch_size else None, self.active
+                module.state = module.start(batch_size, 2 * frames) if batch_size else None
+                module.active = self.active
 
     def reset(self, i):
         """Stream i begins anew."""
         for module in self.modules():
-            for state in getattr(module, "state", None) or ():
-                state[i] = 0
+            if isinstance(module, Streaming) and module.state:
+                for state in module.state:
+                    state[i] = 0
 
     @contextmanager
     def streaming(self, batch_size, frames=1):
         """Within, encode and decode take the next frames of `batch_size` streams."""
         if self.frames:
-            raise RuntimeError("this codec is streaming already: leave that stream first, or load a second codec")
+            raise RuntimeError("this codec is streaming already: leave that stream first, "
+                               "or load a second codec")
         self.start(batch_size, frames)
         try:
             yield self
@@ -512,7 +656,8 @@ class Mimi(nn.Module):
 # --- files ---
 
 def _from_transformers(tensors, config):
-    """transformers' MimiModel names -> Moshi's. Its RoPE pairs halves, Moshi's neighbours: query and key rows move."""
+    """transformers' MimiModel names -> Moshi's. Its RoPE pairs halves, Moshi's neighbours: query
+    and key rows move."""
     def interleaved(w):
         return w.unflatten(0, (config.num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
@@ -556,9 +701,11 @@ def _find(path):
 
 
 def load(path, device="cpu"):
-    """The codec of a folder, of a .safetensors file of the released Mimi, or of a Hub id. Returns Mimi, ready to use.
+    """The codec of a folder, of a .safetensors file of the released Mimi, or of a Hub id. Returns
+    Mimi, ready to use.
 
-    Raises LoadError, one sentence that names file and tensor, where something is missing, extra, misshapen or broken."""
+    Raises LoadError, one sentence that names file and tensor, where something is missing, extra,
+    misshapen or broken."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     path = Path(path)
