@@ -65,10 +65,14 @@ class TrainError(ValueError):
     """A run that cannot be started or goes wrong; the message is one sentence."""
 
 
-Stage = namedtuple("Stage", "formats epochs lr")  # lr: the learning rate at the start and at the end of the cosine
-STAGES = {  # Table 3
+# formats: of stream.py. epochs. lr: the learning rate at the start and at the end of the cosine.
+# mixture: how often an epoch reads the recordings of each kind of transcript; `run` takes it as
+# FOLDER:WEIGHT.
+Stage = namedtuple("Stage", "formats epochs lr mixture", defaults=({},))
+STAGES = {  # Table 3; the mixture of post-training 2 is section 3.1's
     "post-training-1": Stage(("tts", "asr"), 3.3, (2e-4, 1e-5)),
-    "post-training-2": Stage(("tts", "asr"), 1, (1e-5, 8e-6)),
+    "post-training-2": Stage(("tts", "asr"), 1, (1e-5, 8e-6),
+                             {"transcribed by a program": 0.5, "by people": 5}),
     "fine-tuning-1": Stage(("asr-response-tts",), 2, (1e-5, 8e-6)),
     "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 6, (8e-6, 7e-6)),
 }
