@@ -1,26 +1,44 @@
-"""From manifests to token grids: speech and text become encoded samples on disk, which train.py reads.
+"""From manifests to token grids: recordings and their words become encoded samples, which train.py
+reads.
 
-What this is: joining pairs with random silence (section 3.1), augmenting what is heard (3.2.1, 3.2.2), encoding, and the
-shards. What this is not: the manifests (workshop/manifests.py and its neighbours, whose commands are here too) or the formats (stream.py).
+What this is: joining turns with random silences (section 3.1), augmenting what the user's
+microphone hears (sections 3.2.1 and 3.2.2), encoding, and the files that hold the grids. What this
+is not: manifests (workshop/manifests.py and its neighbours, whose commands are here too), the
+formats (stream.py), or the reading of a training set (workshop/training_set.py).
 
     python data.py encode pairs.jsonl grids/tts --format tts --join 1 4
-    python data.py encode dialogs.jsonl grids/ft2 --format response-tts-free --join 1 4 --draws 6 --noise noise/
+    python data.py encode dialogs.jsonl grids/ft2 --format response-tts-free --join 1 4
+
+A sample is one or more turns, with a random silence before, between and after them. Two turns:
+
+    user_audio   ~~~~[question 1]~~~~~~~~~~~~~~~~~~~~~~~~[question 2]~~~~~~~~~~~~~~~~~~~~~~~~
+    speak        0000000000000000000[answer 1]00000000000000000000000000[answer 2]000000000000
+                 silence         closing      silence                closing      silence
+
+`~` is noise, and `0` the codes of digital silence. `GridMaker` makes a grid of it in five steps:
+
+    read_turn       a turn of the manifest -> Exchange: its clips, its codes, its length in frames
+    free_user       (response-tts-free)       some questions interrupt, some users say "uh-huh"
+    write_script    exchanges              -> stream.Script: which frame has which words and clips
+    lay_user_audio  script and clips       -> user_audio [T * FRAME], with noise and leakage
+    grids           all of it              -> stream.Grid: text, speak and listen
 
 Unusual here:
-- What is heard is one continuous waveform, silence and noise included, encoded whole. What is said is encoded clip by
-  clip, each starting on a frame, with the codes of digital silence between the clips.
-- A shard depends on settings and number alone: a stopped run goes on, and any number of processes make the same shards.
-"""
+- What is heard is one continuous waveform, silence and noise included, and is encoded whole. What
+  is spoken is encoded clip by clip, each beginning on a frame, so that one clip has one set of
+  codes.
+- A shard depends on the settings and on its number alone. A stopped run goes on, and any number of
+  processes make the same shards.
+
+Shapes: N samples of a waveform (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks, B
+clips. """
 import argparse
-import hashlib
 import json
-import os
+import math
 import random
-import re
 import sys
-from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -32,89 +50,271 @@ if __name__ == "__main__":
 import numpy as np
 import soxr
 import torch
-from tqdm import tqdm
 
 import mimi
 import stream
 from stream import Turn
-from workshop import sound_file
-from workshop.check import check
-from workshop.importers import LAYOUTS, bring_in
-from workshop.manifests import DataError, read_manifest, write_lines
-from workshop.parallel import in_parallel
+from workshop import check, encoding, importers, sound_file, synthesis
+from workshop.encoding import recordings
+from workshop.manifests import DataError, read_manifest, write_lines  # noqa: F401 (train.py)
 from workshop.sound_file import loudness
-from workshop.synthesis import synthesise
+from workshop.training_set import Grids, read_index  # noqa: F401 (train.py reads data.Grids)
 
-SAMPLE_RATE = 24_000                # Hz
-FRAME = 1920                        # samples
-NOISE_LOUDNESS, NO_NOISE_PROBABILITY = (-70, -40), 0.3  # dB, section 3.2.1
-GAIN_PROBABILITY, GAIN, LOUDNESS_FLOOR = 0.6, (-24, 20), -40  # dB, and dB after the gain, section 3.2.1
-LEAKAGE_PROBABILITY, LEAKAGE_GAIN, LEAKAGE_DELAY = 0.3, (0, 0.2), (0.1, 0.5)  # amplitude, seconds, section 3.2.2
-# Decision: the paper's recordings bring their rooms and hesitations along. Where clean speech stands for them, some of what is
-# heard gets a room (seconds until its echo is 60 dB down, dB of direct over echoed sound), a microphone (dB, standard deviation
-# of its response from octave to octave) and a pause inside the sentence, and noise may be louder.
-ROOM_PROBABILITY, ROOM_DECAY, ROOM_DIRECT, ROOM_NOISE_LOUDNESS = 0.4, (0.1, 0.6), (0, 15), (-70, -30)
-MICROPHONE_PROBABILITY, MICROPHONE = 0.5, 4
-# A telephone carries 300 to 3,400 Hz. Recordings of 8 kHz are as narrow at the upper end, and often not at the lower.
-TELEPHONE_PROBABILITY, TELEPHONE_LOWEST, TELEPHONE_HIGHEST = 0.15, (20, 300), (3_300, 4_000)  # Hz
-PAUSE_PROBABILITY, PAUSE, QUIET = 0.35, (0.2, 1.0), 0.1  # seconds; the quiet places, a share of all
-BACKCHANNEL_PROBABILITY = 0.8       # Decision: the paper does not say how many responses are given one; what finds no room is left out
-# Decision: the paper separates pairs "by random silence" and says no more. Short silences are common and long ones rare
-# but present, since a model that never met ten quiet seconds starts to talk in them.
-SILENCE_MEAN, LONG_SILENCE, LONG_SILENCE_PROBABILITY = 6, (25, 125), 0.15  # frames
-# Decision: a person may think for a minute before the next question. Where a longer silence than LONG_SILENCE is
-# allowed (--longest-silence), this share of all silences is longer.
+SAMPLE_RATE = 24_000  # Hz
+FRAME = 1920          # samples
+
+# Decision: the paper separates pairs "by random silence" and says no more. Short silences are
+# common; long ones are rare but present, because a model that never met ten quiet seconds starts to
+# talk in them.
+SILENCE_MEAN = 6                 # frames
+LONG_SILENCE = (25, 125)         # frames
+LONG_SILENCE_PROBABILITY = 0.15
+# Decision: a person may think for a minute before the next question. Where --longest-silence allows
+# more than LONG_SILENCE, this share of all silences is longer than it.
 VERY_LONG_SILENCE_PROBABILITY = 0.05
-# Decision: only silence tells that an utterance is over, so each ends with this much of it before the model may write.
-# Without it equation 3, in which a <wait> weighs a hundredth of a word, rewards speaking into every pause. A turn of
-# the manifest may ask for another ("patience", in seconds), where what is said might go on.
-CLOSING_SILENCE = 2                 # frames
-# Decision: a recording's last sound still rings in the codec after the last sample; this much of it is kept.
-RINGING = 1                         # frames
-SAMPLES_PER_SHARD, ENCODED_AT_ONCE = 64, 16
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# Decision: only silence tells that an utterance is over, so each ends with this much of it before
+# the model may write. Without it equation 3, in which a <wait> weighs a hundredth of a word,
+# rewards speaking into every pause. A turn of the manifest may ask for another ("patience", in
+# seconds).
+CLOSING_SILENCE = 2              # frames
 
 
-def join(dialogs, fewest, most, draws, seed):
-    """`draws` passes over all dialogs in random order, `fewest` to `most` of them joined to a sample: a list of turn lists."""
+@dataclass(frozen=True)
+class Settings:
+    """What decides the contents of grids, beside the manifest and the model. Raises DataError.
+
+    Grids of the same settings are the same to the byte, within one VERSION of this file."""
+    format: str                 # of stream.FORMATS
+    join: tuple = (1, 1)        # fewest and most lines of the manifest in a sample
+    draws: int = 1              # samples that each line is in; silence, level and noise differ
+    seed: int = 0
+    shuffled: bool = True       # random order of the lines, or the manifest's
+    noise: tuple = ()           # folders of recordings; without any the noise is synthetic
+    backchannels: tuple = ()    # folders of recordings of "uh-huh" and the like
+    leakage: bool = False       # the microphone may hear the model; see `leaks`
+    rooms: bool = False         # rooms, microphones, pauses and louder noise
+    speeds: tuple = (1, 1)      # slowest and fastest at which what is heard is played
+    hearing: Path | None = None  # folder of another codec for what is heard
+    reaction: float = stream.REACTION_DELAY  # seconds from an interruption to the model's silence
+    longest_silence: float = LONG_SILENCE[1] / stream.FRAME_RATE  # seconds
+    long_silences: float = LONG_SILENCE_PROBABILITY  # share of silences as long as LONG_SILENCE
+    longest_sample: int | None = None  # frames; the last turns of a longer sample are left out
+
+    def __post_init__(self):
+        if self.format not in stream.FORMATS:
+            raise DataError(f"there is no format {self.format}, only {', '.join(stream.FORMATS)}")
+        fewest, most = self.join
+        slowest, fastest = self.speeds
+        if not 1 <= fewest <= most or self.draws < 1 or not 0.1 <= slowest <= fastest <= 10:
+            raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, "
+                            "--speeds SLOWEST and FASTEST from 0.1 to 10")
+        if not 0 <= self.reaction < 60:
+            raise DataError(f"--reaction must be 0 .. 60 seconds, not {self.reaction:g}")
+        least = LONG_SILENCE[1] / stream.FRAME_RATE
+        if not least <= self.longest_silence < 3600:
+            raise DataError(f"--longest-silence must be {least:g} seconds or more, "
+                            f"not {self.longest_silence:g}")
+        if not 0 <= self.long_silences <= 1:
+            raise DataError(f"--long-silences must be a share, 0 .. 1, not {self.long_silences:g}")
+
+    @property
+    def leaks(self):
+        """Whether the microphone may hear what the model says.
+
+        Decision: the paper tells of leakage in its paragraph on free user input (section 3.2.2), so
+        that format has it always. Plain Response-TTS and the formats before it have it only where
+        asked for."""
+        return self.leakage or self.format == "response-tts-free"
+
+
+# --- a sample: turns, and the silences around them ---
+
+def join(dialogs, settings):
+    """Lists of turns, one for each line of a manifest -> samples, each the turns of one line or
+    several.
+
+    Every pass over the lines has an order and a grouping of its own."""
+    fewest, most = settings.join
     samples = []
-    for draw in range(draws):
-        rng = random.Random(f"{seed} {draw}")
-        order = iter(rng.sample(dialogs, len(dialogs)))
-        while taken := list(islice(order, rng.randint(fewest, most))):
-            samples.append(sum(taken, []))
+    for draw in range(settings.draws):
+        rng = random.Random(f"{settings.seed} {draw}")
+        order = list(dialogs)
+        if settings.shuffled:
+            rng.shuffle(order)
+        start = 0
+        while start < len(order):
+            stop = start + rng.randint(fewest, most)
+            samples.append([turn for dialog in order[start:stop] for turn in dialog])
+            start = stop
     return samples
 
 
-# --- augmentation of what is heard ---
+def random_silence(settings, rng):
+    """Frames of a random silence."""
+    longest = round(settings.longest_silence * stream.FRAME_RATE)
+    if longest > LONG_SILENCE[1] and rng.random() < VERY_LONG_SILENCE_PROBABILITY:
+        return rng.randint(LONG_SILENCE[1], longest)
+    if rng.random() < settings.long_silences:
+        return rng.randint(*LONG_SILENCE)
+    return 1 + min(round(rng.expovariate(1 / SILENCE_MEAN)), LONG_SILENCE[0])
+
+
+# --- what the paper does to what is heard: level, noise, leakage ---
+#
+# Decision: the paper tells of noise and gain where it tells of the data for fine-tuning (section
+# 3.2.1). Here stage 1's ASR-style pairs have them too, because a model that learns to hear in clean
+# sound alone would have to learn it once more.
+
+GAIN_PROBABILITY = 0.6        # of an utterance, section 3.2.1
+GAIN = (-24, 20)              # dB, section 3.2.1
+LOUDNESS_FLOOR = -40          # dB of an utterance in the end, section 3.2.1
+NOISE_LOUDNESS = (-70, -40)   # dB of a segment of noise, section 3.2.1
+NO_NOISE_PROBABILITY = 0.3    # that a segment is silence instead, section 3.2.1
+# Decision: a segment of a recording begins anywhere in it but in its last second.
+SHORTEST_NOISE = 1            # second
+LEAKAGE_PROBABILITY = 0.3     # of a sample, section 3.2.2
+LEAKAGE_GAIN = (0, 0.2)       # amplitude, section 3.2.2
+LEAKAGE_DELAY = (0.1, 0.5)    # seconds, section 3.2.2
+
+
+def amplitude(decibels):
+    """A gain in dB as a factor."""
+    return 10 ** (float(decibels) / 20)
+
 
 def random_gain(audio, rng):
-    """Section 3.2.1. Decision: a gain that would clip is lowered until the peak fits; a file cannot be louder than full scale."""
+    """An utterance [N] at a random level, and never below LOUDNESS_FLOOR (section 3.2.1).
+
+    Decision: a gain that would clip is lowered until the peak is 1, because no file is louder than
+    full scale. A recording that is one click in digital silence may so stay below the floor."""
+    gain = 0.0
     if rng.random() < GAIN_PROBABILITY:
-        gain = max(rng.uniform(*GAIN), LOUDNESS_FLOOR - loudness(audio))
-        audio = audio * min(10 ** (gain / 20), 1 / max(np.abs(audio).max(), 1e-6))
-    return audio
+        gain = rng.uniform(*GAIN)
+    gain = max(gain, LOUDNESS_FLOOR - loudness(audio))
+    peak = max(np.abs(audio).max(), 1e-6)
+    return audio * min(amplitude(gain), 1 / float(peak))
 
 
-def room(audio, rng):
-    """audio [N] as a microphone across a room hears it, [N + echo]: an exponentially decaying noise is the room's response."""
-    n, direct = round(rng.uniform(*ROOM_DECAY) * SAMPLE_RATE), rng.uniform(*ROOM_DIRECT)
-    echo = np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32) * np.exp(-6.9 * np.arange(n, dtype=np.float32) / n)
-    size = 1 << (len(audio) + n).bit_length()
-    wet = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(echo / np.linalg.norm(echo), size), size)[:len(audio) + n]
-    return np.pad(audio, (0, n)) + (10 ** (-direct / 20) * wet).astype(np.float32)
+def noise(n, rng, paths=(), levels=NOISE_LOUDNESS):
+    """n samples of noise: random segments of recordings, one after the other (section 3.2.1).
+
+    Each segment has a random loudness within `levels` (dB), or is silence. Decision: where there
+    are no recordings, one synthetic noise stands for them."""
+    segments = []
+    missing = n
+    while missing > 0:
+        if paths:
+            segment = recorded_noise(missing, rng, paths)
+        else:
+            segment = synthetic_noise(missing, rng)
+        gain = amplitude(rng.uniform(*levels) - loudness(segment))
+        if rng.random() < NO_NOISE_PROBABILITY:
+            gain = 0.0
+        segments.append(gain * segment)
+        missing -= len(segment)
+    return np.concatenate(segments)
+
+
+read_noise = lru_cache(maxsize=64)(sound_file.read_audio)  # recordings of noise that stay in memory
+
+
+def recorded_noise(most, rng, paths):
+    """At most `most` samples of a recording, from a random place on."""
+    audio = read_noise(rng.choice(paths)).numpy()
+    start = rng.randrange(max(1, len(audio) - SHORTEST_NOISE * SAMPLE_RATE))
+    return audio[start:start + most]
+
+
+def synthetic_noise(n, rng):
+    """n samples of noise of a random colour, from white (all octaves of one amplitude) to brown."""
+    steepness = rng.uniform(0, 1)
+    generator = np.random.default_rng(rng.getrandbits(64))
+    spectrum = np.fft.rfft(generator.standard_normal(n, np.float32))
+    spectrum *= np.arange(1, n // 2 + 2, dtype=np.float32) ** -steepness
+    return np.fft.irfft(spectrum, n).astype(np.float32)
+
+
+def draw_leak(rng):
+    """Whether the microphone hears what the model says (section 3.2.2) -> None, or (gain, delay in
+    samples)."""
+    if rng.random() >= LEAKAGE_PROBABILITY:
+        return None
+    gain = rng.uniform(*LEAKAGE_GAIN)
+    delay = round(rng.uniform(*LEAKAGE_DELAY) * SAMPLE_RATE)
+    return gain, delay
+
+
+def leak(user_audio, model_audio, gain, delay):
+    """Add what the model says to what is heard, `delay` samples later. Both [N]; changes
+    `user_audio`."""
+    user_audio[delay:] += gain * model_audio[:-delay]
+
+
+# --- what clean recordings lack: pauses, a microphone, a room, a telephone (--rooms) ---
+#
+# Decision: the recordings of the paper bring their rooms and hesitations along. Where clean speech
+# stands for them, some of what is heard gets what it lacks, and noise may be louder.
+
+PAUSE_PROBABILITY = 0.35
+PAUSE = (0.2, 1.0)                  # seconds
+QUIET = 0.1                         # share of a recording's samples that count as its quiet places
+MICROPHONE_PROBABILITY = 0.5
+MICROPHONE = 4                      # dB, standard deviation of its response from octave to octave
+ROOM_PROBABILITY = 0.4
+ROOM_DECAY = (0.1, 0.6)             # seconds until the echo is 60 dB down
+ROOM_DIRECT = (0, 15)               # dB of direct over echoed sound
+ROOM_NOISE_LOUDNESS = (-70, -30)    # dB
+# A telephone carries 300 to 3,400 Hz. Recordings of 8 kHz are as narrow at the upper end, and often
+# not at the lower.
+TELEPHONE_PROBABILITY = 0.15
+TELEPHONE_LOWEST = (20, 300)        # Hz
+TELEPHONE_HIGHEST = (3_300, 4_000)  # Hz
+
+
+def hesitate(audio, seconds, rng):
+    """audio [N] with a pause at one of its quiet places -> (audio, the sample at which the pause
+    begins).
+
+    Decision: any quiet place, and not the quietest, which is always the first of several gaps:
+    nobody would learn that a list may go on before its last word."""
+    window = SAMPLE_RATE // 50
+    first = len(audio) // 8
+    last = len(audio) - len(audio) // 10
+    power = np.convolve(audio ** 2, np.ones(window, np.float32), "same")[first:last]
+    quiet_places = np.flatnonzero(power <= np.quantile(power, QUIET))
+    start = first + int(rng.choice(quiet_places))
+    pause = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    return np.concatenate([audio[:start], pause, audio[start:]]), start
 
 
 def microphone(audio, rng):
-    """audio [N] through a microphone that favours some octaves: a random gain at each, the eight below 12 kHz, a line between
-    them."""
-    octaves, size = np.arange(-8, 1), 1 << len(audio).bit_length()
-    gains = np.interp(np.log2(np.arange(1, size // 2 + 2) / (size // 2)), octaves, [rng.gauss(0, MICROPHONE) for _ in octaves])
-    return np.fft.irfft(np.fft.rfft(audio, size) * 10 ** (gains / 20), size)[:len(audio)].astype(np.float32)
+    """audio [N] through a microphone that favours some octaves: a random gain at each of the eight
+    below 12 kHz, and a line between them."""
+    octaves = np.arange(-8, 1)
+    gains = [rng.gauss(0, MICROPHONE) for _ in octaves]  # dB
+    size = 1 << len(audio).bit_length()
+    frequencies = np.arange(1, size // 2 + 2) / (size // 2)  # as shares of 12 kHz
+    response = 10 ** (np.interp(np.log2(frequencies), octaves, gains) / 20)
+    return np.fft.irfft(np.fft.rfft(audio, size) * response, size)[:len(audio)].astype(np.float32)
+
+
+def room(audio, rng):
+    """audio [N] as a microphone across a room hears it, [N + echo]: the room's response is a noise
+    that decays exponentially."""
+    n = round(rng.uniform(*ROOM_DECAY) * SAMPLE_RATE)
+    direct = rng.uniform(*ROOM_DIRECT)
+    generator = np.random.default_rng(rng.getrandbits(64))
+    decay = np.exp(-6.9 * np.arange(n, dtype=np.float32) / n)  # e ** -6.9 is -60 dB
+    response = generator.standard_normal(n, np.float32) * decay
+    response /= np.linalg.norm(response)
+    length = len(audio) + n
+    size = 1 << length.bit_length()
+    echo = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[:length]
+    return np.pad(audio, (0, n)) + (amplitude(-direct) * echo).astype(np.float32)
 
 
 def telephone(audio, rng):
-    """audio [N] as a telephone or a file of 8 kHz carries it: a band of its frequencies, drawn anew each time."""
+    """audio [N] as a telephone or a file of 8 kHz carries it: a random band of its frequencies."""
     lowest = rng.uniform(*TELEPHONE_LOWEST)
     highest = rng.uniform(*TELEPHONE_HIGHEST)
     size = 1 << len(audio).bit_length()
@@ -124,402 +324,395 @@ def telephone(audio, rng):
     return np.fft.irfft(spectrum, size)[:len(audio)].astype(np.float32)
 
 
-def hesitate(audio, seconds, rng):
-    """audio [N] with a pause at one of its quiet places -> (audio, sample where the pause begins). Any of them, not the
-    quietest, which is always the first of several gaps: nobody would learn that a list may go on before its last word."""
-    window, first, last = SAMPLE_RATE // 50, len(audio) // 8, len(audio) - len(audio) // 10
-    level = np.convolve(audio ** 2, np.ones(window, np.float32), "same")[first:last]
-    at = first + int(rng.choice(np.flatnonzero(level <= np.quantile(level, QUIET))))
-    return np.concatenate([audio[:at], np.zeros(round(seconds * SAMPLE_RATE), np.float32), audio[at:]]), at
+def from_afar(audio, rng):
+    """audio [N] with a random choice of microphone, room and telephone, [N + echo]."""
+    if rng.random() < MICROPHONE_PROBABILITY:
+        audio = microphone(audio, rng)
+    if rng.random() < ROOM_PROBABILITY:
+        audio = room(audio, rng)
+    if rng.random() < TELEPHONE_PROBABILITY:
+        audio = telephone(audio, rng)
+    return audio
 
 
-_recording = lru_cache(maxsize=64)(sound_file.read_audio)
+# --- a model folder's codec and tokenizer ---
 
+ENCODED_AT_ONCE = 16
+SILENCE_BEFORE = 4  # frames of silence that a clip of the model is encoded behind
+# Decision: a recording's last sound still rings in the codec after the last sample; this much of it
+# is kept.
+RINGING = 1         # frames
 
-def noise(n, rng, recordings=(), levels=NOISE_LOUDNESS):
-    """n samples: recordings one after the other, each of its own loudness (dB within `levels`) or replaced by silence. Decision:
-    where there are none, one noise of a random colour, from white to brown, stands for them."""
-    parts, missing = [], n
-    while missing > 0:
-        quiet = rng.random() < NO_NOISE_PROBABILITY
-        if recordings:
-            part = _recording(rng.choice(recordings)).numpy()[:missing]
-        else:
-            white = np.fft.rfft(np.random.default_rng(rng.getrandbits(64)).standard_normal(n, np.float32))
-            part = np.fft.irfft(white * np.arange(1, n // 2 + 2, dtype=np.float32) ** -rng.uniform(0, 1), n).astype(np.float32)
-        parts.append(part * (0 if quiet else 10 ** ((rng.uniform(*levels) - loudness(part)) / 20)))
-        missing -= len(part)
-    return np.concatenate(parts)
-
-
-def draw_leak(rng):
-    """Section 3.2.2: whether the microphone hears what the model says -> None, or (gain, delay in samples)."""
-    if rng.random() >= LEAKAGE_PROBABILITY:
-        return None
-    gain = rng.uniform(*LEAKAGE_GAIN)
-    delay = round(rng.uniform(*LEAKAGE_DELAY) * SAMPLE_RATE)
-    return gain, delay
-
-
-def leak(user_audio, model_audio, gain, delay):
-    """Mix what the model says into what is heard, `delay` samples later. Both are float32 [N]; changes `user_audio`."""
-    user_audio[delay:] += gain * model_audio[:-delay]
-
-
-def silence(rng, longest=LONG_SILENCE[1]):
-    """Frames of a random pause, at most `longest`."""
-    if longest > LONG_SILENCE[1] and rng.random() < VERY_LONG_SILENCE_PROBABILITY:
-        return rng.randint(LONG_SILENCE[1], longest)
-    if rng.random() < LONG_SILENCE_PROBABILITY:
-        return rng.randint(*LONG_SILENCE)
-    return 1 + min(round(rng.expovariate(1 / SILENCE_MEAN)), LONG_SILENCE[0])
-
-
-# --- encoding ---
 
 class Encoder:
-    """Turns samples into grids with one codec, one tokenizer and one set of special ids, all from a model folder.
-    noises, backchannels: recordings to draw from; leakage: whether what is said may be heard; rooms: whether what is heard may
-    get a room, a microphone, a telephone, pauses and louder noise; reaction: seconds in which an interruption silences the model;
-    hearing: a folder with another codec for what is heard, of the same codebooks; longest_silence: frames between two turns;
-    longest_sample: frames, above which the last turns of a sample are left out."""
+    """Sounds -> codes and words -> ids, with codec, tokenizer and special ids of a model folder.
 
-    def __init__(self, folder, device="cpu", noises=(), backchannels=(), leakage=False, rooms=False,
-                 reaction=stream.REACTION_DELAY, hearing=None, longest_silence=LONG_SILENCE[1], longest_sample=None):
-        from tokenizers import Tokenizer
-        self.ids, self.codec, self.device = stream.Ids.read(folder), mimi.load(folder, device), device
-        self.noises, self.backchannels, self.leakage, self.rooms, self.reaction = noises, backchannels, leakage, rooms, reaction
-        self.hearing = mimi.load(hearing, device) if hearing else self.codec
-        self.longest_silence = longest_silence
-        self.longest_sample = longest_sample
-        if hearing and not torch.equal(*(torch.cat([part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)])
-                                         for codec in (self.codec, self.hearing))):
-            raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must be written in the same codes")
-        try:
-            self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        except Exception as error:  # the library raises no narrower class
-            raise DataError(f"{folder}/tokenizer.json cannot be read: {error}") from None
-        last, size = max(self.tokenizer.get_vocab().values()), json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
-        if last >= size:
-            raise DataError(f"{folder}/tokenizer.json is another model's: its ids go up to {last}, config.json's to {size - 1}")
-        self.silence = self.encode([np.zeros(50 * FRAME, np.float32)])[0][-1]  # [K]: what quiet codes settle at
-        self.said = lru_cache(maxsize=20_000)(self.said)
-        self.said_audio = lru_cache(maxsize=2_000)(self.said_audio)
+    hearing: a folder with another codec for what is heard, of the same codebooks. Raises DataError
+    for a folder that does not fit itself, or `hearing` that does not fit it."""
+
+    def __init__(self, folder, device="cpu", hearing=None):
+        self.device = device
+        self.ids = stream.Ids.read(folder)
+        self.tokenizer = read_tokenizer(folder)
+        self.codec = mimi.load(folder, device)
+        self.hearing = self.codec
+        if hearing:
+            self.hearing = mimi.load(hearing, device)
+            if not torch.equal(codebooks(self.codec), codebooks(self.hearing)):
+                raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must "
+                                "be written in the same codes")
+        quiet = np.zeros(50 * FRAME, np.float32)
+        self.silence = self.encode([quiet])[0][-1]  # [K]: the codes that digital silence settles at
+        # One clip of the model is in many samples.
+        self.speak_codes = lru_cache(maxsize=20_000)(self.read_speak_codes)
+        self.model_audio = lru_cache(maxsize=2_000)(self.read_model_audio)
+
+    def words(self, text):
+        """A text -> a list of ids."""
+        return self.tokenizer.encode(text).ids
 
     def encode(self, waves, codec=None):
-        """A list of float32 [N] of whole frames -> a list of codes [T, K]. Causal: padding changes nothing before it."""
-        codec, order, codes = codec or self.codec, sorted(range(len(waves)), key=lambda i: len(waves[i])), {}
-        for chunk in (order[i:i + ENCODED_AT_ONCE] for i in range(0, len(order), ENCODED_AT_ONCE)):
-            batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in chunk], batch_first=True)[:, None]  # [B, 1, N]
-            for i, row in zip(chunk, codec.encode(batch.to(self.device)).transpose(1, 2).cpu()):
+        """A list of B waveforms [N] of whole frames -> a list of B codes [T, K].
+
+        Waveforms of about one length are encoded together. The codec is causal, so the padding
+        behind a waveform changes none of its codes."""
+        codec = codec or self.codec
+        order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
+        codes = [None] * len(waves)
+        for start in range(0, len(order), ENCODED_AT_ONCE):
+            chunk = order[start:start + ENCODED_AT_ONCE]
+            tensors = [torch.from_numpy(waves[i]) for i in chunk]
+            batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)[:, None]  # [B, 1, N]
+            encoded = codec.encode(batch.to(self.device)).transpose(1, 2).cpu()          # [B, T, K]
+            for i, row in zip(chunk, encoded):
                 codes[i] = row[:len(waves[i]) // FRAME]
-        return [codes[i] for i in range(len(waves))]
+        return codes
 
-    def said(self, file):
-        """Codes [T, K] of a clip that the model speaks, as they follow silence: a sound file, each encoded once, or the codes
-        themselves in a .npy file [T, K], as tiny/replay.py writes them. Raises ValueError."""
-        if Path(file).suffix == ".npy":
-            return stream.read_codes(file, self.codec.config.codebook_size)
-        audio, before = sound_file.read_audio(file).numpy(), 4
-        padded = np.pad(audio, (before * FRAME, -len(audio) % FRAME + RINGING * FRAME))  # to whole frames
-        return self.encode([padded])[0][before:]
+    def read_speak_codes(self, path):
+        """Codes [T, K] of a clip that the model speaks, as they follow silence. `path` is a
+        recording, or a .npy file of codes [T, K], as tiny/replay.py writes them. Raises
+        ValueError."""
+        if Path(path).suffix == ".npy":
+            return stream.read_codes(path, self.codec.config.codebook_size)
+        audio = sound_file.read_audio(path).numpy()
+        to_whole_frames = -len(audio) % FRAME
+        padded = np.pad(audio, (SILENCE_BEFORE * FRAME, to_whole_frames + RINGING * FRAME))
+        return self.encode([padded])[0][SILENCE_BEFORE:]
 
-    def said_audio(self, file):
-        """float32 [N] of the same clip."""
-        if Path(file).suffix != ".npy":
-            return sound_file.read_audio(file).numpy()
-        codes = self.said(file).T[None].to(self.device)  # [1, K, T]
+    def read_model_audio(self, path):
+        """The same clip as a waveform [N]."""
+        if Path(path).suffix != ".npy":
+            return sound_file.read_audio(path).numpy()
+        codes = self.speak_codes(path).T[None].to(self.device)  # [1, K, T]
         return self.codec.decode(codes)[0, 0].cpu().numpy()
 
-    def write(self, format, shapes, silences):
-        """stream.write, without the last turns of a sample that would be longer than `longest_sample`. Of a single turn that is too
-        long even so, the longest silence is made shorter."""
-        script = stream.write(format, shapes, silences, self.ids)
-        if self.longest_sample is None:
-            return script
-        while len(script) > self.longest_sample and len(shapes) > 1:
-            shapes = shapes[:-1]
-            silences = [*silences[:len(shapes)], silences[-1]]
-            script = stream.write(format, shapes, silences, self.ids)
-        excess = len(script) - self.longest_sample
-        if excess > 0:
-            longest = max(silences)
-            silences[silences.index(longest)] = max(0, longest - excess)
-            script = stream.write(format, shapes, silences, self.ids)
-        return script
 
-    def plan(self, turns, format, rng, speeds=(1, 1)):
-        """One sample before encoding: (Script, listen waveform or None, spoken clips)."""
-        clips, spoken, shapes = [], [], []
+def codebooks(codec):
+    """All entries of a codec's codebooks, in one tensor."""
+    parts = [part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)]
+    return torch.cat(parts)
 
-        def hear(file):
-            """(waveform, frames until it is said; a room's echo goes on in the silence after it)"""
-            clip = sound_file.read_audio(file).numpy()
-            if tuple(speeds) != (1, 1):  # pitch and all: one recorded speaker becomes several
-                clip = soxr.resample(clip, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*speeds))
-            if self.rooms and rng.random() < PAUSE_PROBABILITY:
-                clip, _ = hesitate(clip, rng.uniform(*PAUSE), rng)
-            late = rng.randrange(FRAME)  # people do not begin on a frame
-            frames = -(-(late + len(clip)) // FRAME)
-            if self.rooms and rng.random() < MICROPHONE_PROBABILITY:
-                clip = microphone(clip, rng)
-            if self.rooms and rng.random() < ROOM_PROBABILITY:
-                clip = room(clip, rng)
-            if self.rooms and rng.random() < TELEPHONE_PROBABILITY:
-                clip = telephone(clip, rng)
-            return np.pad(random_gain(clip, rng), (late, 0)), frames
-        for turn in turns:
-            shapes.append(shape := Turn(reaction=self.reaction))
-            if "heard" in turn:
-                clip, frames = hear(turn["heard"])
-                clips.append(clip)
-                patience = turn.get("patience")
-                shape.heard = frames + (CLOSING_SILENCE if patience is None else round(patience * stream.FRAME_RATE))
-                shape.onset = int(np.argmax(np.abs(clip) > 0.1 * np.abs(clip).max())) // FRAME
-            if "spoken" in turn:
-                spoken.append(self.said(turn["spoken"]))
-                shape.spoken = len(spoken[-1])
-            shape.transcript, shape.response = (self.tokenizer.encode(turn.get(key, "")).ids for key in ("transcript", "response"))
-            shape.words = [(int(start * stream.FRAME_RATE), self.tokenizer.encode(" " * (i > 0) + word).ids)
-                           for i, (word, start, _) in enumerate(turn.get("words", ()))]
-        if format == "response-tts-free":
-            murmurs, lengths = zip(*(hear(rng.choice(self.backchannels)) if self.backchannels and rng.random() < BACKCHANNEL_PROBABILITY
-                                     else ("", 0) for _ in turns))
-            stream.draw_interruptions(shapes, lengths, rng)
-            clips = [clip for shape, *both in zip(shapes, clips, murmurs) for clip in both[:2 if shape.murmur else 1]]
-        silences = [silence(rng, self.longest_silence) for _ in range(len(turns) + 1)]
-        script = self.write(format, shapes, silences)
-        turns = turns[:len(script.says)]
-        clips = clips[:len(script.hears)]
-        spoken = [codes[:stop - start] for codes, (start, stop) in zip(spoken, script.says)]  # an interruption cuts them
-        if format not in stream.LISTENS:
-            return script, None, spoken
 
-        def lay(wave, spans, clips):
-            for (start, stop), clip in zip(spans, clips, strict=True):
-                part = wave[start * FRAME:stop * FRAME]
-                part[:len(clip)] += clip[:len(part)]
-        wave = noise(len(script) * FRAME, rng, self.noises, ROOM_NOISE_LOUDNESS if self.rooms else NOISE_LOUDNESS)
-        lay(wave, script.hears, clips)
-        leakage = draw_leak(rng) if self.leakage else None
-        if leakage:
-            model_audio = np.zeros_like(wave)
-            lay(model_audio, script.says, [self.said_audio(turn["spoken"]) for turn in turns if "spoken" in turn])
-            leak(wave, model_audio, *leakage)
-        return script, wave.clip(-1, 1), spoken
+def read_tokenizer(folder):
+    """The tokenizer of a model folder. Raises DataError for one that its model has not enough ids
+    for."""
+    from tokenizers import Tokenizer
+    path = Path(folder) / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise DataError(f"{path} cannot be read: {error}") from None
+    largest = max(tokenizer.get_vocab().values())
+    size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
+    if largest >= size:
+        raise DataError(f"{path} is another model's: its ids go up to {largest}, "
+                        f"config.json's to {size - 1}")
+    return tokenizer
 
-    def grids(self, samples, format, rngs, speeds=(1, 1)):
-        """Samples (lists of turns) -> (a list of stream.Grid, a sentence for each sample left out, whose audio is broken)"""
-        planned, problems = [], []
-        for turns, rng in zip(samples, rngs):
+
+# --- samples -> grids ---
+
+# Decision: the paper does not say how many responses a back-channel falls into. Where a response is
+# too short for the one that was drawn for it, it gets none.
+BACKCHANNEL_PROBABILITY = 0.8
+
+
+@dataclass
+class Clip:
+    """A recording of the user, as it will be heard from the start of its span on.
+
+    audio: [N], which begins within the first frame and ends with a room's echo; frames: until its
+    voice ends."""
+    audio: np.ndarray
+    frames: int
+
+    @property
+    def onset(self):
+        """Frames of quiet before its first sound."""
+        level = np.abs(self.audio)
+        return int(np.argmax(level > 0.1 * level.max())) // FRAME
+
+
+@dataclass
+class Exchange:
+    """A turn and what it sounds like; what its format lacks is None.
+
+    turn: its lengths and words, of which stream.py makes the script; user_clip: the question;
+    speak_codes [T, K]: the answer; model_path: its recording; backchannel: a clip of the user that
+    may fall into the answer."""
+    turn: Turn
+    user_clip: Clip | None = None
+    speak_codes: torch.Tensor | None = None
+    model_path: Path | None = None
+    backchannel: Clip | None = None
+
+
+@dataclass
+class Plan:
+    """A sample before what is heard of it is encoded.
+
+    speak_codes: [T, K] of each span of script.says; user_audio: [T * FRAME], None where nothing is
+    heard."""
+    script: stream.Script
+    speak_codes: list
+    user_audio: np.ndarray | None
+
+
+class GridMaker:
+    """Makes grids of samples: one encoder, one set of settings."""
+
+    def __init__(self, encoder, settings):
+        self.encoder = encoder
+        self.settings = settings
+        self.noises = recordings(settings.noise)
+        self.backchannels = recordings(settings.backchannels)
+
+    def grids(self, samples, rngs):
+        """Samples (lists of turns of the manifest), each with its random numbers -> (a list of
+        stream.Grid, a sentence for each sample that is left out because a recording of it is
+        broken)."""
+        plans = []
+        problems = []
+        for sample, rng in zip(samples, rngs):
             try:
-                planned.append(self.plan(turns, format, rng, speeds))
+                plans.append(self.plan(sample, rng))
             except ValueError as error:
                 problems.append(str(error))
-        heard = iter(self.encode([wave for _, wave, _ in planned if wave is not None], self.hearing))
-        return [script.grid(stream.place(script.says, spoken, self.silence, len(script)) if format in stream.SPEAKS else None,
-                            None if wave is None else next(heard)) for script, wave, spoken in planned], problems
+        listens = [None] * len(plans)
+        if self.settings.format in stream.LISTENS:
+            waves = [plan.user_audio for plan in plans]
+            listens = self.encoder.encode(waves, self.encoder.hearing)
+        grids = []
+        for plan, listen in zip(plans, listens):
+            speak = None
+            if self.settings.format in stream.SPEAKS:
+                script = plan.script
+                silence = self.encoder.silence
+                speak = stream.place(script.says, plan.speak_codes, silence, len(script))
+            grids.append(plan.script.grid(speak, listen))
+        return grids, problems
+
+    def plan(self, sample, rng):
+        """One sample, a list of turns of the manifest -> Plan. Raises ValueError for a broken
+        recording."""
+        exchanges = [self.read_turn(entry, rng) for entry in sample]
+        if self.settings.format == "response-tts-free":
+            self.free_user(exchanges, rng)
+        script, exchanges = self.write_script(exchanges, rng)
+        speak_codes = []
+        for exchange, (start, stop) in zip(exchanges, script.says):
+            speak_codes.append(exchange.speak_codes[:stop - start])  # an interruption cuts it
+        user_audio = None
+        if self.settings.format in stream.LISTENS:
+            user_audio = self.lay_user_audio(script, exchanges, rng)
+        return Plan(script, speak_codes, user_audio)
+
+    def read_turn(self, entry, rng):
+        """A turn of the manifest, a dict of workshop/manifests.py -> Exchange."""
+        words = self.encoder.words
+        exchange = Exchange(Turn(reaction=self.settings.reaction))
+        turn = exchange.turn
+        turn.transcript = words(entry.get("transcript", ""))
+        turn.response = words(entry.get("response", ""))
+        turn.words = self.timed_words(entry.get("words", ()))
+        if "heard" in entry:
+            exchange.user_clip = self.read_user_clip(entry["heard"], rng)
+            closing = CLOSING_SILENCE
+            if entry.get("patience") is not None:
+                closing = round(entry["patience"] * stream.FRAME_RATE)
+            turn.heard = exchange.user_clip.frames + closing
+            turn.onset = exchange.user_clip.onset
+        if "spoken" in entry:
+            exchange.model_path = entry["spoken"]
+            exchange.speak_codes = self.encoder.speak_codes(entry["spoken"])
+            turn.spoken = len(exchange.speak_codes)
+        return exchange
+
+    def timed_words(self, words):
+        """[(word, start, end)] in seconds -> [(frame in which it begins, its ids)]."""
+        timed = []
+        for word, start, _ in words:
+            space = " " if timed else ""
+            timed.append((int(start * stream.FRAME_RATE), self.encoder.words(space + word)))
+        return timed
+
+    def read_user_clip(self, path, rng):
+        """A recording of the user -> Clip, at a random speed, place within a frame, and level."""
+        settings = self.settings
+        audio = sound_file.read_audio(path).numpy()
+        if settings.speeds != (1, 1):
+            # The pitch changes with the speed: one recorded speaker becomes several.
+            speed = rng.uniform(*settings.speeds)
+            audio = soxr.resample(audio, SAMPLE_RATE, SAMPLE_RATE / speed)
+        if settings.rooms and rng.random() < PAUSE_PROBABILITY:
+            audio, _ = hesitate(audio, rng.uniform(*PAUSE), rng)
+        late = rng.randrange(FRAME)  # samples; people do not begin on a frame
+        frames = math.ceil((late + len(audio)) / FRAME)
+        if settings.rooms:
+            audio = from_afar(audio, rng)
+        audio = random_gain(audio, rng)
+        return Clip(np.pad(audio, (late, 0)), frames)
+
+    def free_user(self, exchanges, rng):
+        """Section 3.2.2, free user input: some questions interrupt the answer before them, and some
+        answers are heard with a back-channel. Changes the exchanges."""
+        lengths = []
+        for exchange in exchanges:
+            if self.backchannels and rng.random() < BACKCHANNEL_PROBABILITY:
+                exchange.backchannel = self.read_user_clip(rng.choice(self.backchannels), rng)
+                lengths.append(exchange.backchannel.frames)
+            else:
+                lengths.append(0)
+        stream.draw_interruptions([exchange.turn for exchange in exchanges], lengths, rng)
+
+    def write_script(self, exchanges, rng):
+        """Exchanges, with random silences around them -> (stream.Script, the exchanges that are in
+        it).
+
+        The last exchanges of a sample that is longer than `longest_sample` are left out. Where the
+        first alone is too long, its longest silence is made shorter."""
+        longest = self.settings.longest_sample
+        silences = [random_silence(self.settings, rng) for _ in range(len(exchanges) + 1)]
+        script = self._script(exchanges, silences)
+        if longest is None:
+            return script, exchanges
+        while len(script) > longest and len(exchanges) > 1:
+            exchanges = exchanges[:-1]
+            silences = silences[:len(exchanges)] + silences[-1:]
+            script = self._script(exchanges, silences)
+        excess = len(script) - longest
+        if excess > 0:
+            i = silences.index(max(silences))
+            silences[i] = max(0, silences[i] - excess)
+            script = self._script(exchanges, silences)
+        return script, exchanges
+
+    def _script(self, exchanges, silences):
+        turns = [exchange.turn for exchange in exchanges]
+        return stream.write(self.settings.format, turns, silences, self.encoder.ids)
+
+    def lay_user_audio(self, script, exchanges, rng):
+        """What the user's microphone hears in a sample -> user_audio [T * FRAME].
+
+        It is noise, the clips in their spans, and perhaps what the model says."""
+        levels = ROOM_NOISE_LOUDNESS if self.settings.rooms else NOISE_LOUDNESS
+        user_audio = noise(len(script) * FRAME, rng, self.noises, levels)
+        clips = []
+        for exchange in exchanges:
+            clips.append(exchange.user_clip.audio)
+            if exchange.turn.murmur:
+                clips.append(exchange.backchannel.audio)
+        lay(user_audio, script.hears, clips)
+        leakage = draw_leak(rng) if self.settings.leaks else None
+        if leakage and script.says:
+            model_audio = np.zeros_like(user_audio)
+            answers = [self.encoder.model_audio(exchange.model_path) for exchange in exchanges]
+            lay(model_audio, script.says, answers)
+            leak(user_audio, model_audio, *leakage)
+        return user_audio.clip(-1, 1)
 
 
-_encoder = lru_cache(maxsize=1)(Encoder)  # one a process
+def lay(audio, spans, clips):
+    """Add clips [N] to audio [T * FRAME], each from the first sample of its span of frames to the
+    last that the span has room for. Changes `audio`."""
+    for (start, stop), clip in zip(spans, clips, strict=True):
+        first = start * FRAME
+        last = min(first + len(clip), stop * FRAME, len(audio))
+        audio[first:last] += clip[:last - first]
 
 
-def _encode_shard(job, format, seed, speeds, setup):
-    """A shard that is not there yet, (file, number of its first sample, samples) -> (samples done, hours of audio, problems)"""
-    file, first, samples = job
-    if parent_process():  # one of several, which have a core each
-        torch.set_num_threads(1)
-    rngs = [random.Random(f"{seed} {format} {first + i}") for i in range(len(samples))]
-    grids, problems = _encoder(*setup).grids(samples, format, rngs, speeds)
-    if grids:
-        stream.save(grids, file)
-    return len(samples), sum(map(len, grids)) / stream.FRAME_RATE / 3600, problems
+# --- grids -> shards ---
+
+SAMPLES_PER_SHARD = 64
+# Counts the versions of this file that drew other random numbers for the same settings: a folder of
+# grids that another version began is read, but not continued.
+VERSION = 2
 
 
-def recordings(folders):
-    """The sound files below some folders."""
-    found = [str(file) for folder in folders for file in Path(folder).rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES]
-    if folders and not found:
-        raise DataError(f"{', '.join(map(str, folders))} holds no {', '.join(AUDIO_SUFFIXES)}")
-    return tuple(sorted(found))
+@dataclass(frozen=True)
+class Job:
+    """A shard to be made: its file, the number of its first sample among all, and its samples."""
+    path: Path
+    first: int
+    samples: list
 
 
-def encode(manifest, out, format, model, fewest=1, most=1, draws=1, seed=0, device="cpu", speeds=(1, 1), noises=(),
-           backchannels=(), leakage=False, rooms=False, reaction=stream.REACTION_DELAY, hearing=None,
-           longest_silence=LONG_SILENCE[1] / stream.FRAME_RATE, longest_sample=None, workers=1, part="1/1"):
-    """Encode a manifest into shards under `out`; shards that stand there already are kept. noises, backchannels: folders of
-    recordings; reaction, hearing: of Encoder; longest_silence: seconds between two turns; longest_sample: frames; part "i/n": every n-th shard from the i-th on. Returns how many samples there
-    are, and how many were left out now. Raises ValueError or OSError, one sentence, for input that cannot be used."""
-    first, step = map(int, part.split("/")) if re.fullmatch(r"\d+/\d+", part) else (0, 0)
-    if not 1 <= first <= step:
-        raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
-    if not 1 <= fewest <= most or draws < 1 or not 0.1 <= speeds[0] <= speeds[1] <= 10:
-        raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, --speeds SLOWEST and FASTEST from 0.1 to 10")
-    if not 0 <= reaction < 60:
-        raise DataError(f"--reaction must be 0 .. 60 seconds, not {reaction:g}")
-    if not LONG_SILENCE[1] / stream.FRAME_RATE <= longest_silence < 3600:
-        raise DataError(f"--longest-silence must be {LONG_SILENCE[1] / stream.FRAME_RATE:g} seconds or more, not {longest_silence:g}")
+def encode(manifest, out, model, settings, device="cpu", workers=1, part="1/1"):
+    """Encode a manifest into shards under `out`, with codec and tokenizer of the folder `model`.
+
+    Shards that are there stay. part "I/N": every N-th shard, from the I-th on. Returns how many
+    samples there are, and how many were left out now. Raises ValueError or OSError, one
+    sentence."""
+    number, parts = encoding.parse_part(part)
     mimi.check_device(device)
-    out, samples = Path(out), join(read_manifest(manifest, format), fewest, most, draws, seed)
-    heard = recordings(noises), recordings(backchannels), leakage or format == "response-tts-free"
-    files = [Path(manifest), Path(model) / "tokenizer.json", *(Path(codec) / "mimi.safetensors" for codec in (model, hearing) if codec)]
-    files = [file for file in files if file.exists()]
-    made_from = hashlib.sha1(b"".join([*(file.read_bytes() for file in files), repr(heard).encode()])).hexdigest()
-    settings = dict(format=format, join=[fewest, most], draws=draws, seed=seed, speeds=list(speeds), rooms=rooms, reaction=reaction,
-                    longest_silence=longest_silence, longest_sample=longest_sample, made_from=made_from)
-    out.mkdir(parents=True, exist_ok=True)
-    about = out / "grids.json"
-    if about.exists() and json.loads(about.read_text()) != settings:
-        raise DataError(f"{out} holds grids of another manifest, model or setting: choose another folder, or remove it")
-    write_lines(about, [settings])
-    jobs = [(out / f"shard-{i // SAMPLES_PER_SHARD:05d}.safetensors", i, samples[i:i + SAMPLES_PER_SHARD])
-            for i in range(0, len(samples), SAMPLES_PER_SHARD)][first - 1::step]
-    todo, total, hours, left_out = [job for job in jobs if not job[0].exists()], sum(len(job[2]) for job in jobs), 0, 0
-    setup = str(model), device, *heard, rooms, reaction, hearing and str(hearing), round(longest_silence * stream.FRAME_RATE), longest_sample
-    work = partial(_encode_shard, format=format, seed=seed, speeds=speeds, setup=setup)
-    with tqdm(total=total, initial=total - sum(len(job[2]) for job in todo), desc=out.name, unit="sample") as bar:
-        for done, length, problems in in_parallel(work, todo, workers):
-            hours, left_out = hours + length, left_out + len(problems)
-            for problem in problems:
-                tqdm.write(f"SKIPPED: a sample, for {problem}", file=sys.stderr)
-            bar.set_postfix_str(f"{hours:.2f} h of audio, {hours / bar.format_dict['elapsed'] * 3600:.0f} an hour")
-            bar.update(done)
-    if any(job[0].exists() for job in jobs):
-        Grids([out])  # which writes the index
+    out = Path(out)
+    samples = join(read_manifest(manifest, settings.format), settings)
+    encoding.write_about(out, manifest, model, settings, VERSION)
+    jobs = []
+    for first in range(0, len(samples), SAMPLES_PER_SHARD):
+        path = out / f"shard-{first // SAMPLES_PER_SHARD:05d}.safetensors"
+        jobs.append(Job(path, first, samples[first:first + SAMPLES_PER_SHARD]))
+    jobs = jobs[number - 1::parts]
+    work = partial(encode_shard, model=model, device=device, settings=settings)
+    left_out = encoding.make_shards(work, jobs, workers, out.name)
+    total = sum(len(job.samples) for job in jobs)
+    if any(job.path.exists() for job in jobs):
+        read_index(out)  # which writes it
     elif jobs:
         raise DataError(f"nothing was encoded: all {total} samples were left out")
     return total - left_out, left_out
 
 
-# --- loading ---
-
-_shard = lru_cache(maxsize=64)(stream.Shard)  # one mapping each: far below a process's limit of open files
-
-
-class Grids:
-    """A training set on disk: the grids of some sources, "FOLDER" or "FOLDER:WEIGHT", of which grids[i] reads one. lengths:
-    frames of each; formats: the format of each ("unknown" where its folder does not say). Raises DataError.
-
-    A folder's index.json has bytes and lengths of its shards, so that each is opened once and not at every start."""
-
-    def __init__(self, sources):
-        self.lengths, self.formats, self._places, self._weighted = [], [], [], []
-        for source in sources:
-            folder, weight = re.fullmatch(r"(.*?)(?::(\d+\.?\d*|\.\d+))?", str(source)).groups()
-            folder, weight, first, found = Path(folder), float(weight or 1), len(self), {}
-            known, about = (json.loads(file.read_text()) if file.exists() else {}
-                            for file in (folder / "index.json", folder / "grids.json"))
-            for shard in sorted(folder.glob("shard-*.safetensors")):
-                size, lengths = known.get(shard.name, (0, None))
-                try:
-                    if size != shard.stat().st_size:
-                        size, lengths = shard.stat().st_size, stream.Shard(shard).lengths
-                except stream.GridError as error:
-                    tqdm.write(f"SKIPPED: {error}; remove it, and data.py encode makes it again", file=sys.stderr)
-                    continue
-                found[shard.name] = [size, lengths]
-                self._places += [(shard, i) for i in range(len(lengths))]
-                self.lengths += lengths
-            if found != known and os.access(folder, os.W_OK):
-                write_lines(folder / "index.json", [found])
-            if not found or not weight:
-                raise DataError(f"{source} holds no grids, or weighs nothing: make them with `python data.py encode MANIFEST {folder}`")
-            self.formats += [about.get("format", "unknown")] * (len(self) - first)
-            self._weighted.append((range(first, len(self)), weight))
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __getitem__(self, i):
-        file, number = self._places[i]
-        return _shard(file)[number]
-
-    def place(self, i):
-        """Where grid i stands, for messages."""
-        file, number = self._places[i]
-        return f"{file}, grid {number}"
-
-    def epoch(self, rng):
-        """Indices of one epoch in random order. Weight 2.5: each of the source twice, and a random half once more
-        (Post-training-2 of section 3.1 has 0.5 and 5)."""
-        chosen = []
-        for indices, weight in self._weighted:
-            chosen += list(indices) * int(weight) + rng.sample(indices, round(weight % 1 * len(indices)))
-        return rng.sample(chosen, len(chosen))
+@lru_cache(maxsize=1)
+def grid_maker(model, device, settings):
+    """The one GridMaker of a process."""
+    return GridMaker(Encoder(model, device, settings.hearing), settings)
 
 
-def check_grids(folder):
-    """Compare every shard of a folder of grids with its digest -> a table of how many are whole, have no digest (made by an
-    older version), or are damaged. Raises DataError where one is damaged, or where there are none."""
-    counts = Counter()
-    damaged = []
-    shards = sorted(Path(folder).glob("shard-*.safetensors"))
-    for file in tqdm(shards, desc=Path(folder).name, unit="shard"):
-        try:
-            counts["whole" if stream.Shard(file).verify() else "without a digest"] += 1
-        except stream.GridError as error:
-            damaged.append(str(error))
-    if not shards:
-        raise DataError(f"{folder} holds no grids (shard-*.safetensors)")
-    if damaged:
-        raise DataError("\n".join([*damaged, f"{len(damaged)} of {len(shards)} shards are damaged: remove them, and "
-                                   "data.py encode makes them again"]))
-    return "\n".join(f"{count:>9} {kind}" for kind, count in counts.items())
+def encode_shard(job, model, device, settings):
+    """Make one shard -> (its samples, its hours of audio, a sentence for each sample left out)."""
+    if parent_process():  # one of several processes, which have a core each
+        torch.set_num_threads(1)
+    rngs = []
+    for i in range(len(job.samples)):
+        rngs.append(random.Random(f"{settings.seed} {settings.format} {job.first + i}"))
+    grids, problems = grid_maker(model, device, settings).grids(job.samples, rngs)
+    if grids:
+        stream.save(grids, job.path)
+    hours = sum(len(grid) for grid in grids) / stream.FRAME_RATE / 3600
+    return len(job.samples), hours, problems
 
+
+# --- command line ---
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="From recordings to token grids.", epilog="More: python data.py COMMAND --help")
+    parser = argparse.ArgumentParser(description="From recordings to token grids.",
+                                     epilog="More: python data.py COMMAND --help")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, about, epilog=None, **positional):
-        made = commands.add_parser(name, help=about, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
-        for key, text in positional.items():
-            made.add_argument(key, help=text)
-        if name != "import":
-            made.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-        return made
-    command("import", "Write the manifest of a data set.", layout=", ".join(LAYOUTS) + " (JSONL or CSV with columns audio and text)",
-            source="the data set's folder, or the file of moshi-finetune and table", out="manifest to write").set_defaults(
-        run=lambda a: "%d lines, %d things left out" % bring_in(a.layout, a.source, a.out))
-    made = command("synth", "Turn written dialogs into speech. A stopped run goes on.", "voices, as command lines (one without {text} reads "
-                   "it from standard input):\n  'espeak-ng -v en-us -w {out} -- {text}'\n  'piper -m en_US-joe-medium.onnx -f {out}'",
-                   texts='JSONL of {"turns": [{"transcript", "response"}]}', out="folder for audio/ and dialogs.jsonl")
-    made.add_argument("--model-voice", required=True, metavar="COMMAND", help="the one voice of the model")
-    made.add_argument("--user-voice", action="append", required=True, metavar="COMMAND", help="of several, two are drawn for each dialog")
-    made.set_defaults(run=lambda a: "%d dialogs, %d clips failed" % synthesise(a.texts, a.out, a.model_voice, a.user_voice, a.workers))
-    made = command("check", "Say what is wrong with a data set, or with encoded grids.", manifest="JSONL; see the top of workshop/manifests.py; or "
-                   "a folder of grids")
-    made.add_argument("--longest", type=float, default=60, metavar="SECONDS", help="longer recordings are reported (default: %(default)s)")
-    made.add_argument("--format", choices=stream.FORMATS, help="that the lines shall be used for (default: the one of their kind that needs least)")
-    made.set_defaults(run=lambda a: check_grids(a.manifest) if Path(a.manifest).is_dir() else "\n".join(f"{n:>9} {problem}" for problem, n in check(a.manifest, a.longest, a.workers, a.format).most_common()))
-    made = command("encode", "Encode a manifest into token grids. A stopped run goes on.", "Then: python stream.py --grid OUT/shard-00000.safetensors",
-                   manifest="JSONL; see the top of workshop/manifests.py", out="folder for the shards")
-    made.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
-    made.add_argument("--part", default="1/1", metavar="I/N", help="every N-th shard only, from the I-th on: one job of N")
-    add = made.add_argument_group("samples").add_argument
-    add("--format", choices=stream.FORMATS, required=True, help=f"{', '.join(sorted(stream.PAIRS))} take pairs, the others dialogs")
-    add("--model", default=Path(__file__).parent / "tiny" / "model", help="folder with config.json, tokenizer.json, codec (default: the shipped model)")
-    add("--join", type=int, nargs=2, default=(1, 1), metavar=("FEWEST", "MOST"), help="manifest lines to a sample (default: %(default)s)")
-    add("--draws", type=int, default=1, help="encodings of each line, with fresh silence, level and noise, each costing the disk and "
-        "the time of one; train one epoch on as many as you want epochs (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
-    add = made.add_argument_group("what is heard").add_argument
-    add("--noise", nargs="+", default=(), metavar="FOLDER", help="recordings of noise, and of others' speech (default: synthetic noise)")
-    add("--backchannels", nargs="+", default=(), metavar="FOLDER", help="recordings of uh-huh and the like, for response-tts-free: of the "
-        "manifest's own users, since a stranger's voice gives a murmur away")
-    add("--leakage", action="store_true", help="what is said may be heard, as always in response-tts-free")
-    add("--rooms", action="store_true", help="some of what is heard gets a room's echo, a microphone, a pause inside, or louder noise")
-    add("--hearing", metavar="FOLDER", help="another codec for it, whose encoder was trained further (default: the one of --model)")
-    add("--reaction", type=float, default=stream.REACTION_DELAY, metavar="SECONDS", help="from an interruption's first sound to the model's "
-        "silence; in a longer one it hears more of a back-channel first (default: %(default)s)")
-    add("--longest-silence", type=float, default=LONG_SILENCE[1] / stream.FRAME_RATE, metavar="SECONDS", help="silences between "
-        "turns are at most so long (default: %(default)s)")
-    add("--longest-sample", type=int, metavar="FRAMES", help="leave out the last turns of a sample that would be longer: one frame less than "
-        "the rows of training")
-    add("--speeds", type=float, nargs=2, default=(1, 1), metavar=("SLOWEST", "FASTEST"), help="play what is heard at a random speed (default: %(default)s)")
-    made.set_defaults(run=lambda a: "%d samples, %d left out" % encode(
-        a.manifest, a.out, a.format, a.model, *a.join, a.draws, a.seed, a.device, a.speeds, a.noise, a.backchannels, a.leakage, a.rooms,
-        a.reaction, a.hearing, a.longest_silence, a.longest_sample, a.workers, a.part))
+    importers.add_command(commands)
+    synthesis.add_command(commands)
+    check.add_command(commands)
+    encoding.add_command(commands, Settings, encode)
     args = parser.parse_args(arguments)
     try:
         print(args.run(args))

@@ -24,7 +24,7 @@ import flm
 import stream
 import train
 from stream import K, Ids, Loss, Turn
-from workshop import model_files
+from workshop import model_files, training_set
 
 SMALL = flm.Config(**{**vars(flm.PRESETS["tiny"]), "vocab_size": 32, "aud_vocab_size": 17, "pad_token": 16, "empty_token": 16,
                       "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "depth_layers": 1, "depth_dim": 32, "head_dim": None})
@@ -377,14 +377,14 @@ def test_a_flipped_byte_is_told_by_file_and_grid(run, capsys):
         tensors = load_file(shard)
         tensors[name].view(-1)[0] = value
         save_file(tensors, shard, metadata={"digest": "of other bytes"})
-        data._shard.cache_clear()  # a run is a process of its own
+        training_set.open_shard.cache_clear()  # a run is a process of its own
         with pytest.raises(SystemExit) as end:
             train.main(["run", run.grids[0], "--init", run.init, "--out", run.out, "--length", "64"])
         assert "shard-00000.safetensors, grid 0" in end.value.code and "\n" not in end.value.code
         with pytest.raises(SystemExit, match="its payload is not what was written"):
             data.main(["check", run.grids[0]])
         shard.write_bytes(whole)
-    data._shard.cache_clear()
+    training_set.open_shard.cache_clear()
     data.main(["check", run.grids[0]])
     assert "1 whole" in capsys.readouterr().out
     save_file(load_file(shard), shard)  # as older versions wrote it

@@ -18,6 +18,7 @@ import eval as evaluate
 import flm
 import stream
 from workshop import model_files, sound_file
+from workshop.manifests import write_lines
 
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
 
@@ -33,8 +34,9 @@ class Judge:
     def __init__(self, model, work):
         self.model, self.work, self.ids, self.sampling = model_files.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        dialogs, grids = data.read_manifest(work / "test.jsonl", "asr-response-tts"), self.grids("test-response-tts")
-        self.turns = [turn for turn, in data.join(dialogs, 1, 1, 1, 0)]  # in the order in which data.encode draws them
+        dialogs = data.read_manifest(work / "test.jsonl", "asr-response-tts")
+        grids = self.grids("test-response-tts")  # in the order of the manifest
+        self.turns = [turns[0] for turns in dialogs]
         self.heard, self.quiet = [grid.listen for grid in grids], grids[0].speak[1, 0]
         self.due = [int((grid.text[1:] != self.ids.wait).nonzero()[0]) + 1 for grid in grids]  # the frame in which an answer may begin
 
@@ -124,5 +126,5 @@ def measure(model, stage, work, file, aligned="", interrupted=False):
             found = judge.recognition() | {"loss": judge.loss(f"test-asr{aligned}")}
         else:
             found = judge.answers(interrupted) | ({"loss": judge.loss(f"test-response-tts{aligned}")} if stage == "fine-tuning-2" else {})
-        data.write_lines(file, [found])
+        write_lines(file, [found])
     return json.loads(file.read_text())

@@ -60,7 +60,7 @@ BACKCHANNEL_CLIPS = {"espeak": (5000, 1), "flite": (1200, 1), "festival": (300, 
 MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS, POLISHING_STEPS, HEARING_STEPS = 4500, 3000, 4200
 REACTION = 0.64         # seconds; two frames more than the paper's, so that more of a murmur is heard by then (LOG.md)
-# Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other settings of data.encode. A user of the
+# Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other fields of data.Settings. A user of the
 # second helping murmurs as the same engine: where only strangers murmur, their voice alone tells a murmur from a question (LOG.md).
 GRIDS = {
     "tts": ("joe.jsonl", "tts", 1, 4, 1, {}),
@@ -249,11 +249,12 @@ def grids(args):
     work = args.work
     for name, (manifest, format, fewest, most, draws, more) in GRIDS.items():
         if "backchannels" in more:
-            more = {**more, "backchannels": [work / more["backchannels"]]}
+            more = {**more, "backchannels": (work / more["backchannels"],)}
         if "hearing" in more:
             more = {**more, "hearing": work / more["hearing"]}
-        data.encode(work / manifest, work / "grids" / name, format, work / "start", fewest, most, draws, device=args.device,
-                    workers=os.cpu_count(), **more)
+        settings = data.Settings(format, join=(fewest, most), draws=draws, **more)
+        data.encode(work / manifest, work / "grids" / name, work / "start", settings,
+                    device=args.device, workers=os.cpu_count())
 
 
 def computes_bfloat16(device):

@@ -32,6 +32,7 @@ import make  # noqa: E402
 import stream  # noqa: E402
 import voices  # noqa: E402
 from workshop import sound_file  # noqa: E402
+from workshop.manifests import write_lines  # noqa: E402
 
 BEFORE = 3     # frames of silence before a question
 AFTER = 75     # frames in which it must have been answered
@@ -141,7 +142,7 @@ def write_manifest(out, jobs, paths):
         if job["kind"] in PATIENCE:
             turn["patience"] = PATIENCE[job["kind"]]
         lines.append({"turns": [turn], "kind": job["kind"], "voice": job["voice"]})
-    data.write_lines(out / "dialogs.jsonl", lines)
+    write_lines(out / "dialogs.jsonl", lines)
     return len(lines)
 
 

@@ -15,19 +15,23 @@ import numpy as np
 from tqdm import tqdm
 
 import stream
-from workshop.manifests import TEXTS, DataError, Problem, problems_of, read_rows, unknown_keys, write_lines
+from workshop.manifests import (TEXTS, DataError, Problem, problems_of, read_rows, unknown_keys,
+                                write_lines)
 from workshop.parallel import in_parallel
 from workshop.sound_file import loudness, read_audio
+from workshop.training_set import check_grids
 
 SAMPLE_RATE = 24_000     # Hz
-# Decision: what is clipped, silent, and no text of its recording. English and Chinese have about as many bytes a second.
+# Decision: what is clipped, silent, and no text of its recording. English and Chinese have about as
+# many bytes a second.
 CLIPPED = 0.001          # share of samples at full scale
 SILENT = -60             # dB
 BYTES_A_SECOND = (2, 40)  # least and most
 
 
 def length_of(path):
-    """Seconds of a recording, and its loudness and share of samples at full scale (None for codes). Raises ValueError."""
+    """Seconds of a recording, and its loudness and share of samples at full scale (None for codes).
+    Raises ValueError."""
     if Path(path).suffix == ".npy":
         return len(stream.read_codes(path)) / stream.FRAME_RATE, None, None
     audio = read_audio(path).numpy()
@@ -56,7 +60,8 @@ def recording_problems(name, path, text, longest):
 
 
 def examine(row, folder, longest, format=None):
-    """A line -> (list of Problem, a digest of its recordings and texts, by which duplicates are known)."""
+    """A line -> (list of Problem, a digest of its recordings and texts, by which duplicates are
+    known)."""
     problems = problems_of(row, folder, format)
     if problems:
         return problems, None
@@ -74,8 +79,8 @@ def examine(row, folder, longest, format=None):
 
 
 def of_one_kind(lines):
-    """(number, row) of a manifest -> the same, with a Problem for each row that is not of the kind of most: no format reads pairs
-    and dialogs together."""
+    """(number, row) of a manifest -> the same, with a Problem for each row that is not of the usual
+    kind: no format reads pairs and dialogs together."""
     kinds = Counter("turns" in row for _, row in lines if isinstance(row, dict))
     if len(kinds) < 2:
         return lines
@@ -90,8 +95,9 @@ def of_one_kind(lines):
 
 
 def check(manifest, longest, workers=1, format=None):
-    """Write what is wrong with a manifest beside it (.offenders.jsonl), and what is left of it (.clean.jsonl). Returns a Counter of
-    lines by problem, "none" among them. Raises DataError where no line is left."""
+    """Write what is wrong with a manifest beside it (.offenders.jsonl), and what is left of it
+    (.clean.jsonl). Returns a Counter of lines by problem, "none" among them. Raises DataError where
+    no line is left."""
     manifest = Path(manifest)
     lines = of_one_kind(list(read_rows(manifest)))
     look = partial(examine, folder=manifest.parent, longest=longest, format=format)
@@ -99,7 +105,8 @@ def check(manifest, longest, workers=1, format=None):
     first_line = {}  # digest -> the line that had it first
     counts, unread = Counter(), Counter()
     offenders, clean = [], []
-    for (problems, digest), (number, row) in zip(tqdm(results, total=len(lines), unit="line"), lines):
+    results = tqdm(results, total=len(lines), unit="line")
+    for (problems, digest), (number, row) in zip(results, lines):
         if not problems and first_line.setdefault(digest, number) != number:
             problems.append(Problem("duplicate", f"of line {first_line[digest]}"))
         unread.update(unknown_keys(row))
@@ -114,6 +121,29 @@ def check(manifest, longest, workers=1, format=None):
         keys = ", ".join(f"{key} ({count})" for key, count in unread.most_common())
         print(f"note: nobody reads these keys: {keys}", file=sys.stderr)
     if not clean:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common()) or "it is empty"
-        raise DataError(f"{manifest}: no line can be used ({kinds}); {manifest.with_suffix('.offenders.jsonl').name} says why")
+        kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+        reasons = manifest.with_suffix(".offenders.jsonl").name
+        raise DataError(f"{manifest}: no line can be used ({kinds or 'it is empty'}); "
+                        f"{reasons} says why")
     return counts
+
+
+def add_command(commands):
+    """The command `check` of data.py."""
+    about = "Say what is wrong with a data set, or with encoded grids."
+    parser = commands.add_parser("check", help=about, description=about)
+    parser.add_argument("manifest", help="JSONL; see the top of workshop/manifests.py; or a folder "
+                        "of grids")
+    parser.add_argument("--longest", type=float, default=60, metavar="SECONDS",
+                        help="longer recordings are reported (default: %(default)s)")
+    parser.add_argument("--format", choices=stream.FORMATS,
+                        help="that the lines shall be used for (default: the one of their kind "
+                        "that needs least)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+
+    def run(args):
+        if Path(args.manifest).is_dir():
+            return check_grids(args.manifest)
+        counts = check(args.manifest, args.longest, args.workers, args.format)
+        return "\n".join(f"{count:>9} {problem}" for problem, count in counts.most_common())
+    parser.set_defaults(run=run)

@@ -1,11 +1,11 @@
 """What people have -> manifests: the layouts of well-known data sets.
 
-What this is: `data.py import`. One function a layout, which gives the lines of a manifest
-one after the other. What cannot be used costs its own line alone: it is named, counted and left out. What
+What this is: `data.py import`. One function a layout, which gives the lines of a manifest one after
+the other. What cannot be used costs its own line alone: it is named, counted and left out. What
 this is not: a check of the sound (check.py). Serves data.py.
 
     python data.py import librispeech LibriSpeech/train-clean-100 pairs.jsonl
-    python data.py import table recordings.csv pairs.jsonl       # columns audio and text; , ; or tab between them
+    python data.py import table recordings.csv pairs.jsonl   # columns audio and text
 """
 import csv
 import hashlib
@@ -17,12 +17,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from workshop.manifests import DataError, Problem, is_number, not_utf8, open_text, problems_of, read_rows, text_lines, write_lines
+from workshop.manifests import (DataError, Problem, is_number, not_utf8, open_text, problems_of,
+                                read_rows, text_lines, write_lines)
 from workshop.sound_file import loudness
 
-UTTERANCE_GAP = 1.0    # seconds; Decision: in a recorded conversation, a longer pause of the model ends its turn
+# Decision: in a recorded conversation, a longer pause of the model ends its turn.
+UTTERANCE_GAP = 1.0    # seconds
 SHORTEST = 0.08        # seconds: a frame; a shorter clip says nothing
-SWAPPED = 10           # dB; Decision: the words of the model lie where its channel is so much quieter than the user's
+# Decision: the channels are taken for swapped where the model's words lie in spans in which its
+# channel is quieter than the user's by so much.
+SWAPPED = 10           # dB
 SEPARATORS = (",", ";", "\t")
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".m4a")
 
@@ -41,7 +45,8 @@ def librispeech(source, clips):
             if not text.strip():
                 yield Skipped(f"{file}, line {number}: no text")
                 continue
-            yield {"audio": file.parent / f"{name}.flac", "text": text.lower()}  # Decision: nobody writes in capitals
+            # Decision: nobody writes in capitals.
+            yield {"audio": file.parent / f"{name}.flac", "text": text.lower()}
 
 
 def ljspeech(source, clips):
@@ -55,7 +60,8 @@ def ljspeech(source, clips):
 
 
 def aishell_3(source, clips):
-    """content.txt: "NAME.wav character pinyin character pinyin ..." a line; wav/SPEAKER/NAME.wav."""
+    """content.txt: "NAME.wav character pinyin character pinyin ..." a line;
+    wav/SPEAKER/NAME.wav."""
     for file in sorted(source.rglob("content.txt")):
         for number, line in text_lines(file):
             words = line.split()
@@ -102,7 +108,8 @@ def jsonl_rows(file):
 # --- tables ---
 
 def sniff(file, columns):
-    """The separator of a table, by its first line: the one that gives the columns. Raises DataError that names those there are."""
+    """The separator of a table, by its first line: the one that gives the columns. Raises DataError
+    that names those there are."""
     with open_text(file) as text:
         header = text.readline().rstrip("\r\n")
     most = []
@@ -114,27 +121,31 @@ def sniff(file, columns):
         if len(names) > len(most):
             most = names
     there = ", ".join(most) or "none"
-    raise DataError(f"{file} needs the columns {' and '.join(columns)} in its first line, and has: {there}")
+    raise DataError(f"{file} needs the columns {' and '.join(columns)} in its first line, "
+                    f"and has: {there}")
 
 
 def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
-    """The rows of a table, as dicts of its columns; Skipped for a row that has too many cells, too few, or an empty one of
-    `columns`. Texts are as they stand there, but a line break within quotation marks is a space.
+    """The rows of a table, as dicts of its columns; Skipped for a row that has too many cells, too
+    few, or an empty one of `columns`. Texts are as they stand there, but a line break within
+    quotation marks is a space.
 
-    Raises DataError for a quotation mark that nothing closes: it would swallow the rows after it."""
+    Raises DataError for a quotation mark that nothing closes: it would swallow the rows after
+    it."""
     try:
         separator = separator or sniff(file, columns)
         with open_text(file) as text:
             reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
             names = [name.strip() for name in next(reader)]
             if not set(columns) <= set(names):
-                raise DataError(f"{file} needs the columns {' and '.join(columns)}, and has: {', '.join(names)}")
+                raise DataError(f"{file} needs the columns {' and '.join(columns)}, "
+                                f"and has: {', '.join(names)}")
             yield from checked_rows(file, reader, names, columns, separator)
     except UnicodeDecodeError as error:
         raise not_utf8(file, error) from None
     except csv.Error as error:
-        raise DataError(f"{file}, before line {reader.line_num + 1}: the quotation marks do not match ({error}): a mark within a "
-                        "quoted text is written twice") from None
+        raise DataError(f"{file}, before line {reader.line_num + 1}: the quotation marks do not "
+                        f"match ({error}): a mark within a quoted text is written twice") from None
 
 
 def checked_rows(file, reader, names, columns, separator):
@@ -147,11 +158,12 @@ def checked_rows(file, reader, names, columns, separator):
             continue
         for cell in cells:
             if swallows_rows(cell, names.index(columns[0]), separator):
-                raise DataError(f"{file}, line {first}: a quotation mark opens here and the rows after it are within it: "
-                                "remove it, or write it twice within a quoted text")
+                raise DataError(f"{file}, line {first}: a quotation mark opens here and the rows "
+                                "after it are within it: remove it, or write it twice within a "
+                                "quoted text")
         if len(cells) != len(names):
-            yield Skipped(f"{file}, line {first}: {len(cells)} cells in a table of {len(names)} columns; a text that holds "
-                          f"{separator!r} must be quoted")
+            yield Skipped(f"{file}, line {first}: {len(cells)} cells in a table of {len(names)} "
+                          f"columns; a text that holds {separator!r} must be quoted")
             continue
         row = dict(zip(names, cells))
         row = {column: without_line_breaks(row[column]) for column in columns}
@@ -162,7 +174,8 @@ def checked_rows(file, reader, names, columns, separator):
             continue
         yield row
     if broken:
-        tqdm.write(f"note: {file}: in {broken} quoted texts a line break became a space", file=sys.stderr)
+        tqdm.write(f"note: {file}: in {broken} quoted texts a line break became a space",
+                   file=sys.stderr)
 
 
 def without_line_breaks(cell):
@@ -171,11 +184,15 @@ def without_line_breaks(cell):
 
 
 def swallows_rows(cell, path_column, separator):
-    """Whether a quoted cell holds further rows: lines with the path of a recording where a row has it."""
+    """Whether a quoted cell holds further rows: lines with the path of a recording where a row has
+    it."""
     lines = cell.replace("\r\n", "\n").split("\n")
     for line in lines[1:]:
         cells = line.split(separator)
-        if len(cells) > path_column and cells[path_column].strip(' "').lower().endswith(SOUND_SUFFIXES):
+        if len(cells) <= path_column:
+            continue
+        name = cells[path_column].strip(' "').lower()
+        if name.endswith(SOUND_SUFFIXES):
             return True
     return False
 
@@ -184,9 +201,11 @@ def swallows_rows(cell, path_column, separator):
 
 def moshi_finetune(source, clips):
     """JSONL of {"path": stereo file, the model left}; beside each file a JSON of the model's words:
-    {"alignments": [[word, [start, end], "SPEAKER_MAIN"], ...]}. Gives dialogs whose clips are written to `clips`.
+    {"alignments": [[word, [start, end], "SPEAKER_MAIN"], ...]}. Gives dialogs whose clips are
+    written to `clips`.
 
-    Decision: a turn is what was heard since the model last spoke, and what it says; speech at the same time is lost."""
+    Decision: a turn is what was heard since the model last spoke, and what it says; speech at the
+    same time is lost."""
     clips.mkdir(parents=True, exist_ok=True)
     for number, row in read_rows(source):
         if isinstance(row, Problem) or not isinstance(row.get("path"), str):
@@ -200,8 +219,8 @@ def moshi_finetune(source, clips):
 
 
 def read_alignments(file):
-    """The model's words in a JSON of alignments -> [(word, start, end)], and how many were left out because they have no
-    times that make sense. Raises DataError."""
+    """The model's words in a JSON of alignments -> [(word, start, end)], and how many were left out
+    because they have no times that make sense. Raises DataError."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))["alignments"]
         entries = [(entry[0], entry[1]) for entry in entries if entry[2] == "SPEAKER_MAIN"]
@@ -218,8 +237,8 @@ def read_alignments(file):
 
 
 def cut_conversation(file, clips):
-    """One stereo recording -> a line of the manifest, and a Skipped for each part of it that is left out. Raises DataError for
-    a recording that cannot be used."""
+    """One stereo recording -> a line of the manifest, and a Skipped for each part that is left out.
+    Raises DataError for a recording that cannot be used."""
     import soundfile
     words, dropped = read_alignments(file.with_suffix(".json"))
     try:
@@ -227,12 +246,14 @@ def cut_conversation(file, clips):
     except (OSError, RuntimeError) as error:  # soundfile's own is a RuntimeError
         raise DataError(f"{file} cannot be read: {error}") from None
     if audio.shape[1] != 2:
-        raise DataError(f"{file} has {audio.shape[1]} channels, and a conversation has two: the model left, the user right")
+        raise DataError(f"{file} has {audio.shape[1]} channels, and a conversation has two: "
+                        "the model left, the user right")
     seconds = len(audio) / rate
     inside = [word for word in words if word[2] <= seconds + SHORTEST]
     dropped += len(words) - len(inside)
     if dropped:
-        yield Skipped(f"{file}: {dropped} words without times, or with times outside of the recording")
+        yield Skipped(f"{file}: {dropped} words without times, or with times outside of the "
+                      "recording")
     prefix = f"{file.stem}-{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:8]}"
     turns = []
     before = 0.0
@@ -240,12 +261,14 @@ def cut_conversation(file, clips):
         start = utterance[0][1]
         end = max(stop for _, _, stop in utterance)
         if start - before < SHORTEST or end - start < SHORTEST:
-            yield Skipped(f"{file}: what the model says at {start:g} s, with nothing heard before it or shorter than a frame")
+            yield Skipped(f"{file}: what the model says at {start:g} s, with nothing heard before "
+                          "it or shorter than a frame")
         else:
             turn = {"response": " ".join(word for word, *_ in utterance)}
-            for key, channel, begin, stop in (("heard", 1, before, start), ("spoken", 0, start, end)):
+            for key, channel, span in (("heard", 1, (before, start)), ("spoken", 0, (start, end))):
                 turn[key] = clips / f"{prefix}-{len(turns) + 1}-{key}.wav"
-                soundfile.write(turn[key], audio[int(begin * rate):int(stop * rate) + 1, channel], rate)
+                first, last = [int(second * rate) for second in span]
+                soundfile.write(turn[key], audio[first:last + 1, channel], rate)
             turns.append(turn)
         before = end
     if not turns:
@@ -286,9 +309,11 @@ LAYOUTS = {
 
 
 def bring_in(layout, source, out):
-    """Write the manifest `out` of a data set, line by line. Returns (lines written, reasons why something was left out, counted).
+    """Write the manifest `out` of a data set, line by line. Returns (lines written, reasons why
+    something was left out, counted).
 
-    Raises DataError, one sentence, where nothing is left or nothing is there; what stood at `out` is then kept."""
+    Raises DataError, one sentence, where nothing is left or nothing is there; what stood at `out`
+    is then kept."""
     if layout not in LAYOUTS:
         raise DataError(f"there is no layout {layout}, only {', '.join(LAYOUTS)}")
     source, out = Path(source).resolve(), Path(out)
@@ -304,8 +329,8 @@ def bring_in(layout, source, out):
 
 
 def usable(rows, counts, source, layout):
-    """The lines whose recordings are there; what is left out is named on the screen and counted. Raises DataError where
-    no line is left."""
+    """The lines whose recordings are there; what is left out is named on the screen and counted.
+    Raises DataError where no line is left."""
     for row in tqdm(rows, unit="line"):
         if not isinstance(row, Skipped):
             row = json.loads(json.dumps(row, default=str))  # as it will be read again
@@ -318,4 +343,21 @@ def usable(rows, counts, source, layout):
         counts["left out"] += 1
         tqdm.write(f"SKIPPED: {row}", file=sys.stderr)
     if not counts["lines"]:
-        raise DataError(f"{source} holds nothing that can be used as {layout}: {counts['left out']} things were left out")
+        raise DataError(f"{source} holds nothing that can be used as {layout}: "
+                        f"{counts['left out']} things were left out")
+
+
+def add_command(commands):
+    """The command `import` of data.py."""
+    about = "Write the manifest of a data set."
+    parser = commands.add_parser("import", help=about, description=about)
+    parser.add_argument("layout", help=f"{', '.join(LAYOUTS)} (JSONL or CSV with columns audio "
+                        "and text)")
+    parser.add_argument("source", help="the data set's folder, or the file of moshi-finetune and "
+                        "table")
+    parser.add_argument("out", help="manifest to write")
+
+    def run(args):
+        lines, left_out = bring_in(args.layout, args.source, args.out)
+        return f"{lines} lines, {left_out} things left out"
+    parser.set_defaults(run=run)

@@ -1,25 +1,28 @@
 """Manifests: lists of recordings and of what is said in them.
 
-What this is: what a line of a manifest may hold, how a manifest is read and written, and every reason why a
-line cannot be used. `data.py check` and `data.py encode` ask the same function, so what the
-one lets pass the other takes. What this is not: where manifests come from (importers.py, synthesis.py),
-or what is wrong with the sound (check.py). Serves data.py and eval.py.
+What this is: what a line of a manifest may hold, how a manifest is read and written, and every
+reason why a line cannot be used. `data.py check` and `data.py encode` ask the same function, so
+that encode takes every line that check calls good. What this is not: where manifests come from
+(importers.py, synthesis.py), or what is wrong with the sound (check.py). Serves data.py and
+eval.py.
 
 A manifest is JSONL in UTF-8. Its paths are relative to its folder. A line is one of two kinds:
 
     a pair, for the formats tts, asr and word-aligned
         {"audio": "a.wav", "text": "It rains."}
         {"audio": "a.wav", "text": "It rains.",
-         "words": [["It", 0.1, 0.2], ["rains.", 0.2, 0.7]]}         # start and end in seconds; word-aligned needs them
+         "words": [["It", 0.1, 0.2], ["rains.", 0.2, 0.7]]}  # each with its start and end, seconds
 
     a dialog, for all other formats
         {"turns": [{"heard": "q.wav", "transcript": "Who are you?",
                     "spoken": "a.wav", "response": "I am Joe.",
-                    "patience": 0.3}]}                              # seconds of silence before the response
+                    "patience": 0.3}]}     # seconds of silence before the response
 
-`transcript` is needed by asr-response-tts alone, `patience` by none. `spoken` may be a .npy file of codes.
-Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, and `check` names them,
-because one of them may be a slip of the pen.
+word-aligned alone needs `words`, asr-response-tts alone `transcript`, and no format `patience`.
+`spoken` may be a .npy file of codes [T, K].
+
+Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, and `check`
+names them, because one of them may be a slip of the pen.
 """
 import json
 from dataclasses import dataclass
@@ -34,7 +37,8 @@ WORD_TOLERANCE = 0.1   # seconds that the last word may end after its recording
 SHOWN = 5              # offending lines that a message lists
 PAIR_KEYS = ("audio", "text", "words")
 TURN_KEYS = ("heard", "transcript", "spoken", "response", "patience")
-TEXTS = {"audio": "text", "heard": "transcript", "spoken": "response"}  # of each recording, what is said in it
+# The key of a recording -> the key of its words.
+TEXTS = {"audio": "text", "heard": "transcript", "spoken": "response"}
 
 
 class DataError(ValueError):
@@ -51,26 +55,30 @@ class Problem:
 # --- reading and writing ---
 
 def open_text(file, newline=""):
-    """A text file in UTF-8, with or without a byte-order mark. newline: as of `open`. Raises DataError."""
+    """Open a text file in UTF-8, with or without a byte-order mark. newline: as of `open`.
+
+    Raises DataError."""
     try:
         with open(file, "rb") as raw:
             start = raw.read(4)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{file} is in UTF-16, and must be in UTF-8: save it again in that encoding")
+        raise DataError(f"{file} is in UTF-16, and must be in UTF-8: "
+                        "save it again in that encoding")
     return open(file, encoding="utf-8-sig", newline=newline)
 
 
 def not_utf8(file, error):
     """The DataError for a file whose bytes are in another encoding."""
-    return DataError(f"{file} is not in UTF-8 (byte {error.start}: {error.object[error.start:error.start + 1].hex()}): "
+    byte = error.object[error.start:error.start + 1].hex()
+    return DataError(f"{file} is not in UTF-8 (byte {error.start}: {byte}): "
                      "save it again in that encoding")
 
 
 def text_lines(file):
-    """(number, line) of a text file, one at a time, without their ends. A line ends at a line feed, and nowhere else: U+2028
-    and its like are text. Raises DataError."""
+    """(number, line) of a text file, one at a time, without their ends. A line ends at a line feed,
+    and nowhere else: U+2028 and its like are text. Raises DataError."""
     try:
         with open_text(file, newline="\n") as lines:
             for number, line in enumerate(lines, 1):
@@ -82,8 +90,9 @@ def text_lines(file):
 
 
 def read_rows(file):
-    """(number, row) of each line of a JSONL file that is not empty; a row that is no JSON object is a Problem. Raises DataError
-    for a file that cannot be read at all."""
+    """(number, row) of each line of a JSONL file that is not empty.
+
+    A row that is no JSON object is a Problem. Raises DataError for a file that cannot be read."""
     for number, line in text_lines(file):
         if not line.strip():
             continue
@@ -99,7 +108,8 @@ def read_rows(file):
 
 
 def read_lines(file):
-    """(number, dict) of each line of a JSONL file, one at a time. Raises DataError that names the first line that is none."""
+    """(number, dict) of each line of a JSONL file, one at a time. Raises DataError that names the
+    first line that is none."""
     for number, row in read_rows(file):
         if isinstance(row, Problem):
             raise DataError(f"{file} cannot be read, line {number}: {row.detail}")
@@ -115,6 +125,14 @@ def write_lines(file, rows):
 
 # --- what a line may hold ---
 
+def first_of(sentences):
+    """The first SHOWN of some sentences, and how many more there are."""
+    shown = list(sentences[:SHOWN])
+    if len(sentences) > SHOWN:
+        shown.append(f"and {len(sentences) - SHOWN} more")
+    return "; ".join(shown)
+
+
 def brief(value):
     """A value as a message shows it: not all of a long one."""
     text = repr(value)
@@ -122,7 +140,7 @@ def brief(value):
 
 
 def is_number(value):
-    """Whether a value of a JSON file is a number of seconds: finite, and of a size that time has."""
+    """Whether a value of a JSON file is a number of seconds: finite, and not too large."""
     return type(value) in (int, float) and -LONGEST_TIME < value < LONGEST_TIME
 
 
@@ -135,7 +153,9 @@ def text_problem(name, value):
     try:
         value.encode()
     except UnicodeEncodeError:
-        return Problem("broken text", f"{name} holds half of a character (a lone surrogate): {ascii(value)[:60]}")
+        shown = ascii(value)[:60]
+        return Problem("broken text",
+                       f"{name} holds half of a character (a lone surrogate): {shown}")
     return None
 
 
@@ -160,27 +180,33 @@ def path_problem(name, value, folder):
     return Problem("missing recording", f"{name}: {value} does not exist")
 
 
-def word_problems(words):
-    """What is wrong with the words of a pair and their times."""
+def words_problem(words):
+    """None, or what is wrong with the words of a pair and their times."""
     if not isinstance(words, list):
-        return [Problem("word times", f"words must be a list of [word, start, end], not {brief(words)}")]
+        return word_times(f"words must be a list of [word, start, end], not {brief(words)}")
     before = 0.0
     for entry in words:
         if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
-            return [Problem("word times", f"words must be a list of [word, start, end], not of {brief(entry)}")]
+            return word_times(f"words must be a list of [word, start, end], not of {brief(entry)}")
         word, start, end = entry
         if not is_number(start) or not is_number(end):
-            return [Problem("word times", f"the times of {brief(word)} must be seconds, not {brief(entry[1:])}")]
+            return word_times(f"the times of {brief(word)} must be seconds, not {brief(entry[1:])}")
         if not 0 <= start <= end:
-            return [Problem("word times", f"{brief(word)} ends at {end:g} s, before it starts at {start:g} s")]
+            return word_times(f"{brief(word)} ends at {end:g} s, before it starts at {start:g} s")
         if start < before:
-            return [Problem("word times", f"{brief(word)} starts at {start:g} s, before the word that stands before it")]
+            return word_times(f"{brief(word)} starts at {start:g} s, before the word that stands "
+                              "before it")
         before = start
-    return []
+    return None
+
+
+def word_times(detail):
+    return Problem("word times", detail)
 
 
 def late_word_problem(words, path):
-    """None, or that the last word ends after its recording. A recording that cannot be read is another problem."""
+    """None, or that the last word ends after its recording. A recording that cannot be read is
+    another problem."""
     import soundfile
     try:
         seconds = soundfile.info(path).duration
@@ -189,17 +215,19 @@ def late_word_problem(words, path):
     end = max(end for _, _, end in words)
     if end <= seconds + WORD_TOLERANCE:
         return None
-    return Problem("word times", f"a word ends at {end:g} s, and its recording at {seconds:.1f} s")
+    return word_times(f"a word ends at {end:g} s, and its recording at {seconds:.1f} s")
 
 
 def patience_problem(value):
     if value is None or (is_number(value) and 0 <= value < LONGEST_PATIENCE):
         return None
-    return Problem("patience", f"patience is seconds of silence, 0 .. {LONGEST_PATIENCE}, not {brief(value)}")
+    return Problem("patience", f"patience is seconds of silence, 0 .. {LONGEST_PATIENCE}, "
+                   f"not {brief(value)}")
 
 
 def needed_keys(format, is_dialog):
-    """What a pair, or a turn of a dialog, must have for a format (None: for any of its kind that needs least)."""
+    """What a pair, or a turn of a dialog, must have for a format (None: for any of its kind that
+    needs least)."""
     if is_dialog:
         keys = ["heard", "spoken", "response"]
         if format == "asr-response-tts":
@@ -226,7 +254,7 @@ def entry_problems(entry, needed, folder, where=""):
         if text in entry and (text in needed or entry[text] not in ("", None)):
             problems.append(text_problem(where + text, entry[text]))
     if "words" in entry and (entry["words"] is not None or "words" in needed):
-        problems += word_problems(entry["words"])
+        problems.append(words_problem(entry["words"]))
         if entry["words"] and not any(problems):
             problems.append(late_word_problem(entry["words"], Path(folder) / entry["audio"]))
     if "patience" in entry:
@@ -235,8 +263,9 @@ def entry_problems(entry, needed, folder, where=""):
 
 
 def problems_of(row, folder, format=None):
-    """Every reason why a line of a manifest cannot be used for a format, as a list of Problem. Without a format: for the formats
-    of its kind that need least. `folder`: what its paths are relative to."""
+    """Every reason why a line of a manifest cannot be used for a format, as a list of Problem.
+    Without a format: for the formats of its kind that need least. `folder`: what its paths are
+    relative to."""
     if isinstance(row, Problem):
         return [row]
     broken = surrogate_problem(row)
@@ -275,8 +304,10 @@ def unknown_keys(row):
 # --- what data.py reads ---
 
 def turns_of(row, folder, format):
-    """A line without problems -> its turns as data.Encoder takes them: dicts of heard, transcript, spoken, response and patience as
-    the format has them; recordings as paths. A pair is one turn."""
+    """A line without problems -> its turns as data.GridMaker takes them. A pair is one turn.
+
+    A turn is a dict of what the format has of heard, transcript, spoken, response, words and
+    patience; recordings are paths."""
     if format == "asr":
         return [{"heard": folder / row["audio"], "transcript": row["text"]}]
     if format in stream.PAIRS:
@@ -295,8 +326,8 @@ def turns_of(row, folder, format):
 def read_manifest(file, format):
     """A manifest -> a list of dialogs, each a list of turns (`turns_of`).
 
-    Decision: one line that cannot be used stops it, and all such lines are counted: who encodes for hours wants to know
-    before. `data.py check` writes a manifest without them. Raises DataError."""
+    Decision: one line that cannot be used stops the command, and all such lines are counted.
+    Whoever encodes for hours wants to know beforehand. Raises DataError."""
     folder = Path(file).parent
     dialogs = []
     offenders = []
@@ -307,10 +338,9 @@ def read_manifest(file, format):
         else:
             dialogs.append(turns_of(row, folder, format))
     if offenders:
-        shown = "; ".join(offenders[:SHOWN])
-        more = f"; and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
-        raise DataError(f"{file}: {len(offenders)} lines cannot be used for format {format}: {shown}{more}. `python data.py check` "
-                        "writes a manifest without them")
+        raise DataError(f"{file}: {len(offenders)} lines cannot be used for format {format}: "
+                        f"{first_of(offenders)}. `python data.py check` writes a manifest without "
+                        "them")
     if not dialogs:
         raise DataError(f"the manifest {file} is empty")
     return dialogs

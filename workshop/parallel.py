@@ -1,4 +1,8 @@
-"""A function over many jobs, in this process or in several. Serves data.py and what makes and checks its data."""
+"""A function over many jobs, in this process or in several.
+
+What this is: `--workers` of data.py's commands, which it serves. What this is not: a queue over
+several machines; there `data.py encode --part I/N` shares the work.
+"""
 import signal
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,10 +16,12 @@ def in_parallel(function, jobs, workers):
         yield from map(function, jobs)
         return
     # Workers leave Ctrl-C to this process, which lets them finish what they have begun.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal,
+                               initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
         yield from pool.map(function, jobs)
     except BrokenExecutor:
-        raise DataError("a worker was killed, perhaps for want of memory: run this again, or with fewer --workers") from None
+        raise DataError("a worker was killed, perhaps for want of memory: run this again, or with "
+                        "fewer --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)

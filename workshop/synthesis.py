@@ -1,10 +1,12 @@
 """Written dialogs -> speech, by any program that writes a wav.
 
-What this is: `data.py synth`. A voice is a command line. What this is not: a speech engine. Serves data.py.
+What this is: `data.py synth`. A voice is a command line. What this is not: a speech engine. Serves
+data.py.
 
     python data.py synth texts.jsonl speech --model-voice 'espeak-ng -v en-us -w {out} -- {text}' \\
         --user-voice 'espeak-ng -v en-gb -w {out} -- {text}'
 """
+import argparse
 import hashlib
 import os
 import random
@@ -16,7 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from workshop.manifests import SHOWN, DataError, Problem, brief, read_rows, text_problem, write_lines
+from workshop.manifests import (DataError, Problem, brief, first_of, read_rows, text_problem,
+                                write_lines)
 from workshop.parallel import in_parallel
 from workshop.sound_file import loudness, read_audio
 
@@ -24,8 +27,9 @@ SILENT = -60  # dB: a clip as quiet was not spoken
 
 
 def split_command(command, windows=os.name == "nt"):
-    """A command line -> its words. Single and double quotes keep a word together. On Windows a backslash is part of a path; elsewhere
-    it takes the meaning off the sign behind it, except within single quotes. Raises DataError."""
+    """A command line -> its words. Single and double quotes keep a word together. On Windows a
+    backslash is part of a path; elsewhere it takes the meaning off the sign behind it, except
+    within single quotes. Raises DataError."""
     words = shlex.shlex(command, posix=True, punctuation_chars=False)
     words.whitespace_split = True
     words.commenters = ""
@@ -38,16 +42,21 @@ def split_command(command, windows=os.name == "nt"):
 
 
 def speak(job):
-    """(file, voice, text): write the file unless it is there -> None, or why it could not be done."""
+    """(file, voice, text): write the file unless it is there -> None, or why it could not be
+    done."""
     file, voice, text = job
     if file.exists():
         return None
     beside = file.with_suffix(".part.wav")
-    command = [word.replace("{out}", str(beside)).replace("{text}", text) for word in split_command(voice)]
+    command = []
+    for word in split_command(voice):
+        command.append(word.replace("{out}", str(beside)).replace("{text}", text))
     try:
-        done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace")
-        if done.returncode:
-            return " ".join(done.stderr.split()) or f"it ended with code {done.returncode}"
+        process = subprocess.run(command, input=text, capture_output=True, encoding="utf-8",
+                                 errors="replace")
+        if process.returncode:
+            complaint = " ".join(process.stderr.split())
+            return complaint or f"it ended with code {process.returncode}"
         if loudness(read_audio(beside).numpy()) < SILENT:
             return "it is silent"
         os.replace(beside, file)
@@ -61,7 +70,8 @@ def dialog_problem(row):
     if isinstance(row, Problem):
         return row.detail
     turns = row.get("turns")
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+    is_list = isinstance(turns, list) and len(turns) > 0
+    if not is_list or not all(isinstance(turn, dict) for turn in turns):
         return f"a dialog has turns of transcript and response, not {brief(row)}"
     for turn in turns:
         for key in ("transcript", "response"):
@@ -71,6 +81,14 @@ def dialog_problem(row):
             if problem:
                 return problem.detail
     return None
+
+
+def clips_of(row):
+    """The names of the clips of a dialog."""
+    names = set()
+    for turn in row["turns"]:
+        names |= {turn["heard"], turn["spoken"]}
+    return names
 
 
 class Speech:
@@ -101,16 +119,18 @@ class Speech:
 
 
 def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
-    """Speak dialogs {"turns": [{"transcript", "response"}]}: clips in out/audio, the manifest out/dialogs.jsonl. A voice is a
-    command with {out} for the wav and {text} for the words, which its standard input has too. Returns how many dialogs there
-    are, and how many clips failed. Raises DataError, also where no dialog is left.
+    """Speak dialogs {"turns": [{"transcript", "response"}]}: clips in out/audio, the manifest
+    out/dialogs.jsonl. A voice is a command with {out} for the wav and {text} for the words, which
+    its standard input has too. Returns how many dialogs there are, and how many clips failed.
+    Raises DataError, also where no dialog is left.
 
     Decision: of the two users that section 3.2.1 draws, each asks the whole dialog."""
     out = Path(out)
     for voice in (model_voice, *user_voices):
         words = split_command(voice)
         if not any("{out}" in word for word in words):
-            raise DataError("each voice must have an {out} where its command takes the wav to write")
+            raise DataError("each voice must have an {out} where its command takes the wav to "
+                            "write")
         if shutil.which(words[0]) is None:
             raise DataError(f"there is no program {words[0]}, which the voice {voice!r} needs")
     speech = Speech(out)
@@ -124,18 +144,42 @@ def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
         for user in users:
             turns = []
             for turn in row["turns"]:
-                heard = speech.clip(user, turn["transcript"])
-                spoken = speech.clip(model_voice, turn["response"])
-                turns.append({**turn, "heard": heard, "spoken": spoken})
+                clips = {"heard": speech.clip(user, turn["transcript"]),
+                         "spoken": speech.clip(model_voice, turn["response"])}
+                turns.append(turn | clips)
             dialogs.append({**row, "turns": turns})
     if problems:
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise DataError(f"{texts}: {len(problems)} lines cannot be spoken: {'; '.join(problems[:SHOWN])}{more}")
+        raise DataError(f"{texts}: {len(problems)} lines cannot be spoken: {first_of(problems)}")
     if not dialogs:
         raise DataError(f"{texts} is empty")
     failed = speech.make(workers)
-    whole = [row for row in dialogs if not any({turn["heard"], turn["spoken"]} & failed for turn in row["turns"])]
+    whole = [row for row in dialogs if not clips_of(row) & failed]
     if not whole:
         raise DataError(f"{texts}: no dialog could be spoken; {len(failed)} clips failed")
     write_lines(out / "dialogs.jsonl", whole)
     return len(whole), len(failed)
+
+
+VOICES = """voices, as command lines (one without {text} reads it from standard input):
+  'espeak-ng -v en-us -w {out} -- {text}'
+  'piper -m en_US-joe-medium.onnx -f {out}'"""
+
+
+def add_command(commands):
+    """The command `synth` of data.py."""
+    about = "Turn written dialogs into speech. A stopped run goes on."
+    parser = commands.add_parser("synth", help=about, description=about, epilog=VOICES,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", help='JSONL of {"turns": [{"transcript", "response"}]}')
+    parser.add_argument("out", help="folder for audio/ and dialogs.jsonl")
+    parser.add_argument("--model-voice", required=True, metavar="COMMAND",
+                        help="the one voice of the model")
+    parser.add_argument("--user-voice", action="append", required=True, metavar="COMMAND",
+                        help="of several, two are drawn for each dialog")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+
+    def run(args):
+        count, failed = synthesise(args.texts, args.out, args.model_voice, args.user_voice,
+                                   args.workers)
+        return f"{count} dialogs, {failed} clips failed"
+    parser.set_defaults(run=run)
