@@ -29,7 +29,7 @@ import math
 import re
 import sys
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -42,17 +42,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workshop.files import replacing
+from workshop.files import LoadError, replacing
 
 K = 8
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
-# Seconds. A longer clip is coded chunk by chunk through the streaming states, so that memory stays flat.
+# Seconds. A longer clip is coded chunk by chunk through the streaming states, so that memory stays
+# flat.
 LONG = 30
-
-
-class LoadError(ValueError):
-    """A codec file that cannot be used. The message is one sentence that names the file and the
-    tensor."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,8 @@ class Config:
     n_q_used: int = K
 
     def __post_init__(self):
+        for field in fields(self):
+            self._check_kind(field.name, getattr(self, field.name), field.type)
         object.__setattr__(self, "ratios", tuple(self.ratios))
         if self.ends not in ("seanet", "stft"):
             raise ValueError(f"ends must be 'seanet' or 'stft', not {self.ends!r}")
@@ -99,6 +97,21 @@ class Config:
         if 2 * step != self.frame_size:
             raise ValueError(f"two steps of {step} samples do not make a frame of "
                              f"{self.frame_size}")
+
+    def _check_kind(self, name, value, kind):
+        """Raise ValueError for a value of the wrong kind: a file may hold anything."""
+        if kind is tuple:
+            if not isinstance(value, (tuple, list)) or not value:
+                raise ValueError(f"{name} must be a list of whole numbers, not {value!r}")
+            for number in value:
+                self._check_kind(name, number, int)
+        elif kind is str:
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be a text, not {value!r}")
+        else:
+            kinds = (int,) if kind is int else (int, float)
+            if type(value) not in kinds or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
 
     @property
     def frame_size(self):  # samples
@@ -655,49 +668,132 @@ class Mimi(nn.Module):
 
 # --- files ---
 
-def _from_transformers(tensors, config):
-    """transformers' MimiModel names -> Moshi's. Its RoPE pairs halves, Moshi's neighbours: query
-    and key rows move."""
-    def interleaved(w):
-        return w.unflatten(0, (config.num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+# transformers' names of Mimi's tensors -> Moshi's, as patterns applied one after the other.
+# STRIDES stands for the places of the decoder's transposed convolutions.
+RENAMES = [
+    (r"semantic_residual_vector_quantizer", "rvq_first"),
+    (r"acoustic_residual_vector_quantizer", "rvq_rest"),
+    (r"^decoder\.layers\.(STRIDES)\.conv\.", r"decoder.model.\1.convtr.convtr."),
+    (r"^(encoder|decoder)\.layers\.(.+)\.conv\.(weight|bias)$", r"\1.model.\2.conv.conv.\3"),
+    (r"^downsample\.conv\.", "downsample.conv.conv.conv."),
+    (r"^upsample\.conv\.", "upsample.convtr.convtr.convtr."),
+    (r"transformer\.layers", "transformer.transformer.layers"),
+    (r"o_proj", "out_proj"),
+    (r"mlp\.fc", "linear"),
+    (r"input_layernorm", "norm1"),
+    (r"post_attention_layernorm", "norm2"),
+    (r"self_attn_layer_scale", "layer_scale_1"),
+    (r"mlp_layer_scale", "layer_scale_2"),
+    (r"(rvq_\w+)\.layers\.(\d+)\.codebook\.", r"\1.vq.layers.\2._codebook."),
+    (r"embed_sum$", "embedding_sum"),
+    (r"_codebook\.initialized$", "_codebook._initialized"),
+]
+# transformers' settings of Mimi -> ours.
+TRANSFORMERS_SETTINGS = {
+    "num_filters": "n_filters",
+    "upsampling_ratios": "ratios",
+    "hidden_size": "dimension",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "dim_feedforward",
+    "sliding_window": "context",
+    "codebook_size": "codebook_size",
+    "vector_quantization_hidden_dimension": "codebook_dim",
+    "num_quantizers": "n_q_total",
+}
 
-    strides = "|".join(map(str, range(2, 3 * len(config.ratios), 3)))  # where the decoder's stand: 2, 5, 8, 11
-    renamed, fused = {}, {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in [
-            (r"semantic_residual_vector_quantizer", "rvq_first"), (r"acoustic_residual_vector_quantizer", "rvq_rest"),
-            (rf"^decoder\.layers\.({strides})\.conv\.", r"decoder.model.\1.convtr.convtr."),
-            (r"^(encoder|decoder)\.layers\.(.+)\.conv\.(weight|bias)$", r"\1.model.\2.conv.conv.\3"),
-            (r"^downsample\.conv\.", "downsample.conv.conv.conv."), (r"^upsample\.conv\.", "upsample.convtr.convtr.convtr."),
-            (r"transformer\.layers", "transformer.transformer.layers"), (r"o_proj", "out_proj"), (r"mlp\.fc", "linear"),
-            (r"input_layernorm", "norm1"), (r"post_attention_layernorm", "norm2"),
-            (r"self_attn_layer_scale", "layer_scale_1"), (r"mlp_layer_scale", "layer_scale_2"),
-            (r"(rvq_\w+)\.layers\.(\d+)\.codebook\.", r"\1.vq.layers.\2._codebook."), (r"embed_sum$", "embedding_sum"),
-            (r"_codebook\.initialized$", "_codebook._initialized"),
-        ]:
-            name = re.sub(pattern, replacement, name)
-        if part := re.fullmatch(r"(.+)\.([qkv])_proj\.weight", name):
-            fused.setdefault(f"{part[1]}.in_proj_weight", {})[part[2]] = tensor if part[2] == "v" else interleaved(tensor)
-        else:
+
+def moshi_name(name, config):
+    """transformers' name of a tensor -> Moshi's."""
+    places = range(2, 3 * len(config.ratios), 3)  # 2, 5, 8, 11
+    strides = "|".join(str(place) for place in places)
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern.replace("STRIDES", strides), replacement, name)
+    return name
+
+
+def from_transformers(tensors, config):
+    """Tensors of transformers' MimiModel -> Moshi's, by name. transformers' RoPE pairs halves and
+    Moshi's neighbours, so the rows of queries and keys change places; Moshi keeps q, k and v in one
+    matrix."""
+    renamed = {}
+    projections = {}  # name of a fused matrix -> its parts
+    for theirs, tensor in tensors.items():
+        name = moshi_name(theirs, config)
+        part = re.fullmatch(r"(.+)\.([qkv])_proj\.weight", name)
+        if part is None:
             renamed[name] = tensor
-    return renamed | {name: torch.cat([qkv[x] for x in "qkv"]) for name, qkv in fused.items()}
+            continue
+        if part[2] in "qk":
+            heads = tensor.unflatten(0, (config.num_heads, 2, -1))
+            tensor = heads.transpose(1, 2).flatten(0, 2)
+        projections.setdefault(f"{part[1]}.in_proj_weight", {})[part[2]] = tensor
+    for name, parts in projections.items():
+        renamed[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
+    return renamed
 
 
-def _find(path):
-    """A folder -> (weights file, Config)."""
-    if (path / "mimi.json").exists():
-        return path / "mimi.safetensors", Config.from_json(json.loads((path / "mimi.json").read_text()))
-    if (path / MOSHI_FILE).exists():
-        return path / MOSHI_FILE, PRESETS["released"]
-    config = path / "config.json"
-    if config.exists() and (values := json.loads(config.read_text())).get("model_type") == "mimi":
-        return path / "model.safetensors", Config(
-            n_filters=values["num_filters"], ratios=values["upsampling_ratios"], dimension=values["hidden_size"],
-            num_layers=values["num_hidden_layers"], num_heads=values["num_attention_heads"],
-            dim_feedforward=values["intermediate_size"], context=values["sliding_window"],
-            codebook_size=values["codebook_size"], codebook_dim=values["vector_quantization_hidden_dimension"],
-            n_q_total=values.get("num_quantizers", 32))
-    raise LoadError(f"{path} holds no codec: neither mimi.json, nor {MOSHI_FILE}, nor transformers' Mimi")
+def read_settings(file):
+    """A JSON file of settings, as a dict. Raises LoadError."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise LoadError(f"{file} must be an object of settings")
+    return values
+
+
+def find(path):
+    """A folder -> (weights file, Config). Raises LoadError."""
+    settings = path / "mimi.json"
+    try:
+        if settings.exists():
+            return path / "mimi.safetensors", Config.from_json(read_settings(settings))
+        if (path / MOSHI_FILE).exists():
+            return path / MOSHI_FILE, PRESETS["released"]
+        settings = path / "config.json"
+        if settings.exists():
+            values = read_settings(settings)
+            if values.get("model_type") == "mimi":
+                values = {"num_quantizers": 32} | values
+                known = {ours: values[theirs] for theirs, ours in TRANSFORMERS_SETTINGS.items()}
+                return path / "model.safetensors", Config(**known)
+    except KeyError as error:
+        raise LoadError(f"{settings} lacks the setting {error}") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise LoadError(f"{settings}: {error}") from None
+    raise LoadError(f"{path} holds no codec: neither mimi.json, nor {MOSHI_FILE}, "
+                    "nor transformers' Mimi")
+
+
+def resolve(path):
+    """A folder or file as it is; a Hub id -> the folder of its download. Raises LoadError."""
+    path = Path(path)
+    if path.exists():
+        return path
+    if len(path.parts) != 2 or path.is_absolute():
+        raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
+    from huggingface_hub import snapshot_download
+    wanted = ["mimi.*", MOSHI_FILE, "config.json", "model.safetensors"]
+    return Path(snapshot_download(str(path), allow_patterns=wanted))
+
+
+def check_tensors(file, tensors, expected):
+    """Raise LoadError where tensors are not what a codec expects: {name: shape}."""
+    for name in expected.keys() | tensors.keys():
+        if name not in tensors:
+            raise LoadError(f"{file} lacks the tensor {name}")
+        if name not in expected:
+            raise LoadError(f"{file} has a tensor {name} that this codec does not")
+        shape = tensors[name].shape
+        if shape != expected[name]:
+            raise LoadError(f"{file}: tensor {name} is {list(shape)} and should be "
+                            f"{list(expected[name])}")
+        low, high = tensors[name].aminmax()  # NaN wins over every number
+        if not (low.isfinite() and high.isfinite()):
+            raise LoadError(f"{file}: tensor {name} holds values that are no finite numbers: these "
+                            "weights are spoilt")
 
 
 def load(path, device="cpu"):
@@ -708,34 +804,18 @@ def load(path, device="cpu"):
     misshapen or broken."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    path = Path(path)
-    if not path.exists():
-        if len(path.parts) != 2 or path.is_absolute():
-            raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
-        from huggingface_hub import snapshot_download
-        path = Path(snapshot_download(str(path), allow_patterns=["mimi.*", MOSHI_FILE, "config.json", "model.safetensors"]))
-    try:
-        file, config = (path, PRESETS["released"]) if path.is_file() else _find(path)
-    except json.JSONDecodeError as error:
-        raise LoadError(f"the codec's settings in {path} are not JSON: {error}") from None
+    path = resolve(path)
+    file, config = (path, PRESETS["released"]) if path.is_file() else find(path)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise LoadError(f"{file} cannot be read as safetensors, it is missing or damaged: {error}") from None
+        raise LoadError(f"{file} cannot be read as safetensors, it is missing or damaged: "
+                        f"{error}") from None
     if any(".q_proj." in name for name in tensors):
-        tensors = _from_transformers(tensors, config)
+        tensors = from_transformers(tensors, config)
     codec = Mimi(config)
-    expected = {name: t.shape for name, t in codec.state_dict().items()}
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors:
-            raise LoadError(f"{file} lacks the tensor {name}")
-        if name not in expected:
-            raise LoadError(f"{file} has a tensor {name} that this codec does not")
-        if tensors[name].shape != expected[name]:
-            raise LoadError(f"{file}: tensor {name} is {list(tensors[name].shape)} and should be {list(expected[name])}")
-        low, high = tensors[name].aminmax()
-        if not low.isfinite() & high.isfinite():
-            raise LoadError(f"{file}: tensor {name} holds values that are no finite numbers: these weights are spoilt")
+    expected = {name: tensor.shape for name, tensor in codec.state_dict().items()}
+    check_tensors(file, tensors, expected)
     codec.load_state_dict(tensors)
     return codec.eval().requires_grad_(False).to(device)
 
@@ -746,7 +826,9 @@ def save(codec, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in codec.state_dict().items()}
-    with replacing(folder / "mimi.safetensors") as weights, replacing(folder / "mimi.json") as settings:
+    with ExitStack() as files:
+        weights = files.enter_context(replacing(folder / "mimi.safetensors"))
+        settings = files.enter_context(replacing(folder / "mimi.json"))
         save_file(tensors, weights)
         settings.write_text(json.dumps(asdict(codec.config), indent=1))
 
@@ -762,7 +844,8 @@ def check_device(device):
 
 def main(arguments=None):
     from workshop import sound_file
-    parser = argparse.ArgumentParser(description="Encode a sound file and decode it again: what the codec keeps of it.")
+    parser = argparse.ArgumentParser(
+        description="Encode a sound file and decode it again: what the codec keeps of it.")
     parser.add_argument("source", type=Path, help="any format and rate that soundfile reads")
     parser.add_argument("target", type=Path,
                         help=f"file to write, of one of {' '.join(sound_file.FORMATS)}")

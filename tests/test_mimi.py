@@ -234,3 +234,22 @@ def test_bad_codec_files_are_one_sentence(tmp_path):
 def test_codes_that_no_codebook_has(reference):
     with pytest.raises(ValueError, match="codes must be 0 .."):
         reference[0].decode(torch.full((1, 8, 1), 10**6))
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ([1], "must be an object of settings"), ({"ratios": 3}, "ratios must be a list"), ({"codebook_size": "512"}, "codebook_size must be"),
+    ({"hop": True}, "hop must be a number above 0"), ({"ends": 1}, "ends must be a text"), ({"frame_rate": 0}, "frame_rate must be")])
+def test_settings_of_the_wrong_kind_are_one_sentence(tmp_path, settings, sentence):
+    """Catches a traceback for a mimi.json that holds something else than a codec's settings."""
+    mimi.save(random_codec(TINY), tmp_path)
+    values = json.loads((tmp_path / "mimi.json").read_text())
+    (tmp_path / "mimi.json").write_text(json.dumps(values | settings if isinstance(settings, dict) else settings))
+    with pytest.raises(mimi.LoadError, match=sentence):
+        mimi.load(tmp_path)
+
+
+def test_a_transformers_config_without_a_setting_is_one_sentence(tmp_path):
+    """Catches a KeyError for a config.json of transformers' Mimi that is not whole."""
+    (tmp_path / "config.json").write_text('{"model_type": "mimi"}')
+    with pytest.raises(mimi.LoadError, match="config.json lacks the setting 'num_filters'"):
+        mimi.load(tmp_path)

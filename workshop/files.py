@@ -1,19 +1,26 @@
 """Files that are whole or not there: written beside, given the usual permissions, and renamed.
 
-What this is: how every file of this repository is replaced, so that neither a full disk nor a kill costs
-what stood there before. What this is not: a format. Serves flm.py, mimi.py, stream.py, train.py.
+What this is: how every file of this repository is replaced, so that neither a full disk nor a
+kill costs what stood there before; and the error for files that cannot be read. What this is not: a
+format. Serves flm.py, mimi.py, stream.py, train.py.
 """
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
 
+class LoadError(ValueError):
+    """Files of a model or codec that cannot be used. The message is one sentence that names the
+    file and, where there is one, the tensor."""
+
+
 @contextmanager
 def replacing(file, shared=False):
-    """Within, write to the path that this yields; afterwards it takes the place of `file`, readable by whom the umask
-    lets read. (The safetensors library makes files that their owner alone can read.) If anything is
-    raised within, the file beside is removed and `file` stays as it was. What a kill leaves beside is
-    overwritten by the next attempt. shared: several processes may write this file at once."""
+    """Within, write to the path that this yields; afterwards it takes the place of `file`, readable
+    by whom the umask lets read. (The safetensors library makes files that their owner alone can
+    read.) If anything is raised within, the file beside is removed and `file` stays as it was. What
+    a kill leaves beside is overwritten by the next attempt. shared: several processes may write
+    this file at once."""
     file = Path(file)
     process = f".{os.getpid()}" if shared else ""
     beside = file.with_name(f"{file.name}{process}.part")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import flm
-from workshop.files import replacing
+from workshop.files import LoadError, replacing
 
 # What stands beside the weights in a model folder, and is carried along with them.
 BESIDE = ("tokenizer.json", "sampling.json", "mimi.json", "mimi.safetensors",
@@ -30,11 +30,6 @@ INDEX = "model.safetensors.index.json"
 # Settings in which a Qwen checkpoint must be what the model to be started is.
 SAME_AS_QWEN = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
                 "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
-
-
-class LoadError(ValueError):
-    """A model folder that cannot be used. The message is one sentence that names the file and the
-    tensor."""
 
 
 # --- folders ---
@@ -119,8 +114,8 @@ def check_tensor(file, name, tensor, shape):
         raise LoadError(f"{file}: tensor {name} is {list(tensor.shape)} and should be "
                         f"{list(shape)}")
     if not tensor.is_floating_point() or tensor.element_size() < 2:
-        raise LoadError(f"{file}: tensor {name} is {tensor.dtype}, and weights are floating point of "
-                        "16 bits or more")
+        raise LoadError(f"{file}: tensor {name} is {tensor.dtype}, and weights are floating point "
+                        "of 16 bits or more")
     if not is_finite(tensor):
         raise LoadError(f"{file}: tensor {name} holds values that are no finite numbers: these "
                         "weights are spoilt")
@@ -186,8 +181,8 @@ def qwen_settings(file):
     except ValueError as error:
         raise LoadError(f"{file}: {error}") from None
     if rope["rope_type"] not in flm.ROPE_TYPES:
-        raise LoadError(f"{file} has RoPE of type {rope['rope_type']}, which turns every position by "
-                        "other angles: only plain RoPE can be started from")
+        raise LoadError(f"{file} has RoPE of type {rope['rope_type']}, which turns every position "
+                        "by other angles: only plain RoPE can be started from")
     layer_types = values.get("layer_types") or ["full_attention"]
     if values.get("use_sliding_window") or set(layer_types) != {"full_attention"}:
         raise LoadError(f"{file} has use_sliding_window, or layers with a window of their own, and "
@@ -248,8 +243,8 @@ def save(model, folder, max_shard_bytes=5 * 10**9):
     tensors = model.state_dict()
     for name, tensor in tensors.items():
         if not is_finite(tensor):
-            raise ValueError(f"the model is not written to {folder}: its tensor {name} holds values "
-                             "that are no finite numbers")
+            raise ValueError(f"the model is not written to {folder}: its tensor {name} holds "
+                             "values that are no finite numbers")
     texts = {"config.json": model.config.to_json()}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_bytes)
     if split.is_sharded:
