@@ -503,7 +503,7 @@ class Run:
 def fdb_task(file):
     """What a folder of Full-Duplex-Bench tests, by the files beside its input.wav -> dict of `task` and, where the task has one, `end`,
     the end of the user's turn in seconds. Raises ValueError."""
-    if file.with_name("clean_input.wav").exists() or file.with_name("metadata.json").exists():
+    if file.with_name("clean_input.wav").exists():
         return dict(task=FDB_15)
     for name, (task, place) in FDB.items():
         side = file.with_name(f"{name}.json")
@@ -514,6 +514,8 @@ def fdb_task(file):
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{side} has no time at [0]['timestamp'][{place}]: {error!r}") from None
         return dict(task=task, end=end)
+    if file.with_name("metadata.json").exists():
+        return dict(task=FDB_15)
     return dict(task="backchannel")
 
 

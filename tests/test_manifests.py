@@ -121,6 +121,14 @@ def test_the_format_decides_what_is_needed(folder):
         read_manifest(write(folder / "p.jsonl", GOOD), "word-aligned")
 
 
+def test_words_in_a_turn_are_a_key_that_nobody_reads(folder, capsys):
+    """Catches a KeyError for word times in a dialog, whose turns have no `audio`."""
+    file = write(folder / "m.jsonl", {"turns": [TURN | {"words": [["It", 0.1, 0.2]]}]})
+    assert len(data.read_manifest(file, "response-tts")) == 1
+    assert data.check(file, longest=60)["none"] == 1
+    assert "words (1)" in capsys.readouterr().err
+
+
 def test_pairs_and_dialogs_do_not_stand_together(folder):
     """Catches a manifest that `check` calls good and that no format reads."""
     file = write(folder / "m.jsonl", GOOD, {"turns": [TURN]}, GOOD | {"text": "It snows."})
@@ -261,6 +269,14 @@ def test_a_broken_recording_costs_itself_alone(tmp_path, capsys):
     for name in broken:
         assert name.split(".")[0] in messages
     assert rows[0]["turns"][0]["response"] == "Yes."
+
+
+def test_alignments_nested_too_deep_are_no_alignments(tmp_path):
+    """Catches a RecursionError that one file of alignments stops a whole import with."""
+    file = tmp_path / "a.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="holds no alignments"):
+        importers.read_alignments(file)
 
 
 def test_word_times_without_sense_make_no_clips(tmp_path, capsys):

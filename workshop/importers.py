@@ -226,7 +226,7 @@ def read_alignments(file):
         entries = [(entry[0], entry[1]) for entry in entries if entry[2] == "SPEAKER_MAIN"]
     except OSError:
         raise DataError(f"{file} is missing: the words of the model") from None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{file} holds no alignments: {error!r}") from None
     words = []
     for word, span in entries:
