@@ -47,9 +47,9 @@ import flm
 import mimi
 import stream
 import train
-from batch import collate
 from data import FRAME, SAMPLE_RATE
 from workshop import model_files, sound_file
+from workshop.batches import collate
 from workshop.manifests import read_lines, write_lines
 
 TAIL = 5.0                    # seconds of silence after a question, in which it must have been answered
@@ -171,7 +171,7 @@ def losses(model, grids):
     equation, ids, found = train.Equation3(model), stream.Ids.of(model.config), []
     for grid in grids:
         rows = collate([[stream.delay(grid, ids)]], len(grid) + stream.ACOUSTIC_DELAY, ids)
-        found.append(torch.stack([equation(*(x.to(model.lm_head.weight.device) for x in rows)).cpu().double(), train.counted([rows])]))
+        found.append(torch.stack([equation(*(x.to(model.lm_head.weight.device) for x in rows)).cpu().double(), train.count_tokens([rows])]))
     return torch.stack(found, 1)
 
 

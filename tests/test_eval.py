@@ -9,11 +9,11 @@ import soundfile
 import torch
 
 import chat
-import cost
 import eval as evaluation
 import stream
 from conftest import greedy_sampling
 from data import SAMPLE_RATE
+from workshop import costs
 
 
 # --- text and numbers ---
@@ -203,7 +203,7 @@ def test_losses_are_the_straightforward_ones(partner):
     for grid, found, n in zip(grids, sums, counts):
         rows = stream.delay(grid, ids)
         with torch.no_grad():
-            expected = cost.straightforward(partner.model, *(x[None] for x in (rows.text, rows.speak, rows.listen, rows.loss)))
+            expected = costs.straightforward(partner.model, *(x[None] for x in (rows.text, rows.speak, rows.listen, rows.loss)))
         torch.testing.assert_close(found[1:].float(), expected[1:], rtol=1e-4, atol=1e-3)
         assert n.tolist() == torch.bincount(rows.loss[1:].flatten(), minlength=5).tolist()
 

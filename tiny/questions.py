@@ -24,7 +24,6 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
-import batch  # noqa: E402
 import data  # noqa: E402
 import flm  # noqa: E402
 import train  # noqa: E402
@@ -32,6 +31,7 @@ from judge import measure  # noqa: E402
 from make import computes_bfloat16  # noqa: E402
 from workshop import model_files  # noqa: E402
 from moshi import align  # noqa: E402
+from workshop.batches import Batches  # noqa: E402
 from workshop.manifests import write_lines  # noqa: E402
 
 # --- the world: some kinds of questions, asked by few voices; whole recordings are kept for the test ---
@@ -158,7 +158,7 @@ def run(arm, seed, source, work):
             chosen = {key: value for key, value in vars(stage).items() if key not in ("grids", "steps")}
             settings = train.Settings(tuple(work / "grids" / grids for grids in stage.grids), init, out, stage=name, seed=seed,
                                       bfloat16=computes_bfloat16("cpu"), **chosen, **ALL_ARMS)
-            train.train(replace(settings, epochs=(stage.steps - 0.5) / batch.Batches(settings, CONFIG).steps_per_epoch))
+            train.train(replace(settings, epochs=(stage.steps - 0.5) / Batches(settings, CONFIG).steps_per_epoch))
             shutil.rmtree(out / "checkpoints")
             (out / ".done").touch()
         init = out

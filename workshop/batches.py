@@ -1,0 +1,271 @@
+"""What a step of training reads: grids on disk, packed into rows of one length.
+
+What this is: packing (section 3.1 pads to a uniform length), the batches of each step and the share
+of each process, what is held out, and the choice of frames that train the depth transformer. It
+serves train.py, which has the command. What this is not: the files (data.py), the loss (train.py).
+
+    row of T frames   | sample 7 ........ | sample 2 .... | sample 31 ....... | pads, without loss |
+
+Unusual here:
+- Every random choice follows from the seed, the epoch or step, and the row. So a run that goes on
+  from a checkpoint reads what it would have read without the stop, with any number of processes.
+
+Decision: attention is plainly causal over a row, so that a later sample sees the earlier ones. A
+live session is one long stream of turns too, and the paper concatenates pairs and names no mask.
+Decision: samples of different formats share a row. Section 3.1 concatenates pairs up to 8192 frames
+and does not say whether TTS-style and ASR-style pairs meet in one row. Here all samples of a step's
+sources are shuffled and packed together, so that a gradient always sees both formats.
+
+Shapes: B rows, T frames of a row, K = 8 codebooks.
+"""
+import math
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+import data
+import stream
+from stream import K, Ids, Loss
+
+VALID_ROWS = 64  # at most so many rows of each format are read for a validation loss
+OPEN_ROWS = 16   # rows that wait for a shorter sample; when one more opens, the fullest closes
+
+
+class BatchError(ValueError):
+    """Grids that a run cannot use; the message is one sentence."""
+
+
+class Batch(NamedTuple):
+    """Rows that the model reads in one forward pass."""
+    text: torch.Tensor    # [B, T] int64
+    speak: torch.Tensor   # [B, T, K] int64
+    listen: torch.Tensor  # [B, T, K] int64
+    loss: torch.Tensor    # [B, T, 1 + K] uint8, classes of stream.Loss: of the text, of 8 codes
+
+    def to(self, device):
+        return Batch(*(tensor.to(device) for tensor in self))
+
+
+# --- packing ---
+
+@dataclass(eq=False)
+class OpenRow:
+    """A row that still has room, in frames."""
+    room: int
+    samples: list
+
+
+def pack(order, lengths, length):
+    """Put each sample into the first open row of `length` frames that has room for it.
+
+    order: numbers of samples; lengths: frames of each sample -> a list of numbers for each row.
+    Raises BatchError for a sample that is longer than a row."""
+    packed = []
+    open_rows = []
+    for sample in order:
+        frames = lengths[sample]
+        if frames > length:
+            raise BatchError(f"a sample of {frames} frames does not fit rows of {length}: raise "
+                             "--length")
+        row = next((row for row in open_rows if row.room >= frames), None)
+        if row is None:
+            row = OpenRow(length, [])
+            open_rows.append(row)
+        if len(open_rows) > OPEN_ROWS:
+            fullest = min(open_rows, key=lambda row: row.room)
+            open_rows.remove(fullest)
+            packed.append(fullest.samples)
+        row.room -= frames
+        row.samples.append(sample)
+    return packed + [row.samples for row in open_rows]
+
+
+def fill_row(grids, length, ids):
+    """Delayed grids, one after the other -> one row: a Batch without its first dimension. Pads
+    that carry no loss fill the rest of its `length` frames."""
+    text = torch.full((length,), ids.wait)
+    speak = torch.full((length, K), ids.pad)
+    listen = torch.full((length, K), ids.pad)
+    loss = torch.full((length, 1 + K), int(Loss.NONE), dtype=torch.uint8)
+    start = 0
+    for grid in grids:
+        stop = start + len(grid)
+        text[start:stop] = grid.text
+        speak[start:stop] = grid.speak
+        listen[start:stop] = grid.listen
+        loss[start:stop] = grid.loss
+        start = stop
+    return Batch(text, speak, listen, loss)
+
+
+def stack(rows):
+    """Rows as `fill_row` makes them -> Batch"""
+    return Batch(*(torch.stack(column) for column in zip(*rows)))
+
+
+def collate(rows, length, ids):
+    """Lists of delayed grids, a list for each row -> Batch"""
+    return stack([fill_row(grids, length, ids) for grids in rows])
+
+
+# --- random choices within a row ---
+
+def draw(shape, seed):
+    """Numbers from 0 to 1 that follow from a seed, which is any text -> float32 of this shape"""
+    number = random.Random(seed).getrandbits(63)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(number))
+
+
+def thin(speak, loss, depth_share, repeats, seed):
+    """Take the loss off all codes of random frames.
+
+    speak [T, K], loss [T, 1 + K] -> loss [T, 1 + K], a new tensor.
+    The depth transformer is half of a small model's work, and most frames are silence, which
+    repeats the frame before. A frame keeps its loss with the chance `depth_share`, one that repeats
+    with that chance times `repeats`. The text's loss stays."""
+    repeated = (speak[1:] == speak[:-1]).all(-1)    # [T - 1]
+    repeated = F.pad(repeated, (1, 0))              # [T]: the first frame repeats nothing
+    chance = depth_share * torch.where(repeated, repeats, 1.0)
+    dropped = draw(len(speak), seed) >= chance
+    thinned = loss.clone()
+    thinned[dropped, 1:] = Loss.NONE
+    return thinned
+
+
+def hide(listen, share, empty, seed):
+    """Replace a random share of the codes heard by the empty id. listen [T, K] -> listen [T, K]
+
+    Decision: the paper's recordings are seen about once. A small set is read many times; what is
+    hidden differs each time, so that a recording never looks quite the same. The paper does not do
+    this: the default share is 0."""
+    return torch.where(draw(listen.shape, seed) < share, empty, listen)
+
+
+# --- the training set ---
+
+class Batches:
+    """The training set as packed rows: what each step of a run reads, a function of the step alone.
+
+    settings: train.Settings without None; config: flm.Config; rank, world: this process of so many.
+    steps_per_epoch, steps: whole numbers. Raises BatchError or data.DataError."""
+
+    def __init__(self, settings, config, rank=0, world=1):
+        if settings.length > config.max_position_embeddings:
+            raise BatchError(f"--length {settings.length} is more than the model's "
+                             f"{config.max_position_embeddings} positions")
+        self.settings = settings
+        self.config = config
+        self.ids = Ids.of(config)
+        self.rank = rank
+        self.world = world
+        self.grids = data.Grids(settings.grids)
+        self.held_out = self._draw_held_out()
+        self.epoch = 0
+        self.rows = self._rows_of_epoch(0)
+        if not self.rows:
+            raise BatchError("no samples are left to train on: name folders of grids, and hold out "
+                             "fewer")
+        self.steps_per_epoch = math.ceil(len(self.rows) / settings.batch)
+        self.steps = math.ceil(settings.epochs * self.steps_per_epoch)
+        self.valid_grids = data.Grids(settings.valid) if settings.valid else self.grids
+        self.valid = self._rows_for_validation()  # {format: rows}
+
+    def _draw_held_out(self):
+        """The numbers of the samples kept for validation: the same share of each format, a set."""
+        rng = random.Random(f"{self.settings.seed} hold out")
+        held_out = set()
+        for name in sorted(set(self.grids.formats)):
+            of_format = [i for i, format in enumerate(self.grids.formats) if format == name]
+            count = math.ceil(self.settings.hold_out * len(of_format))
+            held_out.update(rng.sample(of_format, count))
+        return held_out
+
+    def _rows_of_epoch(self, epoch):
+        """All samples of an epoch, shuffled and packed -> a list of numbers for each row."""
+        rng = random.Random(f"{self.settings.seed} {epoch}")
+        order = [i for i in self.grids.epoch(rng) if i not in self.held_out]
+        rows = self._pack(self.grids, order)
+        rng.shuffle(rows)
+        return rows
+
+    def _rows_for_validation(self):
+        grids = self.valid_grids
+        numbers = range(len(grids)) if self.settings.valid else sorted(self.held_out)
+        rows_of = {}
+        for name in sorted(set(grids.formats)):
+            rows = self._pack(grids, [i for i in numbers if grids.formats[i] == name])
+            if rows:
+                rows_of[name] = rows[:VALID_ROWS]
+        return rows_of
+
+    def _pack(self, grids, order):
+        rows_of_grids = [frames + stream.ACOUSTIC_DELAY for frames in grids.lengths]
+        return pack(order, rows_of_grids, self.settings.length)
+
+    def step(self, step):
+        """The micro-batches that this process reads at a step -> list of Batch"""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            self.rows = self._rows_of_epoch(epoch)
+            self.epoch = epoch
+        # A later epoch may pack into a row less; then its last steps begin at the first row again.
+        start = number * self.settings.batch % len(self.rows)
+        rows = self.rows[start:start + self.settings.batch]
+        return self.micro_batches(self.grids, rows, f"{self.settings.seed} {step}")
+
+    def upcoming(self, step):
+        """The micro-batches of each step from this one on. The next are read in the background."""
+        with ThreadPoolExecutor(1) as reader:
+            reading = reader.submit(self.step, step)
+            while step < self.steps:
+                micro_batches = reading.result()
+                step += 1
+                if step < self.steps:
+                    reading = reader.submit(self.step, step)
+                yield micro_batches
+
+    def micro_batches(self, grids, rows, seed=None):
+        """This process's share of some rows, `settings.micro` rows in each Batch. All processes get
+        equally many, perhaps some of pads alone, since they meet in every forward pass. seed: of
+        the random choices within a row; without one, rows are read as they are."""
+        share = math.ceil(len(rows) / self.world)
+        size = self.settings.micro or max(1, share)
+        mine = range(len(rows))[self.rank::self.world]
+        micro_batches = []
+        for start in range(0, share, size):
+            numbers = mine[start:start + size]
+            filled = [self._read_row(grids, rows[number], number, seed) for number in numbers]
+            pads_alone = fill_row([], self.settings.length, self.ids)
+            micro_batches.append(stack(filled or [pads_alone]))
+        return micro_batches
+
+    def _read_row(self, grids, samples, number, seed):
+        settings = self.settings
+        row = fill_row([self._read(grids, i) for i in samples], settings.length, self.ids)
+        if seed is None:
+            return row
+        listen = hide(row.listen, settings.hide, self.ids.empty, f"hide {seed} {number}")
+        loss = thin(row.speak, row.loss, settings.depth_share, settings.repeats, f"{seed} {number}")
+        return Batch(row.text, row.speak, listen, loss)
+
+    def _read(self, grids, i):
+        """Grid i, delayed as the model reads it. Raises BatchError where it cannot read it."""
+        grid = grids[i]
+        text_size = self.config.vocab_size
+        audio_size = self.config.aud_vocab_size
+        try:
+            stream.check_ids(grid, text_size, audio_size)
+            if grid.text[0] != self.ids.wait:
+                raise stream.GridError(f"its first text id is {int(grid.text[0])} and should be "
+                                       f"<wait>, {self.ids.wait}")
+        except stream.GridError as error:
+            raise BatchError(
+                f"{grids.place(i)}: {error}. Either the file is damaged (python data.py check "
+                "FOLDER says so), or it was made for another tokenizer or codec than this model's, "
+                f"which has {text_size} text ids and {audio_size} audio ids: encode the recordings "
+                "again with data.py and this model") from None
+        return stream.delay(grid, self.ids)

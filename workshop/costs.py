@@ -1,0 +1,272 @@
+"""What training costs: operations and memory of a step, a run's days before it starts, a bench.
+
+What this is: arithmetic on a model's shape, and made-up samples to time. It serves train.py.
+What this is not: the log of a run and its curves (workshop/training_log.py).
+
+    python train.py run --init 7b --paper --recompute --plan --hours 1e6 --gpu H100 --gpus 64
+    python train.py bench tiny 0.5b
+
+Shapes: B rows, T frames of a row, K = 8 codebooks, D model width, V and C the text and audio
+vocabularies, n the depth transformer's width.
+"""
+import math
+import random
+import resource
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import flm
+import stream
+from data import Grids
+from stream import FRAME_RATE, K, Loss
+from workshop import model_files, processes
+from workshop.batches import collate
+
+EXPECTED_MFU = 0.45  # what a plan reckons with; `train.py bench` measures it
+GPUS = {  # gigabytes; dense bfloat16 TFLOP/s; of the data sheets
+    "A100": (80, 312),
+    "H100": (80, 989),
+    "H200": (141, 989),
+    "B200": (180, 2250),
+}
+FLOAT32 = 4   # bytes
+BFLOAT16 = 2  # bytes
+
+
+class CostError(ValueError):
+    """A plan that cannot be made; the message is one sentence."""
+
+
+# --- a step ---
+
+def flops(config, frames, length, spoken):
+    """Floating-point operations of forward and backward pass over `frames` in rows of `length`,
+    `spoken` of them with loss on codes.
+
+    Work that serves the result: pads, frames computed again and the masked half of attention do not
+    count. A product with a matrix of m entries costs 2 m forward and 4 m backward."""
+    D = config.hidden_size
+    n = config.depth_dim
+    query_width = config.num_attention_heads * config.head_dim
+    key_width = config.num_key_value_heads * config.head_dim
+    block = 2 * D * query_width + 2 * D * key_width + 3 * D * config.intermediate_size
+    block += query_width * length  # scores and values, of length / 2 frames in the mean
+    mlp = 8 * n * n
+    if config.depth_swiglu:
+        mlp = 3 * n * int(8 * n / 3)
+    depth = K * (n * D + config.depth_layers * (4 * n * n + mlp) + n * config.aud_vocab_size)
+    backbone = config.num_hidden_layers * block + D * config.vocab_size
+    return 6 * (frames * backbone + spoken * depth)
+
+
+def peak(device):
+    """FLOP/s of a torch.device, or None where GPUS does not know it."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for gpu, (_, tera) in GPUS.items():
+        if gpu in name:
+            return 1e12 * tera
+    return None
+
+
+def memory(device):
+    """The most bytes that this process has had in use on a torch.device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Meter:
+    """How fast a run is. length: frames of a row."""
+
+    def __init__(self, config, length, device):
+        self.config = config
+        self.length = length
+        self.device = device
+        self.peak = peak(device)
+
+    def read(self, counts, seconds):
+        """counts: tokens of a step by class, [5]; seconds: how long it took -> dict for the log"""
+        frames = (counts[Loss.MONOLOGUE] + counts[Loss.WAIT]).item()  # with loss; pads have none
+        numbers = {
+            "frames": frames,
+            "frames/s": frames / seconds,
+            "times_real_time": frames / seconds / FRAME_RATE,
+            "gigabytes": memory(self.device) / 1e9,
+        }
+        if self.peak:
+            work = flops(self.config, frames, self.length, counts[Loss.SEMANTIC].item())
+            numbers["mfu"] = work / seconds / processes.count() / self.peak
+        return numbers
+
+
+# --- a run, before it starts ---
+
+def plan(settings, hours, gpu, gpus):
+    """What the run of some train.Settings would take, as text; nothing is started.
+
+    hours: of audio, where there are no grids yet; gpu: a name of GPUS; gpus: how many. Memory is an
+    estimate: the tensors named in `memory_plan`, all frames with loss, no fragmentation.
+    Raises CostError."""
+    preset = flm.PRESETS.get(settings.init)
+    model = flm.FLM(preset) if preset else model_files.load(settings.init, "meta")
+    config = model.config
+    settings = settings.resolve(config)
+    if settings.grids:
+        frames_an_epoch = sum(Grids(settings.grids).lengths)
+    elif hours:
+        frames_an_epoch = hours * 3600 * FRAME_RATE
+    else:
+        raise CostError("--plan needs grids, or --hours of audio")
+    frames = settings.epochs * frames_an_epoch
+    steps = math.ceil(frames / (settings.batch * settings.length))
+    parts = memory_plan(model, settings, gpus)
+    total = sum(parts.values())
+    gigabytes, tera = GPUS[gpu]
+    work = flops(config, frames, settings.length, frames)
+    days = work / (gpus * tera * 1e12 * EXPECTED_MFU) / 86_400
+    counts = flm.count_parameters(model)
+    by_part = ", ".join(f"{part} {count / 1e6:,.0f} M" for part, count in counts.items())
+    verdict = ""
+    if total > gigabytes * 1e9:
+        verdict = ": too much; more GPUs, --recompute or a smaller --micro"
+    lines = [
+        f"{sum(counts.values()) / 1e9:.3f} G parameters: {by_part}",
+        f"{settings.stage}: {settings.epochs:g} epochs, "
+        f"{steps:,} steps of {settings.batch} x {settings.length} frames, "
+        f"{frames / FRAME_RATE / 3600:,.1f} h of audio, {frames / 1e6:,.1f} M frames, "
+        f"{frames * (1 + 2 * K) / 1e6:,.1f} M tokens",
+        f"memory of each of {gpus} {gpu}, estimated, in GB of {gigabytes}:",
+    ]
+    lines += [f"{size / 1e9:9.1f}  {what}" for what, size in parts.items()]
+    lines.append(f"{total / 1e9:9.1f}  in all{verdict}")
+    lines.append(f"{work:.2e} FLOP: {days:,.2f} days at {EXPECTED_MFU:.0%} MFU")
+    return "\n".join(lines)
+
+
+def memory_plan(model, settings, gpus):
+    """Bytes on each GPU by what takes them, a dict. settings: train.Settings without None."""
+    config = model.config
+    D = config.hidden_size
+    n = config.depth_dim
+    blocks = [*model.model.layers, *model.aud_output_layers.transformer["h"]]
+    block_sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    parameters = sum(p.numel() for p in model.parameters())
+    gathered = parameters - sum(block_sizes) + 2 * max(block_sizes)
+    rows = settings.micro or math.ceil(settings.batch / gpus)
+    frames = rows * settings.length
+    # Bytes a frame in bfloat16: what a block hands on, and what stands within it until the
+    # backward pass.
+    between = BFLOAT16 * D
+    within = 8 * between + 3 * BFLOAT16 * config.intermediate_size
+    depth_between = BFLOAT16 * K * n
+    depth_within = 16 * depth_between
+    if settings.recompute:  # between all blocks, and within the one that is computed again
+        activations = config.num_hidden_layers * between + config.depth_layers * depth_between
+        activations += within + depth_within
+    else:
+        activations = config.num_hidden_layers * within + config.depth_layers * depth_within
+    logits = config.vocab_size + K * config.aud_vocab_size
+    return {
+        "weights, gradients and two moments in float32, sharded": 4 * FLOAT32 * parameters / gpus,
+        "root and two blocks gathered in bfloat16, their gradients":
+            (2 * BFLOAT16 + FLOAT32) * gathered,
+        f"activations of {rows} x {settings.length} frames": frames * activations,
+        # bfloat16, float32, and the gradient of the float32 ones
+        "logits and their gradients": frames * (BFLOAT16 + 2 * FLOAT32) * logits,
+    }
+
+
+# --- the bench ---
+
+def made_up_pairs(config, length):
+    """Delayed grids of post-training that fill a row of `length` frames: half TTS-style, half
+    ASR-style, of one to ten seconds, with random words and codes."""
+    rng = random.Random(0)
+    ids = stream.Ids.of(config)
+    rows = []
+    room = length
+    while True:
+        frames = round(FRAME_RATE * 10 ** rng.random())
+        format = ("tts", "asr")[len(rows) % 2]
+        words = [rng.randrange(4, 1000) for _ in range(frames // 4)]  # section 2.2: 3 to 4 a second
+        turn = stream.Turn(frames, frames, words, words)
+        script = stream.write(format, [turn], [2, 2], ids)
+        codes = torch.randint(0, config.empty_token, (len(script), K))
+        if format == "tts":
+            grid = script.grid(codes, None)
+        else:
+            grid = script.grid(None, codes)
+        delayed = stream.delay(grid, ids)
+        room -= len(delayed)
+        if room < 0:
+            return rows
+        rows.append(delayed)
+
+
+def straightforward(model, text, speak, listen, loss):
+    """What train.Equation3 computes, without its economies: every head on every frame. `bench` and
+    tests measure against it. text [B, T], speak and listen [B, T, K], loss [B, T, 1 + K] -> sums by
+    class, [5]"""
+    h = model.hidden(text[:, :-1], speak[:, :-1], listen[:, :-1]).flatten(0, 1)         # [N, D]
+    codes = speak[:, 1:].flatten(0, 1)                                                  # [N, K]
+    text_logits = model.text_logits(h).float()                                          # [N, V]
+    code_logits = model.depth_logits(h, codes[:, :-1]).float()                          # [N, K, C]
+    text_ce = F.cross_entropy(text_logits, text[:, 1:].flatten(), reduction="none")     # [N]
+    code_ce = F.cross_entropy(code_logits.flatten(0, 1), codes.flatten(), reduction="none")
+    ce = torch.cat([text_ce[:, None], code_ce.view(-1, K)], 1)                          # [N, 1 + K]
+    classes = loss[:, 1:].flatten(0, 1)
+    return torch.stack([(ce * (classes == kind)).sum() for kind in Loss])
+
+
+def seconds_a_step(step, batch, steps, device):
+    """The mean time of `step`, a function of a Batch, over so many steps after a first one, which
+    compiles, allocates and warms up -> (seconds, what the last step returned)"""
+    result = step(batch)
+    began = time.time()
+    for _ in range(steps):
+        result = step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.time() - began) / steps, result
+
+
+def bench(name, equation, step, length, steps, settings):
+    """Print frames/s of `step` on a packed row, and with `straightforward` in place of the forward
+    pass and a row for each of the same samples. equation: train.Equation3; step: a function of a
+    Batch that returns loss and counts, as train.py's `bench` makes it."""
+    config = equation.flm.config
+    device = equation.flm.lm_head.weight.device
+    samples = made_up_pairs(config, length)
+    frames = sum(len(sample) for sample in samples)
+    longest = max(len(sample) for sample in samples)
+    ids = stream.Ids.of(config)
+    print(f"{name}: {len(samples)} samples of at most {longest} frames, {frames} frames in all, "
+          f"on {device}")
+
+    def every_head_on_every_frame(*batch):
+        return straightforward(equation.flm, *batch)
+    plain = every_head_on_every_frame
+    if settings.bfloat16 and not dist.is_initialized():
+        plain = torch.autocast(device.type, torch.bfloat16)(plain)  # as train.build does
+    packed = collate([samples], length, ids)
+    separate = collate([[sample] for sample in samples], longest, ids)
+    variants = [("straightforward", plain, separate), ("train.py", equation.forward, packed)]
+    for variant, forward, batch in variants:
+        equation.forward = forward
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds, (loss, counts) = seconds_a_step(step, batch, steps, device)
+        parts = [f"  {variant:<15} {frames / seconds:8.1f} frames/s", f"loss {loss:.4f}"]
+        if device.type == "cuda":  # on a CPU a process tells only its maximum so far
+            parts.append(f"{memory(device) / 1e9:.1f} GB at most")
+        if peak(device):
+            work = flops(config, frames, length, counts[Loss.SEMANTIC].item())
+            parts.append(f"MFU {work / seconds / peak(device):.1%}")
+        print(", ".join(parts), flush=True)

@@ -1,0 +1,194 @@
+"""The command line of train.py, and what makes sense of its numbers.
+
+What this is: the options of `run`, `export`, `plot` and `bench`, each with its help, and a check of
+a run's settings. It serves train.py. What this is not: the defaults, which are those of
+train.Settings.
+
+    python train.py run --help
+"""
+import argparse
+import math
+from dataclasses import fields
+
+import flm
+from workshop import costs
+
+
+class SettingError(ValueError):
+    """A setting that makes no sense; the message is one sentence that names the option."""
+
+
+# The smallest and the largest value of each number.
+LIMITS = {
+    "epochs": (1e-9, 1e9),
+    "lr": (0, 1e3),
+    "batch": (1, math.inf),
+    "length": (2, math.inf),
+    "semantic_weight": (0, 1e6),
+    "acoustic_weight": (0, 1e6),
+    "monologue_weight": (0, 1e6),
+    "wait_weight": (0, 1e6),
+    "depth_share": (0, 1),
+    "repeats": (0, 1),
+    "hide": (0, 1),
+    "hold_out": (0, 1),
+    "valid_every": (1, math.inf),
+    "micro": (1, math.inf),
+    "save_every": (1, math.inf),
+    "keep": (1, math.inf),
+}
+
+
+def option_name(name):
+    """A field of Settings as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check(settings):
+    """Raise SettingError where a train.Settings lacks what it needs or has a number out of
+    bounds."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        for number in numbers:
+            if type(number) in (int, float):
+                check_number(field.name, number)
+    for name in ("init", "out"):
+        if not getattr(settings, name):
+            raise SettingError(f"{option_name(name)} must be given")
+    if settings.qwen and settings.init not in flm.PRESETS:
+        raise SettingError(f"--qwen starts a preset ({', '.join(flm.PRESETS)}), and --init is "
+                           f"{settings.init}")
+
+
+def check_number(name, number):
+    """Raise SettingError where a number is not finite or outside LIMITS."""
+    lowest, highest = LIMITS.get(name, (-math.inf, math.inf))
+    if math.isfinite(number) and lowest <= number <= highest:
+        return
+    if highest < math.inf:
+        bounds = f"from {lowest} to {highest:g}"
+    elif lowest > -math.inf:
+        bounds = f"{lowest} or more"
+    else:
+        bounds = "a finite number"
+    raise SettingError(f"{option_name(name)} must be {bounds}, not {number}")
+
+
+# --- the command line ---
+
+DEFAULT = " (default: %(default)s)"
+
+
+def make_parser(defaults, stages, paper_length):
+    """defaults: of train.Settings, a dict; stages: names; paper_length: frames of the paper's rows
+    -> ArgumentParser"""
+    parser = argparse.ArgumentParser(
+        description="Train FLM-Audio, one stage of Table 3 at a time. COMMAND --help says more.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", help="train one stage",
+        description="Train one stage. The same command again goes on from the newest checkpoint.",
+        epilog="Then: python chat.py --model OUT --in question.wav --out answer.wav. On many GPUs: "
+               "torchrun --nproc-per-node 8 train.py run ... --device cuda --bfloat16 --recompute "
+               "--compile")
+    add_run_options(run, stages)
+    run.set_defaults(**defaults)
+    add_plan_options(run)
+
+    export = commands.add_parser("export", help="a checkpoint as a model folder for chat.py")
+    export.add_argument("checkpoint", help="a checkpoint, or a run's folder for its newest")
+    export.add_argument("folder", help="for the model, with tokenizer and codec beside")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                        help="the release has bfloat16" + DEFAULT)
+
+    plot = commands.add_parser("plot", help="a run's curves as curves.png; needs matplotlib")
+    plot.add_argument("folder", help="of the run")
+
+    bench = commands.add_parser(
+        "bench", help="how fast this machine trains",
+        epilog=f"On a GPU: python train.py bench 0.5b 1.5b --length {paper_length} --device cuda "
+               "--bfloat16 --recompute --compile")
+    bench.add_argument("presets", nargs="*", default=["tiny", "0.5b"], metavar="PRESET",
+                       help="with random weights (default: tiny 0.5b)")
+    bench.add_argument("--length", type=int, default=512, help="frames a step" + DEFAULT)
+    bench.add_argument("--steps", type=int, default=3, help="steps that are timed" + DEFAULT)
+    add_speed_options(bench)
+    bench.set_defaults(**{name: defaults[name] for name in SPEED})
+    return parser
+
+
+def add_run_options(run, stages):
+    """The options of a run, one for each field of train.Settings."""
+    add = run.add_argument_group("what").add_argument
+    add("grids", nargs="*",
+        help="folders that data.py made; FOLDER:WEIGHT reads it WEIGHT times an epoch")
+    add("--init", help="model folder or Hub id to start from, or a preset with fresh weights: "
+        + ", ".join(flm.PRESETS))
+    add("--out", help="folder for checkpoints, log and trained model")
+    add("--qwen", help="Qwen2.5, or Qwen2.5-VL, that fills the preset's backbone: folder or Hub id")
+    add("--beside", help="folder with tokenizer and codec to lay beside the trained model "
+        "(default: that of --qwen or --init)")
+
+    add = run.add_argument_group("method").add_argument
+    add("--stage", choices=stages, help="column of Table 3, which gives epochs and rates" + DEFAULT)
+    add("--epochs", type=float, help="instead of the stage's")
+    add("--lr", type=float, nargs=2, metavar=("START", "END"), help="instead of the stage's")
+    add("--paper", action="store_true",
+        help="the paper's rows a step and frames a row, one row a forward pass")
+    add("--batch", type=int, help="rows a step, over all processes (default: what a laptop bears)")
+    add("--length", type=int, help="frames a row, 12.5 a second (default: what a laptop bears)")
+    add("--semantic-weight", type=float, help="alpha_1 of equation 3" + DEFAULT)
+    add("--acoustic-weight", type=float, help="alpha_2 of equation 3" + DEFAULT)
+    add("--monologue-weight", type=float, help="beta of equation 3" + DEFAULT)
+    add("--wait-weight", type=float,
+        help="gamma of equation 3; more makes the model slower to speak" + DEFAULT)
+    add("--depth-share", type=float,
+        help="share of the spoken frames that train the depth transformer" + DEFAULT)
+    add("--repeats", type=float, help="factor on --depth-share for frames whose codes repeat those "
+        "of the frame before" + DEFAULT)
+    add("--hide", type=float, help="share of the codes heard that are hidden, so that few "
+        "recordings look new in each draw" + DEFAULT)
+    add("--seed", type=int, help="of every random choice" + DEFAULT)
+
+    add = run.add_argument_group("validation").add_argument
+    add("--valid", nargs="+", help="folders of grids for the validation loss")
+    add("--hold-out", type=float, help="or a share of the samples kept for it; a recording may be "
+        "in others too" + DEFAULT)
+    add("--valid-every", type=int, help="steps between validations" + DEFAULT)
+
+    add = add_speed_options(run)
+    add("--micro", type=int,
+        help="rows a forward pass; the rest of a batch accumulates (default: all)")
+
+    add = run.add_argument_group("checkpoints").add_argument
+    add("--save-every", type=int, help="steps between checkpoints" + DEFAULT)
+    add("--keep", type=int, help="the newest so many stay" + DEFAULT)
+
+
+SPEED = ("device", "bfloat16", "recompute", "compile")
+
+
+def add_speed_options(command):
+    """What `run` and `bench` share -> the function that adds an option to the same group"""
+    add = command.add_argument_group("machine").add_argument
+    add("--device", choices=("cpu", "cuda"),
+        help="torchrun starts a process for each GPU" + DEFAULT)
+    add("--bfloat16", action="store_true",
+        help="compute in bfloat16; weights and optimizer stay float32")
+    add("--recompute", action="store_true",
+        help="activation checkpointing: less memory, a third more work")
+    add("--compile", action="store_true",
+        help="torch.compile each block; on a CPU this needs a C++ compiler")
+    return add
+
+
+def add_plan_options(run):
+    """What a run would cost."""
+    add = run.add_argument_group("the cost of this run, without starting it").add_argument
+    add("--plan", action="store_true",
+        help="print parameters, memory, tokens and days of this run, and start nothing")
+    add("--hours", type=float, help="of audio, where there are no grids yet")
+    add("--gpu", choices=costs.GPUS, default="H100", help="planned for" + DEFAULT)
+    add("--gpus", type=int, default=8, help="how many of them" + DEFAULT)
