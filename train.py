@@ -333,7 +333,7 @@ def validation(equation, batches, weights):
 
 def build(settings, device):
     """The Equation3 to train, whole in one process or sharded over all. Only the first process
-    reads the model's files. Raises flm.LoadError."""
+    reads the model's files. Raises model_files.LoadError."""
     model = None
     config = None
     weights = {}

@@ -1,4 +1,5 @@
-"""Equation 3 by hand, packing, processes against one process, kills, full disks, and what else can go wrong in a run."""
+"""Equation 3 by hand, packing, processes against one process, kills, full disks, and what else can
+go wrong in a run."""
 import json
 import math
 import random
@@ -22,11 +23,14 @@ import flm
 import stream
 import train
 from stream import K, Ids, Loss, Turn
-from workshop import batches, checkpoints, costs, model_files
+from workshop import batches, checkpoints, costs, model_files, processes
 from workshop.training_log import read_log
+from workshop.training_options import option_name
 
-SMALL = flm.Config(**{**vars(flm.PRESETS["tiny"]), "vocab_size": 32, "aud_vocab_size": 17, "pad_token": 16, "empty_token": 16,
-                      "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "depth_layers": 1, "depth_dim": 32, "head_dim": None})
+SMALL = replace(
+    flm.PRESETS["tiny"], vocab_size=32, aud_vocab_size=17, pad_token=16, empty_token=16,
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, depth_layers=1, depth_dim=32,
+    head_dim=None)
 IDS = Ids.of(SMALL)
 WEIGHTS = torch.tensor([0, 1, 0.5, 1, 0.01], dtype=torch.float64)
 CPU = torch.device("cpu")
@@ -34,13 +38,20 @@ CPU = torch.device("cpu")
 
 def made_up(n, seed=0, format="response-tts"):
     """n grids of one turn with random codes."""
-    rng, rows = random.Random(seed), []
+    rng = random.Random(seed)
+    grids = []
     for _ in range(n):
-        turn = Turn(rng.randint(2, 6), rng.randint(2, 6), [4, 5], [rng.randint(6, 31) for _ in range(3)])
+        lengths = rng.randint(2, 6), rng.randint(2, 6)
+        turn = Turn(*lengths, [4, 5], [rng.randint(6, 31) for _ in range(3)])
         script = stream.write(format, [turn], [rng.randint(0, 3), 2], IDS)
-        codes = torch.randint(0, 16, (2, len(script), K), generator=torch.Generator().manual_seed(rng.randint(0, 10**6)))
-        rows.append(script.grid(codes[0] if format in stream.SPEAKS else None, codes[1] if format in stream.LISTENS else None))
-    return rows
+        generator = torch.Generator().manual_seed(rng.randint(0, 10**6))
+        speak, listen = torch.randint(0, 16, (2, len(script), K), generator=generator)
+        if format not in stream.SPEAKS:
+            speak = None
+        if format not in stream.LISTENS:
+            listen = None
+        grids.append(script.grid(speak, listen))
+    return grids
 
 
 def model(seed=0):
@@ -61,8 +72,10 @@ def run(tmp_path):
         (tmp_path / format / "grids.json").write_text(json.dumps({"format": format}))
     model_files.save(model(), tmp_path / "start")
     (tmp_path / "start" / "tokenizer.json").write_text("{}")
-    return train.Settings(grids=(str(tmp_path / "asr"), str(tmp_path / "response-tts")), init=str(tmp_path / "start"), out=str(tmp_path / "out"),
-                          stage="fine-tuning-2", epochs=4, lr=(3e-3, 1e-3), batch=2, length=64, save_every=3, depth_share=0.8)
+    return train.Settings(
+        grids=(str(tmp_path / "asr"), str(tmp_path / "response-tts")), init=str(tmp_path / "start"),
+        out=str(tmp_path / "out"), stage="fine-tuning-2", epochs=4, lr=(3e-3, 1e-3), batch=2,
+        length=64, save_every=3, depth_share=0.8)
 
 
 # --- equation 3 ---
@@ -82,13 +95,16 @@ def attended(q, k, v):
 def turned(x):
     """RoPE of one head [T, d], as complex numbers: pair i is dimensions i and i + d / 2."""
     half = x.shape[-1] // 2
-    z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * np.outer(np.arange(len(x)), SMALL.rope_theta ** (-np.arange(half) / half)))
+    speed = SMALL.rope_theta ** (-np.arange(half) / half)
+    turn = np.exp(1j * np.outer(np.arange(len(x)), speed))
+    z = (x[:, :half] + 1j * x[:, half:]) * turn
     return np.concatenate([z.real, z.imag], -1)
 
 
 def swiglu(x, w, name):
     gate = x @ w[f"{name}.gate_proj.weight"].T
-    return (gate / (1 + np.exp(-gate)) * (x @ w[f"{name}.up_proj.weight"].T)) @ w[f"{name}.down_proj.weight"].T
+    up = x @ w[f"{name}.up_proj.weight"].T
+    return (gate / (1 + np.exp(-gate)) * up) @ w[f"{name}.down_proj.weight"].T
 
 
 def surprise(logits, token):
@@ -96,75 +112,112 @@ def surprise(logits, token):
 
 
 def by_hand(w, text, speak, listen, loss):
-    """{class: list of cross-entropies} of one row, from the weights alone, frame by frame in float64."""
-    x = w["model.embed_tokens.text_embeddings.weight"][text].copy()
+    """{class: list of cross-entropies} of one row, from the weights alone, frame by frame, float64."""
+    h = backbone_by_hand(w, text, speak, listen)
+    surprises = {kind: [] for kind in Loss}
+    for t in range(len(text) - 1):
+        text_class = Loss(loss[t + 1, 0])
+        surprises[text_class].append(surprise(w["lm_head.weight"] @ h[t], text[t + 1]))
+        logits = depth_by_hand(w, h[t], speak[t + 1])
+        for c in range(K):
+            code_class = Loss(loss[t + 1, 1 + c])
+            surprises[code_class].append(surprise(logits[c], speak[t + 1, c]))
+    return surprises
+
+
+def backbone_by_hand(w, text, speak, listen):
+    """h of each frame, [T, D]"""
+    tables = "model.embed_tokens"
+    x = w[f"{tables}.text_embeddings.weight"][text].copy()
     for c in range(K):
-        x += w[f"model.embed_tokens.aud_speak_embeddings.{c}.weight"][speak[:, c]] + w[f"model.embed_tokens.aud_listen_embeddings.{c}.weight"][listen[:, c]]
-    d, heads, shared = SMALL.head_dim, SMALL.num_attention_heads, SMALL.num_attention_heads // SMALL.num_key_value_heads
+        x += w[f"{tables}.aud_speak_embeddings.{c}.weight"][speak[:, c]]
+        x += w[f"{tables}.aud_listen_embeddings.{c}.weight"][listen[:, c]]
+    d = SMALL.head_dim
+    shared = SMALL.num_attention_heads // SMALL.num_key_value_heads
     for i in range(SMALL.num_hidden_layers):
         at = f"model.layers.{i}"
         y = normed(x, w[f"{at}.input_layernorm.weight"])
-        q, k, v = (y @ w[f"{at}.self_attn.{p}_proj.weight"].T + w[f"{at}.self_attn.{p}_proj.bias"] for p in "qkv")
-        out = [attended(turned(q[:, h * d:(h + 1) * d]), turned(k[:, g * d:(g + 1) * d]), v[:, g * d:(g + 1) * d])
-               for h in range(heads) for g in [h // shared]]
-        x = x + np.concatenate(out, -1) @ w[f"{at}.self_attn.o_proj.weight"].T
+        q = y @ w[f"{at}.self_attn.q_proj.weight"].T + w[f"{at}.self_attn.q_proj.bias"]
+        k = y @ w[f"{at}.self_attn.k_proj.weight"].T + w[f"{at}.self_attn.k_proj.bias"]
+        v = y @ w[f"{at}.self_attn.v_proj.weight"].T + w[f"{at}.self_attn.v_proj.bias"]
+        heads = []
+        for head in range(SMALL.num_attention_heads):
+            own = slice(head * d, (head + 1) * d)
+            group = slice(head // shared * d, (head // shared + 1) * d)
+            heads.append(attended(turned(q[:, own]), turned(k[:, group]), v[:, group]))
+        x = x + np.concatenate(heads, -1) @ w[f"{at}.self_attn.o_proj.weight"].T
         x = x + swiglu(normed(x, w[f"{at}.post_attention_layernorm.weight"]), w, f"{at}.mlp")
-    h_all, found = normed(x, w["model.norm.weight"]), {kind: [] for kind in Loss}
-    depth, n, dd = "aud_output_layers", SMALL.depth_dim, SMALL.depth_dim // SMALL.depth_heads
-    for t in range(len(text) - 1):
-        found[Loss(loss[t + 1, 0])].append(surprise(w["lm_head.weight"] @ h_all[t], text[t + 1]))
-        inputs = [SMALL.empty_token, *speak[t + 1, :K - 1]]
-        x = (w[f"{depth}.linear_in.weight"] @ h_all[t]).reshape(K, n) + w[f"{depth}.transformer.wpe.weight"]
-        x = x + np.stack([w[f"{depth}.transformer.wtes.{c}.weight"][inputs[c]] for c in range(K)])
-        for i in range(SMALL.depth_layers):
-            at = f"{depth}.transformer.h.{i}"
-            q, k, v = np.split(normed(x, w[f"{at}.ln_1.weight"]) @ w[f"{at}.attn.c_attn.weight"].T, 3, -1)
-            heads_out = [attended(*(y[:, h * dd:(h + 1) * dd] for y in (q, k, v))) for h in range(SMALL.depth_heads)]
-            x = x + np.concatenate(heads_out, -1) @ w[f"{at}.attn.c_proj.weight"].T
-            y = normed(x, w[f"{at}.ln_2.weight"])
-            x = x + np.stack([swiglu(y[c], w, f"{at}.mlps.{c}") for c in range(K)])
-        x = normed(x, w[f"{depth}.transformer.ln_f.weight"])
-        for c in range(K):
-            found[Loss(loss[t + 1, 1 + c])].append(surprise(w[f"{depth}.lm_heads.{c}.weight"] @ x[c], speak[t + 1, c]))
-    return found
+    return normed(x, w["model.norm.weight"])
+
+
+def depth_by_hand(w, h, codes):
+    """Logits of the 8 codes of one frame, [K, C], from h [D] and these codes [K]"""
+    depth = "aud_output_layers"
+    d = SMALL.depth_dim // SMALL.depth_heads
+    inputs = [SMALL.empty_token, *codes[:K - 1]]
+    x = (w[f"{depth}.linear_in.weight"] @ h).reshape(K, SMALL.depth_dim)
+    x = x + w[f"{depth}.transformer.wpe.weight"]
+    x = x + np.stack([w[f"{depth}.transformer.wtes.{c}.weight"][inputs[c]] for c in range(K)])
+    for i in range(SMALL.depth_layers):
+        at = f"{depth}.transformer.h.{i}"
+        y = normed(x, w[f"{at}.ln_1.weight"])
+        q, k, v = np.split(y @ w[f"{at}.attn.c_attn.weight"].T, 3, -1)
+        heads = []
+        for head in range(SMALL.depth_heads):
+            own = slice(head * d, (head + 1) * d)
+            heads.append(attended(q[:, own], k[:, own], v[:, own]))
+        x = x + np.concatenate(heads, -1) @ w[f"{at}.attn.c_proj.weight"].T
+        y = normed(x, w[f"{at}.ln_2.weight"])
+        x = x + np.stack([swiglu(y[c], w, f"{at}.mlps.{c}") for c in range(K)])
+    x = normed(x, w[f"{depth}.transformer.ln_f.weight"])
+    return np.stack([w[f"{depth}.lm_heads.{c}.weight"] @ x[c] for c in range(K)])
 
 
 @pytest.mark.parametrize("stage", train.STAGES)
 def test_equation_3_in_numpy(stage):
-    """Catches a token counted in the wrong class, a row off, a mean over the wrong number or a wrong weight: the whole loss
-    is written out here in numpy from the weights, one frame after the other."""
-    net, formats = model(), train.STAGES[stage].formats
-    rows = [[stream.delay(g, IDS) for g in made_up(2, seed, formats[seed % len(formats)])] for seed in range(2)]
-    made = batches.collate(rows, max(sum(map(len, row)) for row in rows) + 3, IDS)
-    terms, _ = train.gradients(train.Equation3(net), [made], WEIGHTS)
-    w, sums = {name: p.detach().double().numpy() for name, p in net.named_parameters()}, {kind: [] for kind in Loss}
-    for row in zip(*(x.numpy() for x in made)):
+    """Catches a token counted in the wrong class, a row off, a mean over the wrong number or a wrong
+    weight: the whole loss is written out here in numpy from the weights, a frame at a time."""
+    net = model()
+    formats = train.STAGES[stage].formats
+    rows = []
+    for seed in range(2):
+        grids = made_up(2, seed, formats[seed % len(formats)])
+        rows.append([stream.delay(grid, IDS) for grid in grids])
+    length = max(sum(map(len, row)) for row in rows) + 3
+    batch = batches.collate(rows, length, IDS)
+    terms, _ = train.gradients(train.Equation3(net), [batch], WEIGHTS)
+    w = {name: p.detach().double().numpy() for name, p in net.named_parameters()}
+    surprises = {kind: [] for kind in Loss}
+    for row in zip(*(x.numpy() for x in batch)):
         for kind, values in by_hand(w, *row).items():
-            sums[kind] += values
-    means = {kind.name: np.mean(sums[kind]) if sums[kind] else 0.0 for kind in Loss}
-    expected = 1.0 * means["SEMANTIC"] + 0.5 * means["ACOUSTIC"] + 1.0 * means["MONOLOGUE"] + 0.01 * means["WAIT"]
+            surprises[kind] += values
+    semantic, acoustic, monologue, wait = (
+        np.mean(surprises[kind]) if surprises[kind] else 0.0
+        for kind in (Loss.SEMANTIC, Loss.ACOUSTIC, Loss.MONOLOGUE, Loss.WAIT))
+    expected = 1.0 * semantic + 0.5 * acoustic + 1.0 * monologue + 0.01 * wait
     assert (WEIGHTS * terms).sum().item() == pytest.approx(expected, abs=1e-5)
-    for kind in sums:
-        if kind == Loss.NONE:
-            continue
-        assert terms[kind].item() == pytest.approx(means[kind.name], abs=1e-5), kind
+    assert terms[1:].tolist() == pytest.approx([semantic, acoustic, monologue, wait], abs=1e-5)
 
 
 def test_the_economies_change_nothing():
-    """Catches a bench that compares two different losses, and heads that run on the wrong frames."""
-    net, made = model(), batches.collate([[stream.delay(g, IDS)] for g in made_up(3, format="tts")], 40, IDS)
-    assert torch.allclose(train.Equation3(net)(*made)[1:], costs.straightforward(net, *made)[1:], rtol=1e-5)
+    """Catches a bench that compares two different losses, and heads that run on wrong frames."""
+    net = model()
+    rows = [[stream.delay(grid, IDS)] for grid in made_up(3, format="tts")]
+    batch = batches.collate(rows, 40, IDS)
+    sums = train.Equation3(net)(*batch)
+    assert torch.allclose(sums[1:], costs.straightforward(net, *batch)[1:], rtol=1e-5)
 
 
 def test_cost_of_a_step_as_counted_by_torch():
     """Catches an MFU of a wrong formula: PyTorch's own counter of operations on the same pass."""
     from torch.utils.flop_counter import FlopCounterMode
-    net, frames = model(), 64
-    made = batches.collate([[]], frames + 1, IDS)
-    made[3][:] = torch.tensor([Loss.MONOLOGUE, Loss.SEMANTIC, *[Loss.ACOUSTIC] * 7])
+    frames = 64
+    batch = batches.collate([[]], frames + 1, IDS)
+    batch.loss[:] = torch.tensor([Loss.MONOLOGUE, Loss.SEMANTIC, *[Loss.ACOUSTIC] * 7])
     with FlopCounterMode(display=False) as counter:
-        train.Equation3(net)(*made).sum().backward()
-    assert costs.flops(SMALL, frames, frames, frames) == pytest.approx(counter.get_total_flops(), rel=0.1)
+        train.Equation3(model())(*batch).sum().backward()
+    flops = costs.flops(SMALL, frames, frames, frames)
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 # --- packing, schedule, choice of frames ---
@@ -183,12 +236,15 @@ def test_packing_uses_every_sample_once():
 def test_schedule():
     """Catches a cosine that does not start and end where Table 3 says."""
     rates = [train.learning_rate(step, 1000, (2e-4, 1e-5)) for step in range(1000)]
-    assert max(rates) == pytest.approx(2e-4) and rates[-1] == pytest.approx(1e-5, rel=0.01) and rates[0] < 2e-5
+    assert max(rates) == pytest.approx(2e-4)
+    assert rates[-1] == pytest.approx(1e-5, rel=0.01)
+    assert rates[0] < 2e-5
     assert all(a >= b for a, b in zip(rates[20:], rates[21:]))
 
 
 def test_thinning_takes_codes_and_leaves_text():
-    """Catches a choice of frames that differs from run to run, and one that takes the loss off the text too."""
+    """Catches a choice of frames that differs from run to run, and one that takes the loss off the
+    text too."""
     loss = torch.full((4000, 9), int(Loss.ACOUSTIC), dtype=torch.uint8)
     speak = torch.arange(4000)[:, None].expand(-1, K) // 2  # every other frame repeats the one before
     thinned = batches.thin(speak, loss, 0.5, 0.2, "x")
@@ -214,19 +270,24 @@ def test_hiding_blanks_what_is_heard_alone():
 def gradient(settings, rank, world):
     """Terms of equation 3 and the whole gradient of a run's first step."""
     equation = train.build(settings, CPU)
-    terms, _ = train.gradients(equation, batches.Batches(settings, SMALL, rank, world).step(0), WEIGHTS)
-    whole = {name: (p.grad.full_tensor() if world > 1 else p.grad).clone() for name, p in equation.named_parameters()}
+    first_step = batches.Batches(settings, SMALL, rank, world).step(0)
+    terms, _ = train.gradients(equation, first_step, WEIGHTS)
+    whole = {}
+    for name, parameter in equation.named_parameters():
+        whole[name] = processes.gather(parameter.grad).clone()
     norm = torch.nn.utils.clip_grad_norm_(equation.parameters(), 1.0)
-    return terms, whole, norm.full_tensor() if world > 1 else norm
+    return terms, whole, processes.gather(norm)
 
 
 def work(rank, world, settings, stop_at):
-    """One of several processes: the first gradient, then a run that is asked to stop at a step, by one process alone."""
+    """One of several processes: the first gradient, then a run that one process alone is asked to
+    stop at a step."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{settings.out}-meet-{world}", rank=rank, world_size=world)
-    found = gradient(settings, rank, world)
+    meeting = f"file://{settings.out}-meet-{world}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    result = gradient(settings, rank, world)
     if rank == 0:
-        torch.save(found, f"{settings.out}-{world}.pt")
+        torch.save(result, f"{settings.out}-{world}.pt")
     rate = train.learning_rate
 
     def stop_on_the_way(step, *rest):
@@ -242,89 +303,109 @@ def work(rank, world, settings, stop_at):
 
 
 def test_two_and_four_processes_are_one(run):
-    """Catches means over a process's own tokens, gradients averaged where they should be summed, processes that wait for
-    each other for ever when a row is missing, checkpoints bound to a number of processes: 4 processes train to step 4,
-    2 go on from their checkpoint, and 1 has trained alone."""
+    """Catches means over a process's own tokens, gradients averaged where they should be summed,
+    processes that wait for each other for ever when a row is missing, checkpoints bound to a number
+    of processes: 4 processes train to step 4, 2 go on from there, and 1 has trained alone."""
     run = replace(run, batch=3, recompute=True)
     alone = replace(run, out=f"{run.out}-alone", recompute=False)
     terms, whole, norm = gradient(alone, 0, 1)
     train.train(alone)
-    for world in (4, 2):
-        torch.multiprocessing.spawn(work, (world, replace(run, micro=1), 4 if world == 4 else None), nprocs=world)
-        found, gradients, its_norm = torch.load(f"{run.out}-{world}.pt")
-        assert torch.allclose(found[1:], terms[1:], rtol=1e-6) and its_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+    for world, stop_at in ((4, 4), (2, None)):
+        arguments = (world, replace(run, micro=1), stop_at)
+        torch.multiprocessing.spawn(work, arguments, nprocs=world)
+        shared_terms, gradients, shared_norm = torch.load(f"{run.out}-{world}.pt")
+        assert torch.allclose(shared_terms[1:], terms[1:], rtol=1e-6)
+        assert shared_norm.item() == pytest.approx(norm.item(), rel=1e-5)
         assert whole.keys() == gradients.keys()
         for name, expected in whole.items():
-            assert (gradients[name] - expected).abs().max() <= 1e-5 * expected.abs().max(), (world, name)
-    one, several = log_of(alone.out, "step", "loss", "norm"), log_of(run.out, "step", "loss", "norm")
+            difference = (gradients[name] - expected).abs().max()
+            assert difference <= 1e-5 * expected.abs().max(), (world, name)
+    one = log_of(alone.out, "step", "loss", "norm")
+    several = log_of(run.out, "step", "loss", "norm")
     assert len(one) == len(several) > 6
     assert np.allclose(one, several, rtol=1e-5), (one, several)
-    a, b = model_files.load(alone.out).state_dict(), model_files.load(run.out).state_dict()
-    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+    weights = model_files.load(run.out).state_dict()
+    for name, expected in model_files.load(alone.out).state_dict().items():
+        assert torch.allclose(weights[name], expected, atol=1e-4), name
 
 
 # --- checkpoints ---
 
 def test_kill_9_and_resume_is_bitwise_the_same_run(run):
-    """Catches a checkpoint without moments, schedule or place in the data, one that later steps write into, and one that a
-    kill leaves half made: the process is killed at no particular moment, and all losses after it must be equal to the bit."""
+    """Catches a checkpoint without moments, schedule or place in the data, one that later steps
+    write into, and one that a kill leaves half written: the process is killed at no particular
+    moment, and all losses after it must be equal to the bit."""
     run = replace(run, epochs=70, save_every=10, hold_out=0.1, valid_every=50)
     train.train(replace(run, out=f"{run.out}-whole"))
     assert log_of(f"{run.out}-whole", "step")[-1][0] >= 200
-    flags = [x for name in ("init", "out", "stage", "epochs", "batch", "length", "save_every", "depth_share", "hold_out", "valid_every")
-             for x in (f"--{name.replace('_', '-')}", str(getattr(run, name)))] + ["--lr", *map(str, run.lr)]
-    child = subprocess.Popen([sys.executable, train.__file__, "run", *run.grids, *flags], stdout=subprocess.PIPE, text=True)
+    flags = ["--lr", *map(str, run.lr)]
+    for name in ("init", "out", "stage", "epochs", "batch", "length", "save_every", "depth_share",
+                 "hold_out", "valid_every"):
+        flags += [option_name(name), str(getattr(run, name))]
+    command = [sys.executable, train.__file__, "run", *run.grids, *flags]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in child.stdout:
         if line.startswith("step 90/"):
             break
     time.sleep(0.05 * (time.time() % 1))
     child.kill()
     child.wait()
-    (Path(run.out) / "checkpoints" / "step-00000999.part").mkdir()  # what a kill while writing leaves
+    folder = Path(run.out) / "checkpoints"
+    (folder / "step-00000999.part").mkdir()  # what a kill while writing leaves
     train.train(run)
     names = ("step", "loss", "semantic", "acoustic", "monologue", "wait", "norm", "lr")
     assert log_of(run.out, *names) == log_of(f"{run.out}-whole", *names)
-    assert len(checkpoints.list_checkpoints(Path(run.out) / "checkpoints")) == run.keep and not list(Path(run.out).glob("checkpoints/*.part"))
+    assert len(checkpoints.list_checkpoints(folder)) == run.keep
+    assert not list(folder.glob("*.part"))
     assert any("valid" in line for line in read_log(run.out))
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(run, monkeypatch):
-    """Catches a checkpoint that is destroyed by the attempt to write the next one: from step 5 on no file can grow past
-    20 kB, so writing the checkpoint of step 6 fails as on a full disk, in the middle."""
-    limit, rate = resource.getrlimit(resource.RLIMIT_FSIZE), train.learning_rate
+    """Catches a checkpoint that is destroyed by the attempt to write the next one: from step 5 on no
+    file can grow past 20 kB, so that writing the checkpoint of step 6 fails in the middle, as on a
+    full disk."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rate = train.learning_rate
+    folder = Path(run.out) / "checkpoints"
 
     def fill(step, *rest):
         if step == 4:
-            while not checkpoints.list_checkpoints(Path(run.out) / "checkpoints"):
+            while not checkpoints.list_checkpoints(folder):
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
         return rate(step, *rest)
     monkeypatch.setattr(train, "learning_rate", fill)
     try:
-        with pytest.raises(checkpoints.CheckpointError, match="step-00000006 cannot be written, with .* GB free") as error:
+        sentence = "step-00000006 cannot be written, with .* GB free"
+        with pytest.raises(checkpoints.CheckpointError, match=sentence) as error:
             train.train(run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert "\n" not in str(error.value)
-    assert [found.name for found in checkpoints.list_checkpoints(Path(run.out) / "checkpoints")] == ["step-00000003"]
+    assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["step-00000003"]
     monkeypatch.setattr(train, "learning_rate", rate)
     train.train(run)
-    assert [x for x, in log_of(run.out, "step")] == list(range(1, 1 + len(log_of(run.out, "step"))))
+    steps = [step for step, in log_of(run.out, "step")]
+    assert steps == list(range(1, 1 + len(steps)))
 
 
 def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
-    """Catches an update that does not learn, an export that is not the model trained, and a resumed run that would quietly
-    be another run."""
+    """Catches an update that does not learn, an export that is not the model trained, and a resumed
+    run that would quietly be another run."""
     run = replace(run, epochs=8, hold_out=0.1, valid_every=10)
     train.train(run)
     losses = [loss for loss, in log_of(run.out, "loss")]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
-    assert {name for line in read_log(run.out) for name in line.get("valid", ())} == {"asr", "response-tts"}
+    validated = {name for line in read_log(run.out) for name in line.get("valid", ())}
+    assert validated == {"asr", "response-tts"}
     newest = checkpoints.list_checkpoints(Path(run.out) / "checkpoints")[-1]
-    train.main(["export", str(newest), str(tmp_path / "exported"), "--dtype", "bfloat16"])
-    a, b = model_files.load(run.out).state_dict(), model_files.load(tmp_path / "exported").state_dict()
-    assert all(torch.equal(a[name].bfloat16().float(), b[name]) for name in a) and (tmp_path / "exported" / "tokenizer.json").exists()
-    # Catches a model that does not say how long its rows were: chat.py would remember more than it can.
+    exported = tmp_path / "exported"
+    train.main(["export", str(newest), str(exported), "--dtype", "bfloat16"])
+    weights = model_files.load(exported).state_dict()
+    for name, expected in model_files.load(run.out).state_dict().items():
+        assert torch.equal(weights[name], expected.bfloat16().float()), name
+    assert (exported / "tokenizer.json").exists()
+    # Catches a model that does not say how long its rows were: chat.py would remember too much.
     assert model_files.load(run.out).config.trained_frames == run.length
     with pytest.raises(checkpoints.CheckpointError, match="made with another lr, batch: choose"):
         train.train(replace(run, batch=3, lr=(1e-3, 1e-4)))
@@ -380,7 +461,8 @@ def test_bench_measures_both(monkeypatch, capsys):
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 def test_errors_are_one_sentence(run, tmp_path):
-    """Catches tracebacks where a path, a tokenizer, a model or a setting is wrong, and a run that goes on after NaN."""
+    """Catches tracebacks where a path, a tokenizer, a model or a setting is wrong, and a run that
+    goes on after NaN."""
     other = flm.FLM(replace(SMALL, vocab_size=16, wait_token=5))
     model_files.save(flm.init_weights(other), tmp_path / "other")
     model_files.save(model(), tmp_path / "broken")
@@ -390,25 +472,31 @@ def test_errors_are_one_sentence(run, tmp_path):
     model_files.save(model(), tmp_path / "huge")
     weights["model.norm.weight"][0] = 3e38  # finite, and what is computed with it is not
     save_file(weights, tmp_path / "huge" / "model.safetensors")
-    out, grids, start = ["--out", str(tmp_path / "o")], list(run.grids), ["--init", run.init, "--length", "64"]
+    grids = run.grids
+    length = ["--length", "64"]
+    out = ["--out", str(tmp_path / "o")]
+    start = ["--init", run.init, *length]
+    usual = ["run", *grids, *start, *out]
     for arguments, sentence in [
         (["run", str(tmp_path / "none"), *start, *out], "holds no grids"),
         (["run", *grids, "--init", str(tmp_path / "none"), *out], "none does not exist"),
         (["run", *grids, "--init", str(tmp_path / "other"), *out], "another tokenizer or codec"),
-        (["run", *grids, "--init", str(tmp_path / "broken"), "--length", "64", *out], "model.norm.weight holds values that are no"),
-        (["run", *grids, "--init", str(tmp_path / "huge"), "--length", "64", *out], "step 1 has loss"),
-        (["run", *grids, *start, *out, "--lr", "nan", "1e-5"], "--lr must be from 0 to 1000, not nan"),
-        (["run", *grids, *start, *out, "--lr", "1e-4", "-1"], "--lr must be from 0 to 1000, not -1.0"),
-        (["run", *grids, *start, *out, "--wait-weight", "inf"], "--wait-weight must be from 0 to 1e+06, not inf"),
-        (["run", *grids, *start, *out, "--epochs", "nan"], "--epochs must be from"),
+        (["run", *grids, "--init", str(tmp_path / "broken"), *length, *out],
+         "model.norm.weight holds values that are no"),
+        (["run", *grids, "--init", str(tmp_path / "huge"), *length, *out], "step 1 has loss"),
+        ([*usual, "--lr", "nan", "1e-5"], "--lr must be from 0 to 1000, not nan"),
+        ([*usual, "--lr", "1e-4", "-1"], "--lr must be from 0 to 1000, not -1.0"),
+        ([*usual, "--wait-weight", "inf"], "--wait-weight must be from 0 to 1e+06, not inf"),
+        ([*usual, "--acoustic-weight", "-1"], "--acoustic-weight must be from 0 to 1e+06, not -1"),
+        ([*usual, "--epochs", "nan"], "--epochs must be from"),
         (["run", *grids, *start], "--out must be given"),
-        (["run", *grids, *start, *out, "--depth-share", "2"], "--depth-share must be from 0 to 1, not 2.0"),
-        (["run", *grids, *start, *out, "--qwen", "q"], "--qwen starts a preset"),
-        (["run", *grids, *start, *out, "--length", "9"], "raise --length"),
-        (["run", *grids, "--init", run.init, *out, "--paper", "--length", "9999"], "more than the model's 8192 positions"),
+        ([*usual, "--depth-share", "2"], "--depth-share must be from 0 to 1, not 2.0"),
+        ([*usual, "--qwen", "q"], "--qwen starts a preset"),
+        ([*usual, "--length", "9"], "raise --length"),
+        ([*usual, "--paper", "--length", "9999"], "more than the model's 8192 positions"),
         (["run", *start, *out], "no samples"),
-        (["run", *grids, *start, *out, "--beside", str(tmp_path / "none")], "none does not exist"),
-        (["run", *grids, *start, *out, "--valid", str(tmp_path / "none")], "holds no grids"),
+        ([*usual, "--beside", str(tmp_path / "none")], "none does not exist"),
+        ([*usual, "--valid", str(tmp_path / "none")], "holds no grids"),
         (["run", *start, *out, "--plan", "--gpus", "0"], "--gpus must be 1 or more"),
         (["export", str(tmp_path), str(tmp_path / "m")], "is no checkpoint"),
         (["plot", str(tmp_path)], "no log.jsonl"),
@@ -419,17 +507,19 @@ def test_errors_are_one_sentence(run, tmp_path):
 
 
 def test_a_flipped_byte_is_told_by_file_and_grid(run, capsys):
-    """Catches a bit that flipped on disk and ends in a failed look-up within the model, or is trained on without a word; and a
-    check that does not look at the payload."""
+    """Catches a bit that flipped on disk and ends in a failed look-up within the model, or is
+    trained on without a word; and a check that does not look at the payload."""
     shard = Path(run.grids[0]) / "shard-00000.safetensors"
     whole = shard.read_bytes()
-    for name, value in (("text", -3), ("listen", 999), ("speak", -1), ("loss", 7), ("loss", int(Loss.ACOUSTIC))):
+    for name, value in (("text", -3), ("listen", 999), ("speak", -1), ("loss", 7),
+                        ("loss", int(Loss.ACOUSTIC))):
         tensors = load_file(shard)
         tensors[name].view(-1)[0] = value
         save_file(tensors, shard, metadata={"digest": "of other bytes"})
         data._shard.cache_clear()  # a run is a process of its own
         with pytest.raises(SystemExit) as end:
-            train.main(["run", run.grids[0], "--init", run.init, "--out", run.out, "--length", "64"])
+            train.main(["run", run.grids[0], "--init", run.init, "--out", run.out,
+                        "--length", "64"])
         assert "shard-00000.safetensors, grid 0" in end.value.code and "\n" not in end.value.code
         with pytest.raises(SystemExit, match="its payload is not what was written"):
             data.main(["check", run.grids[0]])
@@ -443,12 +533,17 @@ def test_a_flipped_byte_is_told_by_file_and_grid(run, capsys):
 
 
 def test_plan_counts_without_starting(capsys):
-    """Catches a plan of another size than the model, and a unit mistaken: 3.3 passes over a million hours at 12.5 frames of
-    17 tokens a second, and what a 7B model needs for weights, gradients and moments on 8 GPUs."""
-    train.main(["run", "--init", "7b", "--paper", "--plan", "--hours", "1e6", "--gpus", "8", "--recompute"])
-    said, size = capsys.readouterr().out, sum(flm.count_parameters(flm.FLM(flm.PRESETS["7b"])).values())
-    assert f"{size / 1e9:.3f} G parameters" in said and f"{3.3e6 * 3600 * 12.5 * 17 / 1e6:,.1f} M tokens" in said
-    assert f"{16 * size / 8 / 1e9:.1f}  weights" in said and "days at 45% MFU" in said
+    """Catches a plan of another size than the model, and a unit mistaken: 3.3 passes over a million
+    hours at 12.5 frames of 17 tokens a second, and what a 7B model needs for weights, gradients and
+    moments on 8 GPUs."""
+    train.main(["run", "--init", "7b", "--paper", "--plan", "--hours", "1e6", "--gpus", "8",
+                "--recompute"])
+    plan = capsys.readouterr().out
+    size = sum(flm.count_parameters(flm.FLM(flm.PRESETS["7b"])).values())
+    assert f"{size / 1e9:.3f} G parameters" in plan
+    assert f"{3.3e6 * 3600 * 12.5 * 17 / 1e6:,.1f} M tokens" in plan
+    assert f"{16 * size / 8 / 1e9:.1f}  weights" in plan
+    assert "days at 45% MFU" in plan
 
 
 def test_plot(run, monkeypatch):

@@ -149,7 +149,7 @@ def resume(path, model, optimizer, method, defaults):
 
 def export(source, folder, dtype=torch.float32):
     """A checkpoint, or the newest of a run's folder -> a model folder in the release's format, with
-    tokenizer and codec beside it. Raises CheckpointError, flm.LoadError or OSError."""
+    tokenizer and codec beside it. Raises CheckpointError, model_files.LoadError or OSError."""
     source = Path(source)
     path = source
     if not (source / "run.json").exists():
