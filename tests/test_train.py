@@ -23,7 +23,7 @@ import flm
 import stream
 import train
 from stream import K, Ids, Loss, Turn
-from workshop import batches, checkpoints, costs, model_files, processes
+from workshop import batches, checkpoints, costs, model_files, processes, training_set
 from workshop.training_log import read_log
 from workshop.training_options import option_name
 
@@ -516,7 +516,7 @@ def test_a_flipped_byte_is_told_by_file_and_grid(run, capsys):
         tensors = load_file(shard)
         tensors[name].view(-1)[0] = value
         save_file(tensors, shard, metadata={"digest": "of other bytes"})
-        data._shard.cache_clear()  # a run is a process of its own
+        training_set.open_shard.cache_clear()  # a run is a process of its own
         with pytest.raises(SystemExit) as end:
             train.main(["run", run.grids[0], "--init", run.init, "--out", run.out,
                         "--length", "64"])
@@ -524,7 +524,7 @@ def test_a_flipped_byte_is_told_by_file_and_grid(run, capsys):
         with pytest.raises(SystemExit, match="its payload is not what was written"):
             data.main(["check", run.grids[0]])
         shard.write_bytes(whole)
-    data._shard.cache_clear()
+    training_set.open_shard.cache_clear()
     data.main(["check", run.grids[0]])
     assert "1 whole" in capsys.readouterr().out
     save_file(load_file(shard), shard)  # as older versions wrote it

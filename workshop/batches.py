@@ -27,9 +27,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-import data
 import stream
 from stream import K, Ids, Loss
+from workshop.training_set import Grids
 
 VALID_ROWS = 64  # at most so many rows of each format are read for a validation loss
 OPEN_ROWS = 16   # rows that wait for a shorter sample; when one more opens, the fullest closes
@@ -151,7 +151,7 @@ class Batches:
     """The training set as packed rows: what each step of a run reads, a function of the step alone.
 
     settings: train.Settings without None; config: flm.Config; rank, world: this process of so many.
-    steps_per_epoch, steps: whole numbers. Raises BatchError or data.DataError."""
+    steps_per_epoch, steps: whole numbers. Raises BatchError or DataError."""
 
     def __init__(self, settings, config, rank=0, world=1):
         if settings.length > config.max_position_embeddings:
@@ -162,7 +162,7 @@ class Batches:
         self.ids = Ids.of(config)
         self.rank = rank
         self.world = world
-        self.grids = data.Grids(settings.grids)
+        self.grids = Grids(settings.grids)
         self.held_out = self._draw_held_out()
         self.epoch = 0
         self.rows = self._rows_of_epoch(0)
@@ -171,7 +171,7 @@ class Batches:
                              "fewer")
         self.steps_per_epoch = math.ceil(len(self.rows) / settings.batch)
         self.steps = math.ceil(settings.epochs * self.steps_per_epoch)
-        self.valid_grids = data.Grids(settings.valid) if settings.valid else self.grids
+        self.valid_grids = Grids(settings.valid) if settings.valid else self.grids
         self.valid = self._rows_for_validation()  # {format: rows}
 
     def _draw_held_out(self):

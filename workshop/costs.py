@@ -21,10 +21,10 @@ import torch.nn.functional as F
 
 import flm
 import stream
-from data import Grids
 from stream import FRAME_RATE, K, Loss
 from workshop import model_files, processes
 from workshop.batches import collate
+from workshop.training_set import Grids
 
 EXPECTED_MFU = 0.45  # what a plan reckons with; `train.py bench` measures it
 GPUS = {  # gigabytes; dense bfloat16 TFLOP/s; of the data sheets
