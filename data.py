@@ -54,7 +54,7 @@ import torch
 import mimi
 import stream
 from stream import Turn
-from workshop import check, encoding, importers, sound_file, synthesis
+from workshop import check, encoding, importers, shards, sound_file, synthesis
 from workshop.encoding import recordings
 from workshop.manifests import DataError, read_manifest, write_lines  # noqa: F401 (train.py)
 from workshop.sound_file import loudness
@@ -393,7 +393,7 @@ class Encoder:
         recording, or a .npy file of codes [T, K], as tiny/replay.py writes them. Raises
         ValueError."""
         if Path(path).suffix == ".npy":
-            return stream.read_codes(path, self.codec.config.codebook_size)
+            return shards.read_codes(path, self.codec.config.codebook_size)
         audio = sound_file.read_audio(path).numpy()
         to_whole_frames = -len(audio) % FRAME
         padded = np.pad(audio, (SILENCE_BEFORE * FRAME, to_whole_frames + RINGING * FRAME))
@@ -471,7 +471,7 @@ class Exchange:
 class Plan:
     """A sample before what is heard of it is encoded.
 
-    speak_codes: [T, K] of each span of script.says; user_audio: [T * FRAME], None where nothing is
+    speak_codes: [T, K] of each span of script.speak_spans; user_audio: [T * FRAME], None where nothing is
     heard."""
     script: stream.Script
     speak_codes: list
@@ -508,7 +508,7 @@ class GridMaker:
             if self.settings.format in stream.SPEAKS:
                 script = plan.script
                 silence = self.encoder.silence
-                speak = stream.place(script.says, plan.speak_codes, silence, len(script))
+                speak = stream.place(script.speak_spans, plan.speak_codes, silence, len(script))
             grids.append(plan.script.grid(speak, listen))
         return grids, problems
 
@@ -520,7 +520,7 @@ class GridMaker:
             self.free_user(exchanges, rng)
         script, exchanges = self.write_script(exchanges, rng)
         speak_codes = []
-        for exchange, (start, stop) in zip(exchanges, script.says):
+        for exchange, (start, stop) in zip(exchanges, script.speak_spans):
             speak_codes.append(exchange.speak_codes[:stop - start])  # an interruption cuts it
         user_audio = None
         if self.settings.format in stream.LISTENS:
@@ -540,12 +540,12 @@ class GridMaker:
             closing = CLOSING_SILENCE
             if entry.get("patience") is not None:
                 closing = round(entry["patience"] * stream.FRAME_RATE)
-            turn.heard = exchange.user_clip.frames + closing
+            turn.listen_frames = exchange.user_clip.frames + closing
             turn.onset = exchange.user_clip.onset
         if "spoken" in entry:
             exchange.model_path = entry["spoken"]
             exchange.speak_codes = self.encoder.speak_codes(entry["spoken"])
-            turn.spoken = len(exchange.speak_codes)
+            turn.speak_frames = len(exchange.speak_codes)
         return exchange
 
     def timed_words(self, words):
@@ -622,12 +622,12 @@ class GridMaker:
             clips.append(exchange.user_clip.audio)
             if exchange.turn.murmur:
                 clips.append(exchange.backchannel.audio)
-        lay(user_audio, script.hears, clips)
+        lay(user_audio, script.listen_spans, clips)
         leakage = draw_leak(rng) if self.settings.leaks else None
-        if leakage and script.says:
+        if leakage and script.speak_spans:
             model_audio = np.zeros_like(user_audio)
             answers = [self.encoder.model_audio(exchange.model_path) for exchange in exchanges]
-            lay(model_audio, script.says, answers)
+            lay(model_audio, script.speak_spans, answers)
             leak(user_audio, model_audio, *leakage)
         return user_audio.clip(-1, 1)
 
@@ -698,7 +698,7 @@ def encode_shard(job, model, device, settings):
         rngs.append(random.Random(f"{settings.seed} {settings.format} {job.first + i}"))
     grids, problems = grid_maker(model, device, settings).grids(job.samples, rngs)
     if grids:
-        stream.save(grids, job.path)
+        shards.save(grids, job.path)
     hours = sum(len(grid) for grid in grids) / stream.FRAME_RATE / 3600
     return len(job.samples), hours, problems
 

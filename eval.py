@@ -453,7 +453,7 @@ class Run:
             if hears:
                 script.wait(len(wave) // FRAME + len(tokens) + WRITING)
             else:
-                script.respond(stream.Turn(spoken=SAYING * len(tokens) + WRITING, response=tokens))
+                script.respond(stream.Turn(speak_frames=SAYING * len(tokens) + WRITING, response=tokens))
             scenes.append((F.pad(wave, (0, len(script) * FRAME - len(wave))), dict(expected=text)))
             delayed.append(stream.delay(script.grid(), ids))
         given = {"speak": [grid.speak for grid in delayed]} if hears else {"text": [grid.text for grid in delayed]}

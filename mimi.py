@@ -44,7 +44,6 @@ from torch import nn
 
 from workshop.files import LoadError, replacing
 
-K = 8
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 # Seconds. A longer clip is coded chunk by chunk through the streaming states, so that memory stays
 # flat.
@@ -79,7 +78,7 @@ class Config:
     codebook_size: int = 2048
     codebook_dim: int = 256
     n_q_total: int = 32
-    n_q_used: int = K
+    n_q_used: int = 8               # K: codebooks that the language model reads (flm.K)
 
     def __post_init__(self):
         for field in fields(self):

@@ -1,31 +1,44 @@
-"""The token grid: what stands in every frame of every channel, and what of it the model is trained to write.
+"""The token grid: what stands in every frame of every channel, and what the model learns to write.
 
-What this is: the formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic and acoustic codes, the
-loss class of every token, and a drawing of any of it. What this is not: audio (data.py), a model, or a batch (batch.py).
+What this is: the formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic
+and acoustic codes, the loss class of every token, and a drawing of any grid. What this is not: a
+model (flm.py), audio (data.py), a batch (workshop/batches.py), or a file (workshop/shards.py).
 
-A sample is made in two steps. A format turns the lengths and words of some turns into a `Script`: the text of every
-frame, and the spans of frames in which clips are heard and said. data.py then lays the recordings into those spans,
-encodes them, and `Script.grid` sets text and codes side by side.
+    frame      0 1 2 3 4 5   6  7     8 9 10 11 12 13
+    text       ~ ~ ~ ~ ~ ~ All is fine. ~  ~  ~  ~  ~
+    speak 0    # 0 0 0 0 0   0  0     1 2  3  4  5  0
+    listen 0   0 0 1 2 3 4   0  0     0 0  0  0  0  0
+    loss text    W W W W W   M  M     M W  W  W  W  W
+      semantic   S S S S S   S  S     S S  S  S  S  S
+      acoustic A A A A A A   A  A     A A  A  A  A  A
+
+This is one exchange in the format of the last stage. The user speaks in the frames 2 .. 5. The
+model writes its response at once (`~` is <wait>), and its speech (codes 1 .. 5, silence is 0)
+begins two frames after its first word. `#` is a pad. Of the 8 codebooks of each channel the first
+is shown, which is semantic. The last lines say in which term of equation 3 a token counts: `S`
+semantic, `A` acoustic, `M` monologue, `W` wait.
+
+A grid is made in two steps. `write` lays out turns, of which only lengths and words are known, as a
+`Script`: the text of every frame, and the spans of frames in which somebody speaks. data.py lays
+recordings into these spans and encodes them. Then `Script.grid` sets text and codes side by side.
 
 Unusual here:
-- A grid is written in frames: text, 8 codes and 8 codes of the same moment. `delay` makes the rows that the model
-  reads, in which acoustic codes come one row late; `undelay` takes them back. Row t is read; row t + 1 is predicted.
-- Frame 0 is the row that the release's streaming loop starts from: text <wait>, nothing spoken, no loss.
-- Pairs and turns of one grid see the ones before them, and nothing in a grid marks where one ends. Decision: section 3.1
-  concatenates pairs and masks nothing, and a live session is one long stream too. Grids packed into a row are batch.py's.
+- A grid has frames: text, 8 codes and 8 codes of one moment of 80 ms. The model reads rows, in
+  which acoustic codes come later (`delay`; `undelay` takes it back). It reads row t and predicts
+  row t + 1.
+- Frame 0 is where a conversation starts: text <wait>, nothing spoken yet, no loss on them.
+- Nothing in a grid marks where a turn ends. Decision: later turns see the earlier ones. Section 3.1
+  concatenates pairs and masks nothing, and a live conversation is one long stream too.
 
-    python stream.py                              # draw every format
-    python stream.py --format tts --delayed       # one of them, as the model reads it
+    python stream.py                              # the method in six pictures, then every format
+    python stream.py --format tts --delayed       # one format, as the model reads it
     python stream.py --grid shard-00000.safetensors --index 3
 
-Shapes: T frames, K = 8 codebooks.
+Shapes: T frames, K = 8 codebooks. A span is a pair (start, stop) of frames.
 """
-import argparse
-import hashlib
 import itertools
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -35,26 +48,32 @@ from workshop import command
 if __name__ == "__main__":
     command.stop_while_loading("stream.py")
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from workshop.files import replacing
+import flm
+from flm import K  # it stands once, in the first file of the book: the model's embeddings fix it
 
-K = 8
-SPEECH_DELAY = 2    # frames from a response's first word to its first sound, sections 3.1 and 3.2.2
-ACOUSTIC_DELAY = 1  # frames from a semantic code to the acoustic codes beside it, section 3.2.2
 FRAME_RATE = 12.5   # frames a second, section 2.1
-REACTION_DELAY = 0.5  # seconds from an interruption's first sound to the model's silence, section 3.2.2
+SPEECH_DELAY = 2    # frames from a response's first word to its first sound, sections 3.1 and 3.2.2
+ACOUSTIC_DELAY = 1  # rows from a semantic code to the acoustic codes of its frame, section 3.2.2
+REACTION_DELAY = 0.5  # seconds from an interruption's first sound to silence, section 3.2.2
 INTERRUPTION_PROBABILITY = 0.7  # section 3.2.2
 
 
 class GridError(ValueError):
-    """A grid or a file of grids that cannot be used; the message is one sentence."""
+    """A grid, or a file of grids, that cannot be used; the message is one sentence."""
 
 
 class Loss(IntEnum):
-    """What equation 3 counts a token as."""
+    """The term of equation 3 that a token counts in.
+
+    Decision: <asr> and <answer> are MONOLOGUE. Equation 3 is written for post-training, where they
+    do not occur. They are tokens that the model must write at the right moment, like words.
+    Decision: the codes of silence count in full. Section 3.1 says "all non-empty tokens on the
+    speaking channel", and does not say what stands there between two responses. Most frames of a
+    conversation are silent, so they are most of the semantic term; a model that is to be silent
+    must learn them. (train.py can thin them out: --repeats.)"""
     NONE = 0
     SEMANTIC = 1
     ACOUSTIC = 2
@@ -64,7 +83,8 @@ class Loss(IntEnum):
 
 @dataclass(frozen=True)
 class Ids:
-    """The special tokens of one model: three text ids, two audio ids (flm.Config has the same fields with `_token`)."""
+    """The special tokens of a grid: three text ids and two audio ids. flm.Config says what each
+    means, flm.GROUPS how a config.json calls it."""
     wait: int
     asr: int
     answer: int
@@ -73,27 +93,29 @@ class Ids:
 
     @classmethod
     def of(cls, config):
-        """The ids of an flm.Config, which must have all of them."""
+        """The ids of an flm.Config. Raises GridError where it has no <asr> and <answer>."""
         if config.asr_token is None or config.answer_token is None:
-            raise GridError("this model's config.json names no text_asr_token_id and text_answer_token_id")
-        return cls(config.wait_token, config.asr_token, config.answer_token, config.empty_token, config.pad_token)
+            raise GridError("this model's config.json names no text_asr_token_id and "
+                            "text_answer_token_id")
+        return cls(wait=config.wait_token, asr=config.asr_token, answer=config.answer_token,
+                   empty=config.empty_token, pad=config.pad_token)
 
     @classmethod
     def read(cls, folder):
-        """The ids in a model folder's config.json. Raises GridError where it is missing or lacks one."""
-        file = Path(folder) / "config.json"
+        """The ids in a model folder's config.json. Raises GridError, one sentence."""
+        path = Path(folder) / "config.json"
         try:
-            ids = json.loads(file.read_text())["mm_token_info"]
-            return cls(*(ids[name] for name in ("text_wait_token_id", "text_asr_token_id", "text_answer_token_id",
-                                                "aud_emp_token_id", "aud_pad_token_id")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GridError(f"{file} gives no special ids: {error!r}") from None
+            config = flm.Config.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise GridError(f"{path} gives no special ids: {error}") from None
+        return cls.of(config)
 
 
 @dataclass
 class Grid:
-    """One sample. text [T], speak [T, K], listen [T, K]: int64 ids; loss [T, 1 + K]: uint8 Loss classes of the text and
-    of the 8 spoken codes. What is heard is never predicted."""
+    """One sample. text [T], speak [T, K] and listen [T, K]: int64 ids. loss [T, 1 + K]: uint8, the
+    Loss class of the text and of the 8 codes of speak; listen is never predicted. Raises GridError
+    where the shapes do not agree."""
     text: torch.Tensor
     speak: torch.Tensor
     listen: torch.Tensor
@@ -102,154 +124,218 @@ class Grid:
     def __post_init__(self):
         T = len(self.text)
         for name, width in (("speak", K), ("listen", K), ("loss", 1 + K)):
-            if getattr(self, name).shape != (T, width):
-                raise GridError(f"{name} is {list(getattr(self, name).shape)} and should be {[T, width]}")
+            shape = getattr(self, name).shape
+            if shape != (T, width):
+                raise GridError(f"{name} is {list(shape)} and should be {[T, width]}")
 
     def __len__(self):
         return len(self.text)
 
 
-# --- formats: turns -> script ---
+# --- turns: what is known before a frame is laid out ---
 
 @dataclass
 class Turn:
-    """One exchange, or one pair of section 3.1. heard, spoken: frames of audio; transcript, response: text ids.
-    A pair of TTS-style has nothing heard, one of ASR-style nothing spoken.
+    """One exchange of a conversation, or one (recording, sentence) pair of section 3.1. A pair of
+    TTS-style has no listen_frames, a pair of ASR-style no speak_frames.
 
-    words, for Moshi's stream alone: (frame where it sounds, ids) of each word of the response. For free user input alone, in
-    frames: onset, the quiet before the first sound of what is heard; interrupts, where in the sound of the response before it
-    begins (None: in the silence after), and reaction, the seconds from its first sound to the silence of that response; murmur,
-    where in the sound of this response a back-channel begins, and its length."""
-    heard: int = 0
-    spoken: int = 0
-    transcript: tuple = ()
-    response: tuple = ()
-    words: tuple = ()
-    onset: int = 0
+    The last four are for users who speak whenever they like (`draw_interruptions`)."""
+    listen_frames: int = 0    # of the user's speech
+    speak_frames: int = 0     # of the model's speech
+    transcript: tuple = ()    # text ids of the user's words
+    response: tuple = ()      # text ids of the model's words
+    words: tuple = ()         # for `Script.align`: (frame where it sounds, text ids) of each word
+    onset: int = 0            # quiet frames at the start of the user's recording
+    # The user's recording starts so many frames into the sound of the response before it.
+    # None: it starts after that response.
     interrupts: int | None = None
-    reaction: float = REACTION_DELAY
+    reaction: float = REACTION_DELAY  # seconds until that response ends
+    # A back-channel: (its start in frames from the first sound of this response, its length).
     murmur: tuple | None = None
 
 
 def draw_interruptions(turns, murmurs, rng):
-    """Make the user of some turns free: sets interrupts and murmur. murmurs: frames of a back-channel for each turn, 0 for none.
+    """Let the user of some turns interrupt or murmur (section 3.2.2): sets `interrupts` and
+    `murmur`. murmurs: the length in frames of a back-channel for each turn, 0 for none.
 
-    Decision: INTERRUPTION_PROBABILITY counts the responses that another turn follows; the next question begins in a frame
-    drawn evenly from all in which the response sounds. A back-channel falls evenly too, and is over before an interruption."""
-    for turn, after, murmur in zip(turns, [*turns[1:], None], murmurs):
-        sounds = turn.spoken
-        if after and sounds and rng.random() < INTERRUPTION_PROBABILITY:
-            after.interrupts = sounds = rng.randrange(sounds)
-        if 0 < murmur <= sounds:
-            turn.murmur = rng.randint(0, sounds - murmur), murmur
+    Decision: INTERRUPTION_PROBABILITY counts the responses that another turn follows. The next
+    question starts in a frame drawn evenly from all in which the response sounds. A back-channel
+    falls evenly too, and is over before an interruption starts."""
+    for i, turn in enumerate(turns):
+        sounding = turn.speak_frames
+        is_last = i + 1 == len(turns)
+        if not is_last and sounding and rng.random() < INTERRUPTION_PROBABILITY:
+            sounding = rng.randrange(sounding)
+            turns[i + 1].interrupts = sounding
+        length = murmurs[i]
+        if 0 < length <= sounding:
+            start = rng.randint(0, sounding - length)
+            turn.murmur = (start, length)
 
+
+# --- formats: turns -> script ---
 
 class Script:
-    """A sample before its audio: text (a list of ids, one a frame), hears and says (spans of frames, start and stop,
-    one for each turn that has them). Below, what FORMATS makes of a turn."""
+    """A sample before its audio. text: a list of ids, one for each frame. listen_spans and
+    speak_spans: where the user and the model speak.
+
+    The methods down to `align` are the steps of which FORMATS makes a format: each lays out one
+    part of a turn behind what is there already."""
 
     def __init__(self, ids):
-        self.ids, self.text, self.hears, self.says = ids, [ids.wait], [], []
+        self.ids = ids
+        self.text = [ids.wait]  # frame 0, where a conversation starts
+        self.listen_spans = []
+        self.speak_spans = []
 
     def __len__(self):
         return len(self.text)
 
     def wait(self, frames):
-        """Nothing is written for so many frames."""
+        """Write nothing for so many frames."""
         self.text += [self.ids.wait] * frames
 
-    def hear(self, turn):
-        """Write nothing while the user speaks. What interrupts is heard within the response before it, whose words and sound
-        both end a reaction behind the first sound.
+    def wait_until(self, frame):
+        """Write nothing until this frame; it may have passed already."""
+        self.wait(max(0, frame - len(self)))
 
-        Decision: a cut monologue just turns into <wait>, with no token for the cut, and a cut clip into silence on a frame;
-        what was never said leaves no trace, as when a person stops."""
+    def cut(self, turn):
+        """Where this turn interrupts, end the response before it: its words and its sound both stop
+        a reaction after the first sound of the user.
+
+        Decision: a word that is cut simply turns into <wait>, without a token for the cut, and
+        speech turns into silence from one frame to the next. What was not said leaves no trace, as
+        when a person stops.
+        Decision: 0.5 s are 6.25 frames; the nearest whole number is taken."""
+        if turn.interrupts is None:
+            return
+        start, stop = self.speak_spans.pop()
+        first_sound = start + turn.interrupts + turn.onset
+        silent_from = first_sound + round(turn.reaction * FRAME_RATE)
+        self.speak_spans.append((start, min(stop, silent_from)))
+        del self.text[silent_from:]
+
+    def hear(self, turn):
+        """Write nothing until the user has spoken."""
         start = len(self)
         if turn.interrupts is not None:
-            sounds, end = self.says[-1]
-            start = sounds + turn.interrupts
-            cut = start + turn.onset + round(turn.reaction * FRAME_RATE)  # 0.5 s are 6.25 frames; Decision: to the nearest
-            self.says[-1] = sounds, min(end, cut)
-            self.text = self.text[:cut]
-        self.hears.append((start, start + turn.heard))
-        self.wait(max(0, start + turn.heard - len(self)))
+            response_start, _ = self.speak_spans[-1]
+            start = response_start + turn.interrupts
+        stop = start + turn.listen_frames
+        self.listen_spans.append((start, stop))
+        self.wait_until(stop)
 
     def transcribe(self, turn):
-        """The words of what was heard immediately after it, without gaps between them: a natural monologue (section 2.2)."""
+        """Write the user's words right after the user has spoken, without gaps between them: a
+        natural monologue that follows (section 2.2)."""
         self.text += turn.transcript
 
     def quote(self, turn):
-        """The same, between <asr> and <answer>."""
+        """Write the user's words between <asr> and <answer> (section 3.2.2)."""
         self.text += [self.ids.asr, *turn.transcript, self.ids.answer]
 
     def respond(self, turn):
-        """Words at once, without gaps (section 2.2), sound SPEECH_DELAY frames behind, <wait> until the longer of both is over;
-        a back-channel changes none of it."""
+        """Write the response at once, without gaps: a natural monologue that leads (section 2.2).
+        Its sound starts SPEECH_DELAY frames after the first word. <wait> fills the text until it is
+        over."""
         start = len(self) + SPEECH_DELAY
+        stop = start + turn.speak_frames
         self.text += turn.response
-        self.says.append((start, start + turn.spoken))
-        self.wait(max(0, start + turn.spoken - len(self)))
-        if turn.murmur:
-            at, frames = turn.murmur
-            self.hears.append((start + at, start + at + frames))
+        self.speak_spans.append((start, stop))
+        self.wait_until(stop)
+
+    def murmur(self, turn):
+        """Let the user murmur into the response, which goes on unchanged."""
+        if turn.murmur is None:
+            return
+        response_start, _ = self.speak_spans[-1]
+        after, length = turn.murmur
+        start = response_start + after
+        self.listen_spans.append((start, start + length))
 
     def align(self, turn):
-        """Moshi's monologue: each word in the frame where it sounds, or after the word before, behind <end-of-pad> if there is room.
+        """Write each word in the frame in which it sounds, or after the word before it: Moshi's
+        monologue. <end-of-pad> stands before a word where there is room.
 
-        Decision: Moshi's <pad> is <wait> and its <end-of-pad> is <answer>, each the token that says the same here (nothing is
-        written now; words follow), so that a model for the comparison needs no ids of its own."""
-        self.says.append((len(self), len(self) + turn.spoken))
-        free = len(self)
-        self.wait(turn.spoken)
-        for start, tokens in turn.words:
-            start = max(free, self.says[-1][0] + start)
-            free = start + len(tokens)
-            self.wait(max(0, free - len(self)))
-            self.text[start:free] = tokens
-            if start > 1 and self.text[start - 1] == self.ids.wait:
-                self.text[start - 1] = self.ids.answer
+        Decision: Moshi's <pad> is <wait> here, and its <end-of-pad> is <answer>. Each says the same
+        here (nothing is written now; words follow). So a model for the comparison needs no ids of
+        its own."""
+        start = len(self)
+        self.speak_spans.append((start, start + turn.speak_frames))
+        self.wait(turn.speak_frames)
+        free = start  # the first frame behind the words so far
+        for frame, word in turn.words:
+            first = max(free, start + frame)
+            free = first + len(word)
+            self.wait_until(free)
+            self.text[first:free] = word
+            before = first - 1
+            if before > 0 and self.text[before] == self.ids.wait:
+                self.text[before] = self.ids.answer
 
     def grid(self, speak=None, listen=None):
-        """Set codes [T, K] beside the text. None: a channel that stays empty, which carries no loss (section 3.1)."""
-        T, ids = len(self), self.ids
-        text, empty = torch.tensor(self.text), torch.full((T, K), ids.empty)
+        """Set codes [T, K] beside the text -> Grid. None: a channel that stays empty, without loss
+        (section 3.1)."""
+        T = len(self)
+        text = torch.tensor(self.text)
+        empty = torch.full((T, K), self.ids.empty)
         loss = torch.zeros(T, 1 + K, dtype=torch.uint8)
-        loss[1:, 0] = torch.where(text[1:] == ids.wait, Loss.WAIT, Loss.MONOLOGUE)
-        loss[1:, 1], loss[:, 2:] = Loss.SEMANTIC, Loss.ACOUSTIC
-        pads, speak = (K, empty.clone()) if speak is None else (1, speak.clone())
-        loss[:, 1:][speak == ids.empty] = Loss.NONE
-        speak[0, :pads] = ids.pad  # where the streaming loop starts; it samples the acoustic codes of frame 0 itself
-        return Grid(text, speak, empty if listen is None else listen, loss)
+        loss[1:, 0] = torch.where(text[1:] == self.ids.wait, Loss.WAIT, Loss.MONOLOGUE)
+        if speak is None:
+            speak = empty.clone()
+            speak[0] = self.ids.pad
+        else:
+            speak = speak.clone()
+            loss[1:, 1] = Loss.SEMANTIC
+            loss[:, 2:] = Loss.ACOUSTIC
+            loss[:, 1:][speak == self.ids.empty] = Loss.NONE
+            # The streaming loop starts from this pad. It samples the acoustic codes of frame 0.
+            speak[0, 0] = self.ids.pad
+        if listen is None:
+            listen = empty
+        return Grid(text, speak, listen, loss)
 
 
-FORMATS = {  # what is made of each turn, in this order
-    "tts": [Script.respond],                      # section 3.1, Figure 3 left: nothing is heard
-    "asr": [Script.hear, Script.transcribe],      # section 3.1, Figure 3 left: nothing is spoken
-    "asr-response-tts": [Script.hear, Script.quote, Script.respond],  # section 3.2.2, Figure 3 middle
-    "response-tts": [Script.hear, Script.respond],       # section 3.2.2, Figure 3 top right
-    "response-tts-free": [Script.hear, Script.respond],  # and bottom right, of turns that `draw_interruptions` made free
-    "word-aligned": [Script.align],               # Figure 2 left: Moshi's monologue over a pair, the baseline of RQ1 (section 4.4)
+# The steps that are taken for each turn, in this order.
+FORMATS = {
+    # Section 3.1, Figure 3 left: nothing is heard.
+    "tts": (Script.respond,),
+    # Section 3.1, Figure 3 left: nothing is spoken.
+    "asr": (Script.hear, Script.transcribe),
+    # Section 3.2.2, Figure 3 middle.
+    "asr-response-tts": (Script.hear, Script.quote, Script.respond),
+    # Section 3.2.2, Figure 3 top right.
+    "response-tts": (Script.hear, Script.respond),
+    # Section 3.2.2, Figure 3 bottom right: users speak whenever they like.
+    "response-tts-free": (Script.cut, Script.hear, Script.respond, Script.murmur),
+    # Figure 2 left: Moshi's monologue over a pair, the baseline of section 4.4.
+    "word-aligned": (Script.align,),
 }
-LISTENS = {name for name, parts in FORMATS.items() if Script.hear in parts}  # formats whose listening channel is not empty
-SPEAKS = {name for name, parts in FORMATS.items() if {Script.respond, Script.align} & {*parts}}  # and whose speaking channel is not
-PAIRS = FORMATS.keys() - (LISTENS & SPEAKS)  # formats of pairs: one channel is empty
+# Formats whose listening channel is not empty, and formats whose speaking channel is not.
+LISTENS = {name for name, steps in FORMATS.items() if Script.hear in steps}
+SPEAKS = {name for name, steps in FORMATS.items()
+          if Script.respond in steps or Script.align in steps}
+# Formats of pairs: one of the two channels is empty.
+PAIRS = FORMATS.keys() - (LISTENS & SPEAKS)
 
 
 def write(format, turns, silences, ids):
-    """Turns in one format, with silences[i] frames before turn i and silences[-1] at the end -> Script."""
+    """Lay out turns in one format, with silences[i] frames before turn i and silences[-1] at the
+    end -> Script. Raises GridError for another number of silences."""
     if len(silences) != len(turns) + 1:
         raise GridError(f"{len(turns)} turns need {len(turns) + 1} silences, not {len(silences)}")
     script = Script(ids)
     for turn, silence in zip(turns, silences):
         script.wait(silence)
-        for part in FORMATS[format]:
-            part(script, turn)
+        for step in FORMATS[format]:
+            step(script, turn)
     script.wait(silences[-1])
     return script
 
 
 def place(spans, clips, filler, T):
-    """Lay clips [frames, K] of codes into their spans of a channel that holds `filler` [K] elsewhere -> [T, K]"""
+    """Lay clips, codes [frames, K] each, into their spans of a channel that holds `filler` [K]
+    elsewhere -> [T, K]. Raises GridError for a clip of another length than its span."""
     channel = filler.expand(T, K).clone()
     for (start, stop), clip in zip(spans, clips, strict=True):
         if len(clip) != stop - start:
@@ -260,199 +346,140 @@ def place(spans, clips, filler, T):
 
 # --- delays: frames <-> rows ---
 
-def _shift(columns, late, hole):
-    """[T, n] -> [T + 1, n]: column `late` and those after it come a row later; `hole` fills what opens. Codes, with late = 1:
+def delay_columns(columns, on_time, hole):
+    """[T, n] -> [T + 1, n]: the first `on_time` columns stay, the others come ACOUSTIC_DELAY rows
+    later; `hole` fills what opens. Codes, with on_time = 1:
 
-        frame    0  1  2         row     0  1  2  3
-        sem      a  b  c         sem     a  b  c  pad
-        acoustic A  B  C         ac.   pad  A  B  C
+        frame     0  1  2         row       0   1  2  3
+        semantic  a  b  c         semantic  a   b  c  pad
+        acoustic  A  B  C         acoustic  pad A  B  C
     """
-    return torch.cat([F.pad(columns[:, :late], (0, 0, 0, ACOUSTIC_DELAY), value=hole),
-                      F.pad(columns[:, late:], (0, 0, ACOUSTIC_DELAY, 0), value=hole)], 1)
+    early = F.pad(columns[:, :on_time], (0, 0, 0, ACOUSTIC_DELAY), value=hole)
+    late = F.pad(columns[:, on_time:], (0, 0, ACOUSTIC_DELAY, 0), value=hole)
+    return torch.cat([early, late], 1)
+
+
+def advance_columns(columns, on_time):
+    """[T + 1, n] -> [T, n]: takes `delay_columns` back."""
+    early = columns[:-ACOUSTIC_DELAY, :on_time]
+    late = columns[ACOUSTIC_DELAY:, on_time:]
+    return torch.cat([early, late], 1)
 
 
 def delay(grid, ids):
-    """T frames -> the T + 1 rows that the model reads. Loss classes move with their tokens."""
-    return Grid(F.pad(grid.text, (0, ACOUSTIC_DELAY), value=ids.wait), _shift(grid.speak, 1, ids.pad),
-                _shift(grid.listen, 1, ids.pad), _shift(grid.loss, 2, Loss.NONE))
+    """A Grid of T frames -> a Grid of the T + 1 rows that the model reads. Loss classes move with
+    their tokens.
+
+    Decision: the delay holds in every stage. The paper names it first in fine-tuning (section
+    3.2.2, "a 1-step offset"). Without it in post-training the model would have to learn its rows
+    anew, and Moshi's whole training has it."""
+    return Grid(text=F.pad(grid.text, (0, ACOUSTIC_DELAY), value=ids.wait),
+                speak=delay_columns(grid.speak, 1, ids.pad),
+                listen=delay_columns(grid.listen, 1, ids.pad),
+                loss=delay_columns(grid.loss, 2, Loss.NONE))
 
 
 def undelay(rows):
-    """T + 1 rows -> T frames: undelay(delay(grid)) is grid."""
-    def back(x, late):
-        return torch.cat([x[:-ACOUSTIC_DELAY, :late], x[ACOUSTIC_DELAY:, late:]], 1)
-    return Grid(rows.text[:-ACOUSTIC_DELAY], back(rows.speak, 1), back(rows.listen, 1), back(rows.loss, 2))
-
-
-# --- files ---
-
-COLUMNS = ("text", "speak", "listen", "loss", "lengths")  # the tensors of a file of grids
-
-
-def digest(tensors):
-    """What tells a file's payload from any other: a hash of its tensors' bytes, as text."""
-    payload = hashlib.blake2b(digest_size=16)
-    for name in COLUMNS:
-        payload.update(tensors[name].contiguous().numpy().tobytes())
-    return payload.hexdigest()
-
-
-def save(grids, file):
-    """Write many grids to one safetensors file: their frames one after the other, their lengths, and a digest of it all.
-    Raises GridError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-    tensors = {
-        "text": torch.cat([grid.text for grid in grids]).int(),
-        "speak": torch.cat([grid.speak for grid in grids]).short(),
-        "listen": torch.cat([grid.listen for grid in grids]).short(),
-        "loss": torch.cat([grid.loss for grid in grids]),
-        "lengths": torch.tensor([len(grid) for grid in grids]),
-    }
-    try:
-        with replacing(file) as beside:
-            save_file(tensors, beside, metadata={"digest": digest(tensors)})
-    except (OSError, SafetensorError) as error:
-        raise GridError(f"{file} cannot be written: {error}") from None
-
-
-class Shard:
-    """The grids of a file that `save` wrote, memory-mapped: shard[i] reads the frames of grid i and no others.
-    Raises GridError for a file that is missing, damaged or another thing."""
-
-    def __init__(self, file):
-        from safetensors import SafetensorError, safe_open
-        self.file = file
-        try:
-            self.tensors = safe_open(file, "pt")
-            self.lengths = self.tensors.get_tensor("lengths").tolist()
-            self.columns = [self.tensors.get_slice(name) for name in ("text", "speak", "listen", "loss")]
-            frames = {column.get_shape()[0] for column in self.columns}
-            if frames != {sum(self.lengths)} or min(self.lengths) < 1:
-                raise GridError("its lengths are not its frames'")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise GridError(f"{file} is no file of token grids, or it is damaged: {error}") from None
-        stops = itertools.accumulate(self.lengths)
-        self.spans = [slice(stop - length, stop) for length, stop in zip(self.lengths, stops)]
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __getitem__(self, i):
-        text, speak, listen, loss = (column[self.spans[i]] for column in self.columns)
-        return Grid(text.long(), speak.long(), listen.long(), loss.clone())
-
-    def verify(self):
-        """Compare the payload with the file's digest. Returns False for a file that has none, as those of older versions.
-        Raises GridError where a byte is not what was written."""
-        written = (self.tensors.metadata() or {}).get("digest")
-        if written is None:
-            return False
-        if digest({name: self.tensors.get_tensor(name) for name in COLUMNS}) != written:
-            raise GridError(f"{self.file} is damaged: its payload is not what was written")
-        return True
-
-
-def read_codes(file, codebook_size=2**15):
-    """Codes of a clip from a .npy file -> int64 [T, K]. Raises GridError, one sentence."""
-    try:
-        codes = np.load(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise GridError(f"{file} cannot be read as codes: {error}") from None
-    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.shape[1] != K or codes.dtype.kind not in "iu":
-        raise GridError(f"{file} must hold whole numbers [frames, {K}]")
-    if not len(codes) or codes.min() < 0 or codes.max() >= codebook_size:
-        raise GridError(f"{file} holds no codes, or codes outside 0 .. {codebook_size - 1}")
-    return torch.from_numpy(codes.astype(np.int64))
-
-
-def check_ids(grid, text_size, audio_size):
-    """Raise GridError where a grid holds what no model of these vocabularies has: an id outside its vocabulary, or a loss class
-    in a channel that cannot carry it. A flipped bit on disk would otherwise end in a failed look-up within the model."""
-    for name, column, size in (("text", grid.text, text_size), ("speak", grid.speak, audio_size),
-                               ("listen", grid.listen, audio_size)):
-        low, high = column.aminmax()
-        if low < 0 or high >= size:
-            wrong = int(low if low < 0 else high)
-            raise GridError(f"{name} has the id {wrong}, outside 0 .. {size - 1}")
-    for name, column, classes in (("a text id", grid.loss[:, 0], (Loss.MONOLOGUE, Loss.WAIT)),
-                                  ("a semantic code", grid.loss[:, 1], (Loss.SEMANTIC,)),
-                                  ("an acoustic code", grid.loss[:, 2:], (Loss.ACOUSTIC,))):
-        known = column == Loss.NONE
-        for kind in classes:
-            known |= column == kind
-        if not known.all():
-            raise GridError(f"the loss class {int(column[~known][0])} cannot stand at {name}")
+    """A Grid of T + 1 rows -> a Grid of T frames: undelay(delay(grid, ids)) is grid."""
+    return Grid(text=rows.text[:-ACOUSTIC_DELAY],
+                speak=advance_columns(rows.speak, 1),
+                listen=advance_columns(rows.listen, 1),
+                loss=advance_columns(rows.loss, 2))
 
 
 # --- drawing ---
 
-def draw(grid, ids, names=str, width=None):
-    """The grid as text, a column a frame and a row a channel, wrapped at `width` characters.
+MARGIN = 10  # characters for the name of a channel
+LEGEND = (". empty   # pad   ~ <wait>   "
+          "loss: S semantic, A acoustic, M monologue, W wait, blank none")
 
-    names: text id -> its spelling. `.` is empty, `#` is pad, `~` is <wait>. Below the channels stand the loss classes of
-    text, semantic and acoustic codes, by their first letters."""
-    width = width or shutil.get_terminal_size((120, 24)).columns
-    special = {ids.wait: "~", ids.asr: "<asr>", ids.answer: "<answer>"}
-    unsaid = {ids.pad: "#", ids.empty: "."}  # one id may be both
-    rows = [("frame", [str(t) for t in range(len(grid))]),
-            ("text", [special.get(x) or names(x).strip().replace("\n", " ") for x in grid.text.tolist()])]
-    for name, codes in (("speak", grid.speak), ("listen", grid.listen)):
-        rows += [(f"{name} {c}", [unsaid.get(x, str(x)) for x in codes[:, c].tolist()]) for c in range(K)]
-    for name, classes in zip(("loss text", "  semantic", "  acoustic"), grid.loss.T.tolist()):
-        rows.append((name, [Loss(x).name[0] if x else "" for x in classes]))
-    widths = [1 + max(len(cells[t]) for _, cells in rows) for t in range(len(grid))]
-    lines, start, margin = [], 0, 10
-    while start < len(grid):
-        stop = start + max(1, sum(used <= width - margin for used in itertools.accumulate(widths[start:])))
-        for name, cells in rows:
-            lines.append(f"{name:<{margin}}" + "".join(f"{cells[t]:>{widths[t]}}" for t in range(start, stop)))
-        lines.append("")
+
+def draw(grid, ids, names=str, width=None, only=None):
+    """The grid as text: a column for each frame and a line for each channel, wrapped at `width`
+    characters (None: the terminal's). names: text id -> its spelling. only: the lines to draw, by
+    name (None: all).
+
+    LEGEND says what the signs are. Below the channels stand the loss classes of text, semantic and
+    acoustic codes, by their first letters."""
+    lines = spell(grid, ids, names)
+    if only is not None:
+        lines = {name: lines[name] for name in only}
+    if width is None:
+        width = shutil.get_terminal_size((120, 24)).columns
+    return lay_out(lines, width)
+
+
+def spell(grid, ids, names):
+    """A Grid -> {name of a line: its cells, one for each frame}, all of them text."""
+    def word(token):
+        special = {ids.wait: "~", ids.asr: "<asr>", ids.answer: "<answer>"}
+        return special.get(token) or names(token).strip().replace("\n", " ")
+
+    def code(token):
+        signs = {ids.pad: "#", ids.empty: "."}  # one id may be both
+        return signs.get(token, str(token))
+
+    def initial(kind):
+        return Loss(kind).name[0] if kind else ""
+
+    lines = {"frame": [str(t) for t in range(len(grid))],
+             "text": [word(token) for token in grid.text.tolist()]}
+    for channel, codes in (("speak", grid.speak), ("listen", grid.listen)):
+        for c in range(K):
+            lines[f"{channel} {c}"] = [code(token) for token in codes[:, c].tolist()]
+    for c, name in enumerate(("loss text", "  semantic", "  acoustic")):
+        lines[name] = [initial(kind) for kind in grid.loss[:, c].tolist()]
+    return lines
+
+
+def lay_out(lines, width):
+    """{name: cells} -> text with the names on the left, in blocks of at most `width` characters."""
+    columns = list(zip(*lines.values()))
+    widths = [1 + max(len(cell) for cell in column) for column in columns]
+    blocks = []
+    start = 0
+    while start < len(widths):
+        used = itertools.accumulate(widths[start:], initial=MARGIN)
+        count = sum(end <= width for end in used) - 1
+        stop = start + max(1, count)
+        for name, cells in lines.items():
+            padded = [f"{cell:>{widths[t]}}" for t, cell in enumerate(cells[start:stop], start)]
+            blocks.append(f"{name:<{MARGIN}}{''.join(padded)}".rstrip())
+        blocks.append("")
         start = stop
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(blocks)
 
 
 def example(format):
-    """Made-up turns in one format -> (Grid, Ids, names): the code of a clip's frame i is i + 1, silence is 0."""
-    words = ["~", "<asr>", "<answer>", "What's", "up?", "All", "is", "fine."]
+    """Made-up turns in one format -> (Grid, Ids, names). Frame i of a clip has the code i + 1,
+    silence the code 0."""
+    spellings = ["~", "<asr>", "<answer>", "What's", "up?", "All", "is", "fine."]
     ids = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
-    turns = [Turn(heard=4, spoken=5, transcript=(3, 4), response=(5, 6, 7), words=((0, [5]), (1, [6]), (4, [7])))]
     if format == "response-tts-free":
-        turns = [Turn(heard=2, spoken=12, response=(5, 6, 7), murmur=(1, 1)), Turn(heard=7, spoken=3, response=(7,), interrupts=3)]
-    script, silence = write(format, turns, [1] * (len(turns) + 1), ids), torch.zeros(K, dtype=torch.int64)
+        turns = [Turn(listen_frames=2, speak_frames=12, response=(5, 6, 7), murmur=(1, 1)),
+                 Turn(listen_frames=7, speak_frames=3, response=(7,), interrupts=3)]
+    else:
+        turns = [Turn(listen_frames=4, speak_frames=5, transcript=(3, 4), response=(5, 6, 7),
+                      words=((0, [5]), (1, [6]), (4, [7])))]
+    script = write(format, turns, [1] * (len(turns) + 1), ids)
+    return made_up_grid(format, script), ids, spellings.__getitem__
 
+
+def made_up_grid(format, script):
+    """A Script -> a Grid in whose channels frame i of a clip has the code i + 1, silence the code
+    0."""
     def channel(spans):
-        clips = [torch.arange(1, stop - start + 1)[:, None].expand(-1, K) for start, stop in spans]
-        return place(spans, clips, silence, len(script))
-    grid = script.grid(channel(script.says) if format in SPEAKS else None, channel(script.hears) if format in LISTENS else None)
-    return grid, ids, words.__getitem__
+        clips = []
+        for start, stop in spans:
+            clip = torch.arange(1, stop - start + 1)
+            clips.append(clip[:, None].expand(-1, K))
+        return place(spans, clips, torch.zeros(K, dtype=torch.int64), len(script))
 
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Draw token grids: made-up examples of the formats, or real ones from a file.",
-                                     epilog=". empty   # pad   ~ <wait>   loss: S semantic, A acoustic, M monologue, W wait")
-    parser.add_argument("--format", choices=FORMATS, help="draw this format only")
-    parser.add_argument("--delayed", action="store_true", help="as the model reads it: acoustic codes a row late")
-    parser.add_argument("--grid", metavar="FILE", help="draw a grid of this file, made by data.py")
-    parser.add_argument("--index", type=int, default=0, help="which of the file's grids (default: the first)")
-    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "tiny" / "model",
-                        help="model folder that the file was made for: its special ids and tokenizer (default: the shipped one)")
-    args = parser.parse_args(arguments)
-    try:
-        if args.grid:
-            from tokenizers import Tokenizer
-            grids = Shard(args.grid)
-            if not -len(grids) <= args.index < len(grids):
-                raise GridError(f"{args.grid} holds {len(grids)} grids, and there is no number {args.index}")
-            tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-            drawn = [("", grids[args.index], Ids.read(args.model), lambda i: tokenizer.decode([i]))]
-        else:
-            drawn = [(name, *example(name)) for name in ([args.format] if args.format else FORMATS)]
-    except Exception as error:  # the tokenizers library raises no narrower class
-        sys.exit(f"stream.py: {error}")
-    for name, grid, ids, names in drawn:
-        print(f"{name}\n{draw(delay(grid, ids) if args.delayed else grid, ids, names)}")
+    speak = channel(script.speak_spans) if format in SPEAKS else None
+    listen = channel(script.listen_spans) if format in LISTENS else None
+    return script.grid(speak, listen)
 
 
 if __name__ == "__main__":
-    command.run("stream.py", main)
+    from workshop import pictures
+    command.run("stream.py", pictures.main)

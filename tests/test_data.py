@@ -19,7 +19,7 @@ import stream
 from conftest import assert_same
 from data import Settings
 from stream import Ids
-from workshop import training_set
+from workshop import shards, training_set
 from workshop.manifests import DataError
 from workshop.parallel import in_parallel
 
@@ -110,8 +110,8 @@ def test_listening_is_continuous(folder, encoder):
     plan = maker.plan([question(folder)] * 2, QuietRandom(0))
     audio = plan.user_audio
     assert len(audio) == len(plan.script) * data.FRAME
-    assert len(plan.script.hears) == len(plan.script.says) == 2
-    for start, stop in plan.script.hears:
+    assert len(plan.script.listen_spans) == len(plan.script.speak_spans) == 2
+    for start, stop in plan.script.listen_spans:
         span = slice(start * data.FRAME, stop * data.FRAME)
         assert np.abs(audio[span]).max() > 0.01
         assert not audio[span][-data.CLOSING_SILENCE * data.FRAME:].any()
@@ -128,7 +128,7 @@ def test_patience_holds_the_response_back(folder, encoder):
     for turn in (question(folder), question(folder, patience=0.4)):
         script = maker.plan([turn], random.Random(0)).script
         first_word = next(t for t, token in enumerate(script.text) if token != IDS.wait)
-        delays.append(first_word - script.hears[0][0])
+        delays.append(first_word - script.listen_spans[0][0])
     assert delays[1] - delays[0] == 5 - data.CLOSING_SILENCE
 
 
@@ -164,8 +164,8 @@ def test_an_interruption_is_heard_where_the_answer_ends(folder, encoder, monkeyp
     for seed in range(6):
         turn = question(folder, spoken=folder / "long.wav", response="I am Joe")
         plan = maker.plan([turn, turn], random.Random(seed))
-        begins, stop = plan.script.says[0]
-        start, _ = plan.script.hears[1]
+        begins, stop = plan.script.speak_spans[0]
+        start, _ = plan.script.listen_spans[1]
         codes = plan.speak_codes[0]
         assert begins <= start < begins + len(answer)
         assert torch.equal(codes, answer[:stop - begins])
@@ -236,7 +236,7 @@ def test_what_is_spoken_may_be_given_as_codes(folder, tmp_path):
     for wrong in (codes[:, :7], codes.astype(float), codes[:0], codes - 1, codes + 512):
         np.save(tmp_path / "wrong.npy", wrong)
         with pytest.raises(ValueError, match="wrong.npy"):
-            stream.read_codes(tmp_path / "wrong.npy", 512)
+            shards.read_codes(tmp_path / "wrong.npy", 512)
 
 
 def test_what_is_heard_may_have_a_codec_of_its_own(folder, encoder, tmp_path):
@@ -505,7 +505,7 @@ def made_up_shard(path, lengths, code):
         codes = torch.full((T, stream.K), code)
         no_loss = torch.zeros(T, 1 + stream.K, dtype=torch.uint8)
         grids.append(stream.Grid(codes[:, 0], codes, codes, no_loss))
-    stream.save(grids, path)
+    shards.save(grids, path)
 
 
 def test_weights_repeat_and_halve_a_source(tmp_path):
@@ -555,7 +555,7 @@ def test_a_known_shard_is_not_opened_again(tmp_path, monkeypatch):
 
     def open_again(path):
         raise AssertionError(f"{path} was opened")
-    monkeypatch.setattr(training_set.stream, "Shard", open_again)
+    monkeypatch.setattr(training_set.shards, "Shard", open_again)
     assert data.Grids([tmp_path]).lengths == [3, 4]
 
 

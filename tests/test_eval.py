@@ -175,7 +175,7 @@ def test_given_rows_are_read_in_their_frames(partner):
     the likeliest of one pass over the same rows."""
     model, ids = partner.model, stream.Ids.of(partner.model.config)
     script = stream.Script(ids)
-    script.respond(stream.Turn(spoken=6, response=[7, 8, 9]))
+    script.respond(stream.Turn(speak_frames=6, response=[7, 8, 9]))
     grid = script.grid()
     (_, (_, codes, _)), = evaluation.play(model, greedy_sampling(), [grid.listen], text=[stream.delay(grid, ids).text])
     assert codes.shape == (len(grid), 8)
@@ -197,7 +197,7 @@ def test_losses_are_the_straightforward_ones(partner):
     """Catches classes mixed up, and tokens of one grid counted for another."""
     torch.manual_seed(0)
     ids, script = stream.Ids.of(partner.model.config), stream.Script(stream.Ids.of(partner.model.config))
-    script.respond(stream.Turn(spoken=4, response=[5, 6]))
+    script.respond(stream.Turn(speak_frames=4, response=[5, 6]))
     grids = [script.grid(torch.randint(0, 500, (len(script), 8))), script.grid(None, torch.randint(0, 500, (len(script), 8)))]
     sums, counts = evaluation.losses(partner.model, grids)
     for grid, found, n in zip(grids, sums, counts):

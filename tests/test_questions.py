@@ -61,14 +61,14 @@ def test_the_aligned_monologue_has_the_same_words_and_sounds():
     aligner.scores = torch.full((9, 2, len(moshi.LETTERS) + 1), -9.0)
     for code, letter in enumerate(letters):
         aligner.scores[code, :, letter] = 0
-    turn = stream.Turn(heard=4, spoken=len(sounds), response=words)
+    turn = stream.Turn(listen_frames=4, speak_frames=len(sounds), response=words)
     script = stream.write("response-tts", [turn, turn], [2, 3, 1], ids)
     codes = [torch.tensor(sounds)[:, None].expand(-1, stream.K)] * 2
-    natural = script.grid(stream.place(script.says, codes, torch.zeros(stream.K, dtype=torch.int64), len(script)), torch.zeros(len(script), stream.K))
+    natural = script.grid(stream.place(script.speak_spans, codes, torch.zeros(stream.K, dtype=torch.int64), len(script)), torch.zeros(len(script), stream.K))
     found = aligner.aligned(natural, "response-tts")
     assert torch.equal(found.speak, natural.speak) and torch.equal(found.listen, natural.listen) and torch.equal(found.loss[:, 1:], natural.loss[:, 1:])
     expected = natural.text.clone().fill_(ids.wait)
-    for start, _ in script.says:
+    for start, _ in script.speak_spans:
         for word, code in zip(words, (1, 2, 3)):
             at = start + sounds.index(code)
             expected[at - 1:at + 1] = torch.tensor([ids.answer, word])

@@ -304,7 +304,7 @@ def test_the_codec_overwrites_nothing(tmp_path, untrained, capsys):
     assert voice.read_bytes() == before
 
 
-@pytest.mark.parametrize("option, first", [("", "tts\n"), ("--help", "usage: stream.py")])
+@pytest.mark.parametrize("option, first", [("", "1. A row: 17 channels\n"), ("--help", "usage: stream.py")])
 def test_nobody_reads_what_is_drawn(option, first):
     """Catches a traceback where a reader goes away early."""
     command = f"{sys.executable} {ROOT / 'stream.py'} {option} | (head -c 20; exec 0<&-)"

@@ -23,7 +23,8 @@ import flm
 import stream
 import train
 from stream import K, Ids, Loss, Turn
-from workshop import batches, checkpoints, costs, model_files, processes, training_set
+from workshop import (batches, checkpoints, costs, model_files, processes, shards,
+                      training_set)
 from workshop.training_log import read_log
 from workshop.training_options import option_name
 
@@ -68,7 +69,7 @@ def run(tmp_path):
     """Grids of two formats, a model to start from, and the settings of a short run on them."""
     for format in ("asr", "response-tts"):
         (tmp_path / format).mkdir()
-        stream.save(made_up(12, format=format), tmp_path / format / "shard-00000.safetensors")
+        shards.save(made_up(12, format=format), tmp_path / format / "shard-00000.safetensors")
         (tmp_path / format / "grids.json").write_text(json.dumps({"format": format}))
     model_files.save(model(), tmp_path / "start")
     (tmp_path / "start" / "tokenizer.json").write_text("{}")

@@ -17,7 +17,7 @@ import data
 import eval as evaluate
 import flm
 import stream
-from workshop import model_files, sound_file
+from workshop import model_files, shards, sound_file
 from workshop.manifests import write_lines
 
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
@@ -41,7 +41,7 @@ class Judge:
         self.due = [int((grid.text[1:] != self.ids.wait).nonzero()[0]) + 1 for grid in grids]  # the frame in which an answer may begin
 
     def grids(self, name):
-        return [grid for shard in sorted((self.work / "grids" / name).glob("shard-*")) for grid in stream.Shard(shard)]
+        return [grid for shard in sorted((self.work / "grids" / name).glob("shard-*")) for grid in shards.Shard(shard)]
 
     def play(self, heard, **forced):
         return [written[:2] for _, written in sorted(evaluate.play(self.model, self.sampling, heard, batch=len(heard), **forced))]

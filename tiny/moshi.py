@@ -20,7 +20,7 @@ from tqdm import tqdm
 import data
 import stream
 from codec import LETTERS, spelled
-from workshop import sound_file
+from workshop import shards, sound_file
 
 RECORDINGS, STEPS, BATCH, RATE = 1000, 400, 64, 0.1  # of the table
 HEARING_DELAY = 12  # frames; Decision: a word that is heard is written 1 s after it begins (Moshi's recognizer waits 2 s)
@@ -109,7 +109,7 @@ class Aligner:
                 words += self.words(text[said:stop], grid.speak[sounds:after, 0], sounds)
             free = stop
         script = stream.Script(ids)
-        script.align(stream.Turn(spoken=T - 1, words=[(at - 1, word) for at, word in words]))
+        script.align(stream.Turn(speak_frames=T - 1, words=[(at - 1, word) for at, word in words]))
         text, loss = torch.tensor(script.text[:T]), grid.loss.clone()
         loss[1:, 0] = torch.where(text[1:] == ids.wait, stream.Loss.WAIT, stream.Loss.MONOLOGUE)
         return stream.Grid(text, grid.speak, grid.listen, loss)
@@ -124,5 +124,5 @@ def align(source, folder, format):
     out.mkdir(exist_ok=True)
     for shard in sorted(folder.glob("shard-*")):
         if not (out / shard.name).exists():
-            stream.save([aligner(source).aligned(grid, format) for grid in stream.Shard(shard)], out / shard.name)
+            shards.save([aligner(source).aligned(grid, format) for grid in shards.Shard(shard)], out / shard.name)
     shutil.copy(folder / "grids.json", out)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 import stream
 from stream import K, Ids, Loss
+from workshop import shards
 from workshop.training_set import Grids
 
 VALID_ROWS = 64  # at most so many rows of each format are read for a validation loss
@@ -258,7 +259,7 @@ class Batches:
         text_size = self.config.vocab_size
         audio_size = self.config.aud_vocab_size
         try:
-            stream.check_ids(grid, text_size, audio_size)
+            shards.check_ids(grid, text_size, audio_size)
             if grid.text[0] != self.ids.wait:
                 raise stream.GridError(f"its first text id is {int(grid.text[0])} and should be "
                                        f"<wait>, {self.ids.wait}")

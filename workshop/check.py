@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import stream
+from workshop import shards
 from workshop.manifests import (TEXTS, DataError, Problem, problems_of, read_rows, unknown_keys,
                                 write_lines)
 from workshop.parallel import in_parallel
@@ -33,7 +34,7 @@ def length_of(path):
     """Seconds of a recording, and its loudness and share of samples at full scale (None for codes).
     Raises ValueError."""
     if Path(path).suffix == ".npy":
-        return len(stream.read_codes(path)) / stream.FRAME_RATE, None, None
+        return len(shards.read_codes(path)) / stream.FRAME_RATE, None, None
     audio = read_audio(path).numpy()
     clipped = float(np.mean(np.abs(audio) > 0.999))
     return len(audio) / SAMPLE_RATE, loudness(audio), clipped

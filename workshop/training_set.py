@@ -17,12 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 import stream
+from workshop import shards
 from workshop.manifests import DataError, write_lines
 
 SHARDS = "shard-*.safetensors"
 
 # Each file is mapped once, and 64 at a time: far below a process's limit of open files.
-open_shard = lru_cache(maxsize=64)(stream.Shard)
+open_shard = lru_cache(maxsize=64)(shards.Shard)
 
 
 class Grids:
@@ -112,7 +113,7 @@ def read_index(folder):
             index[path.name] = before[path.name]
             continue
         try:
-            index[path.name] = [size, stream.Shard(path).lengths]
+            index[path.name] = [size, shards.Shard(path).lengths]
         except stream.GridError as error:
             tqdm.write(f"SKIPPED: {error}; remove it, and data.py encode makes it again",
                        file=sys.stderr)
@@ -130,7 +131,7 @@ def check_grids(folder):
     paths = sorted(Path(folder).glob(SHARDS))
     for path in tqdm(paths, desc=Path(folder).name, unit="shard"):
         try:
-            has_digest = stream.Shard(path).verify()
+            has_digest = shards.Shard(path).verify()
         except stream.GridError as error:
             damaged.append(str(error))
             continue

@@ -1,0 +1,348 @@
+"""The method in six pictures, and the command line of stream.py.
+
+What this is: drawings of a row, of a step, of the monologue's styles, of the stages, of an
+interruption and of the streaming loop. README.md shows them as they are drawn here. Numbers and
+frames come from the code that does the work, so that no picture can say something else. What this
+is not: the formats or the drawing of a grid (stream.py). Serves stream.py and README.md.
+
+    python stream.py                              # the six pictures, then every format
+    python stream.py --picture 6                  # one of them
+    python -c "from workshop import pictures; print(pictures.markdown())"     # for README.md
+"""
+import argparse
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import flm
+import mimi
+import stream
+from stream import K, GridError, Ids, Turn
+from workshop import shards, sound_card
+
+ROOT = Path(__file__).parent.parent
+WIDTH = 96                    # characters of a line
+IDS = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)  # of the made-up grids
+MODEL = flm.PRESETS["7b"]     # whose vocabularies picture 1 names
+
+
+@dataclass
+class Picture:
+    """A drawing with its title and, below it, its legend in sentences."""
+    title: str
+    drawing: str
+    legend: str
+
+    def body(self):
+        legend = textwrap.fill(self.legend, WIDTH, break_on_hyphens=False)
+        return f"{self.drawing}\n\n{legend}"
+
+    def __str__(self):
+        return f"{self.title}\n\n{self.body()}\n"
+
+
+def milliseconds(frames):
+    """How long so many frames last."""
+    return round(1000 * frames / stream.FRAME_RATE)
+
+
+# --- 1 and 2: a row, a step ---
+
+def rows_of_frames(frames):
+    """The rows that the model reads, when every text id and every code is the number of its frame
+    -> Grid. `pad` and <wait> are -1."""
+    number = torch.arange(frames)
+    codes = number[:, None].expand(-1, K)
+    loss = torch.zeros(frames, 1 + K, dtype=torch.uint8)
+    unset = Ids(wait=-1, asr=-1, answer=-1, empty=-1, pad=-1)
+    return stream.delay(stream.Grid(number, codes, codes, loss), unset)
+
+
+def picture_of_a_row():
+    t = 3  # any row within
+    rows = rows_of_frames(2 * t)
+    frames = [rows.text[t], *rows.speak[t], *rows.listen[t]]
+
+    def age(frame):
+        earlier = t - int(frame)
+        return f"t-{earlier}" if earlier else "t"
+
+    kinds = ["sem", *["ac"] * (K - 1)]
+    terms = ["S", *["A"] * (K - 1)]
+    lines = {
+        "codebook": ["", *map(str, range(K)), *map(str, range(K))],
+        "of frame": [age(frame) for frame in frames],
+        "kind": ["word", *kinds, *kinds],
+        "loss": ["M,W", *terms, *["-"] * K],
+    }
+    table = stream.lay_out(lines, WIDTH).rstrip()
+    one = 1 + len("t-1")  # characters of a column
+    group = one * K
+    head = f"{'row t':<{stream.MARGIN}} text{'speak':^{group}}{'listen':^{group}}".rstrip()
+    writers = (f"{'comes from':<{stream.MARGIN}}{'the model, one step before':^{5 + group}}"
+               f"{'the user, through the codec':^{group}}").rstrip()
+    text_ids, audio_ids = MODEL.vocab_size, MODEL.aud_vocab_size
+    return Picture(
+        f"1. A row: {1 + 2 * K} channels",
+        f"{head}\n{table}\n{writers}",
+        f"The model reads one such row every {milliseconds(1)} ms. text: a word's id or <wait>, "
+        f"one of {text_ids:,} ids in the 7B model. speak is what the model says, listen what the "
+        f"user says: {K} codes a frame, each one of {audio_ids:,} ids. sem: the semantic code. ac: "
+        f"the acoustic codes, which stand {stream.ACOUSTIC_DELAY} row later than the semantic code "
+        "of their frame. loss: the term of equation 3 in which a token counts when it is "
+        "predicted: M a word, W <wait>, S semantic, A acoustic. What the user says is never "
+        "predicted.")
+
+
+def picture_of_a_step():
+    codes = [0, 1, 2, K - 1]  # the positions that are drawn
+
+    def cells(values):
+        first, second, third, last = values
+        return f"{first:<10}{second:<10}{third:<10}...  {last}"
+
+    channels = 1 + 2 * K
+    summed = f"        speak  0 .. {K - 1} --+--> {channels} embeddings, added --> e_t"
+    down = " " * summed.index("e_t") + " "
+    lines = [
+        "row t   text          --+",
+        summed,
+        f"        listen 0 .. {K - 1} --+{'|':>{len(down) - 24}}",
+        f"{down}v",
+        f"{'rows before t, in the cache --> ':>{len(down) - 3}}backbone",
+        f"{down}|",
+        f"{down[:-1]}h_t --> text head --> text of row t + 1",
+        f"{down}|",
+        f"{down}v",
+        f"reads h_t and      {cells(['start' if c == 0 else f'code {c - 1}' for c in codes])}",
+        f"                   {cells(['|'] * len(codes))}",
+        f"depth transformer  {cells([f'[{c}]' for c in codes])}",
+        f"                   {cells(['|'] * len(codes))}",
+        f"speak of row t + 1 {cells([f'code {c}' for c in codes])}",
+    ]
+    drawing = "\n".join(lines)
+    return Picture(
+        "2. A step: from row t to row t + 1",
+        drawing,
+        "The backbone reads all rows up to t and makes h_t of them (equations 1 and 2). The text "
+        f"head draws the next text id from h_t. The depth transformer draws {K} codes, one after "
+        "the other: each position reads h_t, the code before it and the positions before it. It "
+        "sees neither the new text id nor another row. The listen channels of row t + 1 are not drawn: "
+        "they are what the user says.")
+
+
+# --- 3: the styles of the monologue ---
+
+def picture_of_the_styles():
+    parts = []
+    for format, title, channel in (
+            ("tts", "leading (TTS-style): the words, then their sound", "speak 0"),
+            ("asr", "following (ASR-style): the sound, then its words", "listen 0"),
+            ("word-aligned", "Moshi: each word in the frame in which it sounds", "speak 0")):
+        grid, ids, names = stream.example(format)
+        drawing = stream.draw(grid, ids, names, WIDTH, only=("frame", "text", channel))
+        parts.append(f"{title}\n{drawing.rstrip()}")
+    return Picture(
+        "3. The monologue leads or follows",
+        "\n\n".join(parts),
+        "~ is <wait>, # pad, 1 .. 5 the codes of a sentence's sound, 0 the code of silence. Frame "
+        "0 is where a conversation starts. A natural monologue (section 2.2) is a sentence without "
+        f"gaps. Where it leads, its sound starts {stream.SPEECH_DELAY} frames after its first "
+        "word. Moshi's monologue needs to know when each word sounds, and tears the sentence "
+        "apart; <answer> stands for its <end-of-pad>.")
+
+
+# --- 5: an interruption ---
+
+def interrupted():
+    """A response that the next turn interrupts -> (Turns, Script, names of its text ids)."""
+    words = "It is far to the sea but the road is good and dry so we walk".split()
+    names = ["~", "<asr>", "<answer>", *words, "Yes."]
+    long_response = tuple(range(3, 3 + len(words)))
+    turns = [Turn(listen_frames=2, speak_frames=18, response=long_response),
+             Turn(listen_frames=8, speak_frames=2, response=(len(names) - 1,), interrupts=3)]
+    script = stream.write("response-tts-free", turns, [0, 1, 1], IDS)
+    return turns, script, names
+
+
+def picture_of_an_interruption():
+    turns, script, names = interrupted()
+    grid = stream.made_up_grid("response-tts-free", script)
+    lines = stream.spell(grid, IDS, names.__getitem__)
+    starts, silent_from = script.speak_spans[0]
+    first_sound = starts + turns[1].interrupts + turns[1].onset
+    marks = [""] * len(grid)
+    marks[first_sound] = "^"
+    marks[first_sound + 1:silent_from] = ["-"] * (silent_from - first_sound - 1)
+    marks[silent_from] = "^"
+    seconds = [""] * len(grid)
+    for t in range(0, len(grid), 5):
+        seconds[t] = f"{t / stream.FRAME_RATE:.1f}"
+    shown = {"frame": lines["frame"], "seconds": seconds, "listen 0": lines["listen 0"],
+             "text": lines["text"], "speak 0": lines["speak 0"], "reaction": marks}
+    exact = stream.REACTION_DELAY * stream.FRAME_RATE
+    return Picture(
+        "5. An interruption",
+        stream.lay_out(shown, 120).rstrip(),
+        f"The model says a long sentence from frame {starts} on. The user starts to speak in frame "
+        f"{first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; {exact:g} "
+        f"frames, so {silent_from - first_sound}) words and speech are cut off (right ^), "
+        "in the middle of the sentence. When the user has finished, the model answers. "
+        f"In training {stream.INTERRUPTION_PROBABILITY:.0%} of the responses that another turn "
+        "follows are interrupted, anywhere in their sound.")
+
+
+# --- 6: the loop ---
+
+def picture_of_the_loop():
+    lead = milliseconds(stream.SPEECH_DELAY)
+    return Picture(
+        "6. The loop, and how long it takes",
+        f"{first_rows()}\n\n{latency()}",
+        "A word, sem (semantic code) or ac (acoustic codes) has the number of its frame. Step s "
+        "reads row s, with what the user says in frame s, and draws what the model says in row "
+        "s + 1. A frame of speech is whole one step after its semantic code was drawn. So step 0 "
+        "returns nothing, and step s returns frame s: word and semantic code from row s, acoustic "
+        "codes from row s + 1. The table is the time from a sound at the microphone to the first "
+        "sound of the loudspeaker that can say something else because of it; buffers of the sound "
+        "devices themselves come on top. (The acoustic codes of frame s are drawn when the user's "
+        "frame s is known. So a sound can change how the model's voice sounds one frame earlier, "
+        f"but not what it says.) The sound of a response is {lead} ms behind its first word.")
+
+
+def first_rows():
+    """The rows 0 .. 3 of a conversation, and what the steps that read them draw and return."""
+    count = 4
+    rows = rows_of_frames(count)
+
+    def cells(kind, numbers):
+        return [f"{kind} {int(number)}" if number >= 0 else "pad" for number in numbers[:count]]
+
+    # In frame 0 nothing is written or spoken yet: there is a <wait>, and a pad (Script.grid).
+    lines = {
+        "row": [str(s) for s in range(count)],
+        "text": ["<wait>", *cells("word", rows.text)[1:]],
+        "speak 0": ["pad", *cells("sem", rows.speak[:, 0])[1:]],
+        f"speak 1-{K - 1}": cells("ac", rows.speak[:, 1]),
+        "listen 0": cells("sem", rows.listen[:, 0]),
+        f"listen 1-{K - 1}": cells("ac", rows.listen[:, 1]),
+    }
+    following = rows_of_frames(count + 1)
+    step = {
+        "step": lines["row"],
+        "draws text": cells("word", following.text[1:]),
+        "  semantic": cells("sem", following.speak[1:, 0]),
+        "  acoustic": cells("ac", following.speak[1:, 1]),
+        "returns": ["nothing", *(f"frame {s}" for s in range(1, count))],
+    }
+    for part in (lines, step):
+        for name, row in part.items():
+            part[name] = [f"{cell:>8}" for cell in row]
+    return f"{stream.lay_out(lines, WIDTH)}\n{stream.lay_out(step, WIDTH).rstrip()}"
+
+
+def latency():
+    """The parts of the way from microphone to loudspeaker, in milliseconds -> a table."""
+    frame = milliseconds(1)
+    released = mimi.PRESETS["released"]
+    small = mimi.PRESETS["tiny"]
+    lag = round(1000 * small.lag / small.sample_rate)
+    block = round(1000 * sound_card.BLOCK)
+    late = milliseconds(stream.ACOUSTIC_DELAY)
+    parts = [
+        ("the frame is complete", 0, frame,
+         f"a code needs all {released.frame_size} samples of its frame"),
+        ("computing", 0, frame, "a machine that needs more for a step falls behind"),
+        ("acoustic delay", late, late,
+         "the acoustic codes are drawn in the next step"),
+        ("codec", 0, lag, f"the released one has no lag, the small one {lag}"),
+        ("loudspeaker", 0, block, f"it takes blocks of {block} ms"),
+    ]
+    least = sum(part[1] for part in parts)
+    most = sum(part[2] for part in parts)
+    lines = [f"{'milliseconds':<23}{'least':>5}{'most':>6}   because"]
+    for name, low, high, reason in parts:
+        lines.append(f"{name:<23}{low:>5}{high:>6}   {reason}")
+    lines.append(f"{'together':<23}{least:>5}{most:>6}")
+    return "\n".join(lines)
+
+
+# --- the command ---
+
+PICTURES = (picture_of_a_row, picture_of_a_step, picture_of_the_styles,
+            picture_of_an_interruption, picture_of_the_loop)
+
+
+def markdown():
+    """The pictures as README.md shows them."""
+    blocks = []
+    for make in PICTURES:
+        picture = make()
+        blocks.append(f"### {picture.title}\n\n```\n{picture.body()}\n```\n")
+    return "\n".join(blocks)
+
+
+def options(arguments):
+    parser = argparse.ArgumentParser(
+        prog="stream.py", epilog=stream.LEGEND,
+        description="Draw the method in six pictures, made-up examples of the formats, or a grid.")
+    parser.add_argument("--picture", type=int, choices=range(1, 1 + len(PICTURES)),
+                        help="draw this picture only")
+    parser.add_argument("--format", choices=stream.FORMATS, help="draw this format only")
+    parser.add_argument("--delayed", action="store_true",
+                        help="draw grids as the model reads them: acoustic codes a row late")
+    parser.add_argument("--grid", metavar="FILE", help="draw a grid of this file, made by data.py")
+    parser.add_argument("--index", type=int, default=0,
+                        help="which of the file's grids (default: the first)")
+    parser.add_argument("--model", type=Path, default=ROOT / "tiny" / "model",
+                        help="model folder that the file was made for: its special ids and "
+                             "tokenizer (default: the shipped one)")
+    return parser.parse_args(arguments)
+
+
+def open_grid(path, index, model):
+    """A grid of a file, for the tokenizer and ids of a model folder -> (Grid, Ids, names). Raises
+    GridError, one sentence."""
+    from tokenizers import Tokenizer
+    shard = shards.Shard(path)
+    if not -len(shard) <= index < len(shard):
+        raise GridError(f"{path} holds {len(shard)} grids, and there is no number {index}")
+    tokenizer_json = model / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    except Exception as error:  # the library raises no narrower class
+        raise GridError(f"{tokenizer_json} cannot be read: {error}") from None
+
+    def names(token):
+        return tokenizer.decode([token])
+
+    return shard[index], Ids.read(model), names
+
+
+def print_grid(title, grid, ids, names, delayed):
+    if delayed:
+        grid = stream.delay(grid, ids)
+    print(f"{title}\n{stream.draw(grid, ids, names)}")
+
+
+def main(arguments=None):
+    args = options(arguments)
+    if args.grid:
+        try:
+            grid, ids, names = open_grid(args.grid, args.index, args.model)
+        except GridError as error:
+            sys.exit(f"stream.py: {error}")
+        print_grid("", grid, ids, names, args.delayed)
+        return
+    if args.picture:
+        print(PICTURES[args.picture - 1]())
+        return
+    formats = [args.format] if args.format else stream.FORMATS
+    if not args.format and not args.delayed:
+        for picture in PICTURES:
+            print(picture())
+    for format in formats:
+        print_grid(format, *stream.example(format), args.delayed)
