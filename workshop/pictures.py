@@ -20,7 +20,8 @@ import torch
 import flm
 import mimi
 import stream
-from stream import K, GridError, Ids, Turn
+import train
+from stream import K, GridError, Ids, Loss, Turn
 from workshop import shards, sound_card
 
 ROOT = Path(__file__).parent.parent
@@ -130,8 +131,8 @@ def picture_of_a_step():
         "The backbone reads all rows up to t and makes h_t of them (equations 1 and 2). The text "
         f"head draws the next text id from h_t. The depth transformer draws {K} codes, one after "
         "the other: each position reads h_t, the code before it and the positions before it. It "
-        "sees neither the new text id nor another row. The listen channels of row t + 1 are not drawn: "
-        "they are what the user says.")
+        "sees neither the new text id nor another row. The listen channels of row t + 1 are not "
+        "drawn: they are what the user says.")
 
 
 # --- 3: the styles of the monologue ---
@@ -153,6 +154,97 @@ def picture_of_the_styles():
         f"gaps. Where it leads, its sound starts {stream.SPEECH_DELAY} frames after its first "
         "word. Moshi's monologue needs to know when each word sounds, and tears the sentence "
         "apart; <answer> stands for its <end-of-pad>.")
+
+
+# --- 4: the stages ---
+
+# What the steps of a format write, in their order.
+TEXT_OF_STEP = {
+    stream.Script.respond: "response",
+    stream.Script.transcribe: "transcript",
+    stream.Script.quote: "<asr> transcript <answer>",
+    stream.Script.align: "response",
+}
+TERMS = {Loss.MONOLOGUE: "words", Loss.WAIT: "<wait>", Loss.SEMANTIC: "semantic",
+         Loss.ACOUSTIC: "acoustic"}
+
+
+def listen_of(format):
+    return "the user" if format in stream.LISTENS else "empty"
+
+
+def speak_of(format):
+    return "the response" if format in stream.SPEAKS else "empty"
+
+
+def text_of(format):
+    texts = [TEXT_OF_STEP[step] for step in stream.FORMATS[format] if step in TEXT_OF_STEP]
+    return " ".join(texts)
+
+
+def terms_of(format):
+    """The terms of equation 3 that an example of a format has."""
+    grid, *_ = stream.example(format)
+    kinds = set(grid.loss.flatten().tolist())
+    return ", ".join(name for kind, name in TERMS.items() if kind in kinds)
+
+
+def of_each(formats, describe):
+    """describe(format) for each format of a stage; once where all are the same."""
+    texts = [describe(format) for format in formats]
+    if len(set(texts)) == 1:
+        return texts[:1]
+    return [f"{format}: {text}" for format, text in zip(formats, texts)]
+
+
+def mixture_of(stage):
+    """The sources of a stage, each with how often an epoch reads it where that is not once."""
+    texts = []
+    for source, times in stage.mixture.items():
+        factor = "" if times == 1 else f"{times:g} x "
+        texts.append(factor + source)
+    return texts
+
+
+def picture_of_the_stages():
+    stages = train.STAGES.values()
+    lines = {"": [[name] for name in train.STAGES],
+             "data": [mixture_of(stage) for stage in stages],
+             "formats": [list(stage.formats) for stage in stages]}
+    for name, describe in (("listen", listen_of), ("text", text_of), ("speak", speak_of),
+                           ("loss on", terms_of)):
+        lines[name] = [of_each(stage.formats, describe) for stage in stages]
+    lines["epochs"] = [[f"{stage.epochs:g}"] for stage in stages]
+    lines["rate"] = [[f"{stage.lr[0]:g} .. {stage.lr[1]:g}"] for stage in stages]
+    return Picture(
+        "4. The four stages",
+        table(lines, column=21),
+        "Each stage goes on from the model of the one before it. listen, text and speak say what "
+        "stands in these channels, in the order in which it comes: the user speaks; then the "
+        "transcript of it, if there is one; then the response and, a little later, its speech. "
+        "Otherwise text is <wait> and speak the codes of silence. loss on: the terms of equation "
+        "3; what is empty and what the user says has none. Their weights in all stages: words "
+        f"{train.BETA:g}, <wait> {train.GAMMA:g}, semantic {train.ALPHA_1:g}, acoustic "
+        f"{train.ALPHA_2:g}. A factor (0.5 x) says how often an epoch reads a source. rate: the "
+        "learning rate, from the start to the end of a cosine. A step has "
+        f"{train.PAPER_BATCH} rows of {train.PAPER_LENGTH:,} frames. In response-tts-free users "
+        "interrupt (picture 5) and murmur.")
+
+
+def table(lines, column):
+    """{name: cells, each a list of texts} -> text, with cells wrapped to columns."""
+    rows = []
+    for name, cells in lines.items():
+        wrapped = []
+        for texts in cells:
+            wrapped.append([line for text in texts for line in textwrap.wrap(text, column - 2)])
+        height = max(len(cell) for cell in wrapped)
+        for i in range(height):
+            label = name if i == 0 else ""
+            parts = [cell[i] if i < len(cell) else "" for cell in wrapped]
+            padded = "".join(f"{part:<{column}}" for part in parts)
+            rows.append(f"{label:<{stream.MARGIN}}{padded}".rstrip())
+    return "\n".join(rows)
 
 
 # --- 5: an interruption ---
@@ -272,7 +364,7 @@ def latency():
 
 # --- the command ---
 
-PICTURES = (picture_of_a_row, picture_of_a_step, picture_of_the_styles,
+PICTURES = (picture_of_a_row, picture_of_a_step, picture_of_the_styles, picture_of_the_stages,
             picture_of_an_interruption, picture_of_the_loop)
 
 
