@@ -259,7 +259,8 @@ PRESETS = {
         vocab_size=1024, aud_vocab_size=513, hidden_size=256, intermediate_size=704,
         num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=8192, rope_theta=10_000.0,
-        wait_token=1, asr_token=2, answer_token=3, pad_token=512, empty_token=512, depth_layers=3, depth_heads=4, depth_dim=128,
+        wait_token=1, asr_token=2, answer_token=3, pad_token=512, empty_token=512,
+        depth_layers=3, depth_heads=4, depth_dim=128,
         depth_rmsnorm=True, depth_swiglu=True),
     "0.5b": qwen_shape(896, 4864, 24, 14, 2),
     "1.5b": qwen_shape(1536, 8960, 28, 12, 2),
@@ -676,7 +677,10 @@ def main(arguments=None):
         "model", help=f"a folder, a Hub id (owner/name), or a preset: {', '.join(PRESETS)}")
     name = parser.parse_args(arguments).model
     try:
-        model = FLM(PRESETS[name]) if name in PRESETS else model_files.load(name, "meta", dtype=None)
+        if name in PRESETS:
+            model = FLM(PRESETS[name])
+        else:
+            model = model_files.load(name, "meta", dtype=None)
     except ValueError as error:
         sys.exit(f"flm.py: {error}")
     dtype = model.lm_head.weight.dtype

@@ -255,7 +255,8 @@ def entry_problems(entry, needed, folder, where=""):
             problems.append(text_problem(where + text, entry[text]))
     if "words" in entry and (entry["words"] is not None or "words" in needed):
         problems.append(words_problem(entry["words"]))
-        # A pair alone has `audio`, by which its word times are measured; nobody reads `words` of a turn.
+        # A pair alone has `audio`, by which its word times are measured. Nobody reads `words` of a
+        # turn.
         if entry["words"] and "audio" in entry and not any(problems):
             problems.append(late_word_problem(entry["words"], Path(folder) / entry["audio"]))
     if "patience" in entry:
