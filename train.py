@@ -6,8 +6,10 @@
     weight          option               mean over
     alpha_1  1      --semantic-weight    code 0 of each frame that the model speaks
     alpha_2  0.5    --acoustic-weight    codes 1 to 7 of these frames
-    beta     1      --monologue-weight   the text tokens that are written: all but <wait>
-    gamma    0.01   --wait-weight        the text tokens <wait>: nothing is written in this frame
+    beta     1      --monologue-weight   text tokens but <wait>: words, <asr> and <answer>
+    gamma    0.01   --wait-weight        <wait>, the text token of a frame without a word
+
+No loss: codes heard, empty and pad tokens, and what is in the first frame of a row.
 
 What this is: the method of training (sections 3.1, 3.2.2, 3.3): the loss and its weights, the
 stages, the optimizer, the loop. What this is not: what stands in a grid (stream.py), how recordings
@@ -30,10 +32,10 @@ Why these weights. Section 3.1 observed them to be effective and derives none. W
 
       p > w * (gamma / beta) * (words / waits)
 
-  With gamma 0.01 and ten frames of <wait> for each word this is a chance of one in a thousand. So
-  with a small gamma the model does not miss its turn, and it must be sure when it is not its turn.
-  A small model is never that sure, and speaks into the question (tiny/LOG.md, "fine-tuning 1,
-  equation 3 as it stands"). For this reason tiny/make.py gives its last stage gamma 1.
+  With gamma 0.01 and ten frames of <wait> for each word, this is a chance of one in a thousand. So
+  a small gamma makes the model quick to speak, and it must be very sure to wait. A small model is
+  never that sure, and speaks into the question (tiny/LOG.md, "fine-tuning 1, equation 3 as it
+  stands"). For this reason tiny/make.py gives its last stage gamma 1.
 
 Why Moshi's weights differ: gamma 0.5, alpha_1 100, alpha_2 1 (section 3.1).
 - Moshi's <pad> is another token than <wait>. It stands between the words of a sentence and holds
@@ -71,7 +73,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import checkpoint as recompute
 
 import flm
 from stream import FORMATS, FRAME_RATE, Loss
@@ -127,20 +129,22 @@ class Stage:
 # Decision: all weights are trained in all stages; the paper names none that stay as they are.
 STAGES = {
     "post-training-1": Stage(
-        ("tts", "asr"), 3.3, (2e-4, 1e-5),
-        {"transcribed by a program": 1}),
+        formats=("tts", "asr"), epochs=3.3, lr=(2e-4, 1e-5),
+        mixture={"transcribed by a program": 1}),
     # Section 3.1 mixes two sources: half of the corpus of post-training-1, and five times the ASR
     # sets that people annotated. So the finer annotation counts more than a program's transcripts:
     #     train.py run grids/tts:0.5 grids/asr:0.5 grids/annotated-tts:5 grids/annotated-asr:5 ...
     "post-training-2": Stage(
-        ("tts", "asr"), 1, (1e-5, 8e-6),
-        {"transcribed by a program": 0.5, "transcribed by people": 5}),
+        formats=("tts", "asr"), epochs=1, lr=(1e-5, 8e-6),
+        mixture={"transcribed by a program": 0.5, "transcribed by people": 5}),
     "fine-tuning-1": Stage(
-        ("asr-response-tts",), 2, (1e-5, 8e-6),
-        {"synthesized dialogs": 1}),
+        formats=("asr-response-tts",), epochs=2, lr=(1e-5, 8e-6),
+        mixture={"synthesized dialogs": 1}),
+    # The same dialogs. A transcript no longer stands between question and response, and in the
+    # second format the user is free to interrupt.
     "fine-tuning-2": Stage(
-        ("response-tts", "response-tts-free"), 6, (8e-6, 7e-6),
-        {"synthesized dialogs": 1}),
+        formats=("response-tts", "response-tts-free"), epochs=6, lr=(8e-6, 7e-6),
+        mixture={"synthesized dialogs": 1}),
 }
 
 
@@ -190,22 +194,24 @@ class Settings:
 
     def resolve(self, config):
         """The same with every None of the method filled in for a model of this flm.Config."""
-        # Decision: on a laptop, what keeps a step of the tiny preset near a second, and the larger
-        # ones within memory.
+        stage = STAGES[self.stage]
+        micro = self.micro
         if self.paper:
             batch, length = PAPER_BATCH, PAPER_LENGTH
+            micro = micro or 1
+        # Decision: else for a laptop: a step of the tiny preset takes about a second, and the
+        # larger presets stay within memory.
         elif config.hidden_size <= 256:
             batch, length = 8, 512
         else:
             batch, length = 2, 256
-        stage = STAGES[self.stage]
         return replace(
             self,
             epochs=self.epochs or stage.epochs,
             lr=tuple(self.lr or stage.lr),
             batch=self.batch or batch,
             length=self.length or length,
-            micro=self.micro or (1 if self.paper else None),
+            micro=micro,
         )
 
     def weights(self):
@@ -251,7 +257,8 @@ class Equation3(nn.Module):
         """Cross-entropy, summed over the tokens of each class.
 
         text [B, T], speak and listen [B, T, K], loss [B, T, 1 + K] -> [5], by class of stream.Loss.
-        Row t predicts text and codes of row t + 1. A head runs only on rows that carry its loss."""
+        Position t predicts text and codes of position t + 1. A head runs only on the positions that
+        carry loss for it."""
         h = self.flm.hidden(text[:, :-1], speak[:, :-1], listen[:, :-1])        # [B, T - 1, D]
         next_text = text[:, 1:]                                                 # [B, T - 1]
         next_codes = speak[:, 1:]                                               # [B, T - 1, K]
@@ -371,7 +378,7 @@ def prepare_blocks(equation, settings):
         if settings.compile:
             block.forward = torch.compile(block.forward)  # blocks of a kind share one compilation
         if settings.recompute:
-            block.forward = partial(recomputed, block.forward, use_reentrant=False)
+            block.forward = partial(recompute, block.forward, use_reentrant=False)
 
 
 def make_optimizer(equation):
@@ -403,16 +410,6 @@ def learning_rate(step, steps, lr):
 # --- the loop ---
 
 @dataclass
-class Update:
-    """What a step did."""
-    loss: float            # equation 3
-    terms: torch.Tensor    # its four CE, float64 [5] by class of stream.Loss
-    counts: torch.Tensor   # the tokens of each, [5]
-    norm: float            # of the gradient, before it was clipped
-    rate: float            # learning rate
-
-
-@dataclass
 class Run:
     """What one process of a run works with."""
     settings: Settings         # without None
@@ -421,7 +418,7 @@ class Run:
     batches: Batches
     checkpoints: Checkpoints
     about: dict                # what a checkpoint says of the run
-    step: int                  # steps done, those before the last checkpoint included
+    step: int = 0              # the number of steps so far, with those of the checkpoint
     log: Log | None = None     # of the first process
 
 
@@ -451,17 +448,16 @@ def start(settings):
     batches = Batches(settings, config, rank, processes.count())
     optimizer = make_optimizer(equation)
     about = describe(settings, config, batches)
-    saved = Checkpoints(settings.out, settings.keep)
-    step = 0
-    newest = saved.newest()
+    folder = Checkpoints(settings.out, settings.keep)
+    run = Run(settings, equation, optimizer, batches, folder, about)
+    newest = run.checkpoints.newest()
     if newest:
         defaults = {f.name: f.default for f in fields(Settings)}
-        step = checkpoints.resume(newest, equation.flm, optimizer, about["method"], defaults)
-    run = Run(settings, equation, optimizer, batches, saved, about, step)
+        run.step = checkpoints.resume(newest, equation.flm, optimizer, about["method"], defaults)
     if rank == 0:
-        saved.remove_parts()
+        run.checkpoints.remove_parts()
         announce(run)
-        run.log = Log(settings.out, step, batches.steps, settings.weights())
+        run.log = Log(settings.out, run.step, batches.steps, settings.weights())
     return run
 
 
@@ -495,6 +491,16 @@ def take_steps(run):
                     run.log.add_validation(run.step, losses)
 
 
+@dataclass
+class Update:
+    """What a step did."""
+    loss: float            # equation 3
+    terms: torch.Tensor    # its four CE, float64 [5] by class of stream.Loss
+    counts: torch.Tensor   # the tokens of each, [5]
+    norm: float            # of the gradient, before it was clipped
+    rate: float            # learning rate
+
+
 def update(run, micro_batches, weights, rate):
     """Step `run.step`: the gradient of equation 3, clipped, to AdamW -> Update
 
@@ -517,8 +523,8 @@ def update(run, micro_batches, weights, rate):
 
 def describe(settings, config, batches):
     """What a checkpoint says of its run, as JSON has it: method, config, beside."""
-    fixed = [f.name for f in fields(settings) if f.name not in MAY_CHANGE]
-    method = {name: getattr(settings, name) for name in fixed}
+    names = [f.name for f in fields(settings) if f.name not in MAY_CHANGE]
+    method = {name: getattr(settings, name) for name in names}
     method["samples"] = len(batches.grids)
     about = {"method": method, "config": config.to_json(), "beside": settings.beside}
     return json.loads(json.dumps(about, default=str))
@@ -530,9 +536,9 @@ def announce(run):
     config = run.equation.flm.config
     batches = run.batches
     stage = STAGES[settings.stage]
-    strange = set(batches.grids.formats) - {*stage.formats, "unknown"}
-    if strange:
-        print(f"note: Table 3 has no {', '.join(sorted(strange))} in {settings.stage}")
+    others = set(batches.grids.formats) - {*stage.formats, "unknown"}
+    if others:
+        print(f"note: Table 3 has no {', '.join(sorted(others))} in {settings.stage}")
     if config.trained_frames and config.trained_frames > settings.length:
         seconds = settings.length / FRAME_RATE
         print(f"note: {settings.init} was trained on rows of {config.trained_frames} frames, and "
@@ -542,10 +548,10 @@ def announce(run):
     mixture = " and ".join(f"{often:g} x {source}" for source, often in stage.mixture.items())
     print(f"{settings.stage}: {settings.epochs:g} epochs, learning rate {start:g} to {end:g}; "
           f"in the paper: {', '.join(stage.formats)}, of {mixture}")
-    resumed = f", resumed at step {run.step}" if run.step else ""
+    begin = f", resumed at step {run.step}" if run.step else ""
     print(f"{len(batches.grids)} samples, {sum(batches.grids.lengths):,} frames, "
           f"{batches.steps_per_epoch} steps an epoch, {batches.steps} steps, "
-          f"{processes.count()} processes{resumed}")
+          f"{processes.count()} processes{begin}")
 
 
 def bench(preset, frames, steps, settings):

@@ -65,7 +65,7 @@ def pack(order, lengths, length):
 
     order: numbers of samples; lengths: frames of each sample -> a list of numbers for each row.
     Raises BatchError for a sample that is longer than a row."""
-    packed = []
+    full_rows = []
     open_rows = []
     for sample in order:
         frames = lengths[sample]
@@ -79,10 +79,10 @@ def pack(order, lengths, length):
         if len(open_rows) > OPEN_ROWS:
             fullest = min(open_rows, key=lambda row: row.room)
             open_rows.remove(fullest)
-            packed.append(fullest.samples)
+            full_rows.append(fullest.samples)
         row.room -= frames
         row.samples.append(sample)
-    return packed + [row.samples for row in open_rows]
+    return full_rows + [row.samples for row in open_rows]
 
 
 def fill_row(grids, length, ids):
@@ -128,13 +128,13 @@ def thin(speak, loss, depth_share, repeats, seed):
     The depth transformer is half of a small model's work, and most frames are silence, which
     repeats the frame before. A frame keeps its loss with the chance `depth_share`, one that repeats
     with that chance times `repeats`. The text's loss stays."""
-    repeated = (speak[1:] == speak[:-1]).all(-1)    # [T - 1]
-    repeated = F.pad(repeated, (1, 0))              # [T]: the first frame repeats nothing
-    chance = depth_share * torch.where(repeated, repeats, 1.0)
-    dropped = draw(len(speak), seed) >= chance
-    thinned = loss.clone()
-    thinned[dropped, 1:] = Loss.NONE
-    return thinned
+    repeats_last = (speak[1:] == speak[:-1]).all(-1)    # [T - 1]
+    repeats_last = F.pad(repeats_last, (1, 0))          # [T]: the first frame repeats nothing
+    chance = depth_share * torch.where(repeats_last, repeats, 1.0)
+    without_loss = draw(len(speak), seed) >= chance
+    loss = loss.clone()
+    loss[without_loss, 1:] = Loss.NONE
+    return loss
 
 
 def hide(listen, share, empty, seed):
@@ -239,9 +239,9 @@ class Batches:
         micro_batches = []
         for start in range(0, share, size):
             numbers = mine[start:start + size]
-            filled = [self._read_row(grids, rows[number], number, seed) for number in numbers]
+            batch = [self._read_row(grids, rows[number], number, seed) for number in numbers]
             pads_alone = fill_row([], self.settings.length, self.ids)
-            micro_batches.append(stack(filled or [pads_alone]))
+            micro_batches.append(stack(batch or [pads_alone]))
         return micro_batches
 
     def _read_row(self, grids, samples, number, seed):

@@ -80,15 +80,15 @@ class Checkpoints:
         weights, moments = get_state_dict(model, optimizer)
         part = self.folder / f"step-{step:08d}.part"
         state = {"model": weights, "optimizer": moments}
-        written = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
+        shards = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
         about = {"step": step, **about}
-        self.writing = self.background.submit(self._finish, written, part, about)
+        self.writing = self.background.submit(self._finish, shards, part, about)
 
-    def _finish(self, written, part, about):
+    def _finish(self, shards, part, about):
         """In the background: wait for the shards, name the checkpoint, remove the oldest."""
         whole = part.with_suffix("")
         try:
-            written.result()
+            shards.result()
             if processes.rank() == 0:
                 (part / "run.json").write_text(json.dumps(about))
                 os.replace(part, whole)
@@ -137,10 +137,10 @@ def resume(path, model, optimizer, method, defaults):
     is older than a setting. Raises CheckpointError that names the settings that differ."""
     about = json.loads((path / "run.json").read_text())
     before = defaults | about["method"]
-    changed = [name for name in method if method[name] != before.get(name)]
-    if changed:
-        raise CheckpointError(f"{path} was made with another {', '.join(changed)}: choose another "
-                              "--out, or remove it")
+    differing = ", ".join(name for name in method if method[name] != before.get(name))
+    if differing:
+        raise CheckpointError(f"{path} was made with another {differing}: choose another --out, or "
+                              "remove it")
     weights, moments = get_state_dict(model, optimizer)
     load(path, {"model": weights, "optimizer": moments})
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)

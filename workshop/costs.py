@@ -38,14 +38,14 @@ BFLOAT16 = 2  # bytes
 
 
 class CostError(ValueError):
-    """A plan that cannot be made; the message is one sentence."""
+    """A plan or a bench that cannot be; the message is one sentence."""
 
 
 # --- a step ---
 
-def flops(config, frames, length, spoken):
+def flops(config, frames, length, code_frames):
     """Floating-point operations of forward and backward pass over `frames` in rows of `length`,
-    `spoken` of them with loss on codes.
+    `code_frames` of them with loss on codes.
 
     Work that serves the result: pads, frames computed again and the masked half of attention do not
     count. A product with a matrix of m entries costs 2 m forward and 4 m backward."""
@@ -60,7 +60,7 @@ def flops(config, frames, length, spoken):
         mlp = 3 * n * int(8 * n / 3)
     depth = K * (n * D + config.depth_layers * (4 * n * n + mlp) + n * config.aud_vocab_size)
     backbone = config.num_hidden_layers * block + D * config.vocab_size
-    return 6 * (frames * backbone + spoken * depth)
+    return 6 * (frames * backbone + code_frames * depth)
 
 
 def peak(device):
@@ -158,7 +158,7 @@ def memory_plan(model, settings, gpus):
     blocks = [*model.model.layers, *model.aud_output_layers.transformer["h"]]
     block_sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
     parameters = sum(p.numel() for p in model.parameters())
-    gathered = parameters - sum(block_sizes) + 2 * max(block_sizes)
+    whole_at_once = parameters - sum(block_sizes) + 2 * max(block_sizes)
     rows = settings.micro or math.ceil(settings.batch / gpus)
     frames = rows * settings.length
     # Bytes a frame in bfloat16: what a block hands on, and what stands within it until the
@@ -176,7 +176,7 @@ def memory_plan(model, settings, gpus):
     return {
         "weights, gradients and two moments in float32, sharded": 4 * FLOAT32 * parameters / gpus,
         "root and two blocks gathered in bfloat16, their gradients":
-            (2 * BFLOAT16 + FLOAT32) * gathered,
+            (2 * BFLOAT16 + FLOAT32) * whole_at_once,
         f"activations of {rows} x {settings.length} frames": frames * activations,
         # bfloat16, float32, and the gradient of the float32 ones
         "logits and their gradients": frames * (BFLOAT16 + 2 * FLOAT32) * logits,
@@ -187,14 +187,14 @@ def memory_plan(model, settings, gpus):
 
 def made_up_pairs(config, length):
     """Delayed grids of post-training that fill a row of `length` frames: half TTS-style, half
-    ASR-style, of one to ten seconds, with random words and codes."""
+    ASR-style, of one to ten seconds, with random words and codes. Raises CostError."""
     rng = random.Random(0)
     ids = stream.Ids.of(config)
-    rows = []
+    grids = []
     room = length
     while True:
         frames = round(FRAME_RATE * 10 ** rng.random())
-        format = ("tts", "asr")[len(rows) % 2]
+        format = ("tts", "asr")[len(grids) % 2]
         words = [rng.randrange(4, 1000) for _ in range(frames // 4)]  # section 2.2: 3 to 4 a second
         turn = stream.Turn(frames, frames, words, words)
         script = stream.write(format, [turn], [2, 2], ids)
@@ -203,11 +203,14 @@ def made_up_pairs(config, length):
             grid = script.grid(codes, None)
         else:
             grid = script.grid(None, codes)
-        delayed = stream.delay(grid, ids)
-        room -= len(delayed)
+        grid = stream.delay(grid, ids)
+        room -= len(grid)
         if room < 0:
-            return rows
-        rows.append(delayed)
+            break
+        grids.append(grid)
+    if not grids:
+        raise CostError(f"--length {length} is too short for the bench: take 300 or more")
+    return grids
 
 
 def straightforward(model, text, speak, listen, loss):
@@ -255,9 +258,9 @@ def bench(name, equation, step, length, steps, settings):
     plain = every_head_on_every_frame
     if settings.bfloat16 and not dist.is_initialized():
         plain = torch.autocast(device.type, torch.bfloat16)(plain)  # as train.build does
-    packed = collate([samples], length, ids)
-    separate = collate([[sample] for sample in samples], longest, ids)
-    variants = [("straightforward", plain, separate), ("train.py", equation.forward, packed)]
+    one_row = collate([samples], length, ids)
+    row_for_each = collate([[sample] for sample in samples], longest, ids)
+    variants = [("straightforward", plain, row_for_each), ("train.py", equation.forward, one_row)]
     for variant, forward, batch in variants:
         equation.forward = forward
         if device.type == "cuda":

@@ -32,12 +32,12 @@ def connect(device):
     """Join the other processes of a torchrun. device: "cpu" or "cuda" -> this process's
     torch.device. Raises ProcessError where there is no GPU."""
     device = torch.device(device)
-    launched = "RANK" in os.environ
+    by_torchrun = "RANK" in os.environ
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ProcessError("--device cuda was asked for, and PyTorch sees no GPU")
-    if not dist.is_initialized() and (launched or device.type == "cuda"):
+    if not dist.is_initialized() and (by_torchrun or device.type == "cuda"):
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if launched:
+        if by_torchrun:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

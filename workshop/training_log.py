@@ -24,7 +24,7 @@ from stream import Loss
 from workshop.manifests import write_lines
 
 TERMS = [kind for kind in Loss if kind != Loss.NONE]
-SHOWN = {
+COLUMNS = {  # how the screen spells the numbers beside equation 3
     "lr": "{:.1e}",
     "norm": "{:.2f}",
     "frames/s": "{:.0f}",
@@ -68,8 +68,8 @@ class Log:
     def add_step(self, step, update, speed):
         """update: train.Update; speed: a dict of more numbers to log."""
         line = {"step": step, "loss": update.loss}
-        weighted = {}
-        equation = []
+        additions = {}   # what each term adds to the loss
+        equation = []    # the same, as text
         for kind in TERMS:
             if not update.counts[kind]:
                 continue
@@ -77,25 +77,25 @@ class Log:
             term = update.terms[kind].item()
             weight = self.weights[kind]
             line[name] = term
-            weighted[f"weighted_{name}"] = weight * term
+            additions[f"weighted_{name}"] = weight * term
             equation.append(f"{name} {term:.3f} x {weight:g} = {weight * term:.3f}")
-        line |= weighted
+        line |= additions
         line |= {"lr": update.rate, "norm": update.norm, **speed}
         seconds_a_step = (time.time() - self.began) / (step - self.first)
         line["minutes_left"] = seconds_a_step * (self.steps - step) / 60
         others = [f"{name.replace('_', ' ')} {form.format(line[name])}"
-                  for name, form in SHOWN.items() if name in line]
+                  for name, form in COLUMNS.items() if name in line]
         self._write(line, [f"loss {update.loss:.3f}", *equation, *others])
 
     def add_validation(self, step, losses):
         """losses: {format: equation 3 on what is held out}."""
-        shown = [f"valid {name} {loss:.3f}" for name, loss in losses.items()]
-        self._write({"step": step, "valid": losses}, shown)
+        columns = [f"valid {name} {loss:.3f}" for name, loss in losses.items()]
+        self._write({"step": step, "valid": losses}, columns)
 
-    def _write(self, line, shown):
+    def _write(self, line, columns):
         with open(self.file, "a") as file:
             print(json.dumps(line), file=file)
-        print(f"step {line['step']}/{self.steps}  " + "  ".join(shown), flush=True)
+        print(f"step {line['step']}/{self.steps}  " + "  ".join(columns), flush=True)
 
 
 # --- curves ---
