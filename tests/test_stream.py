@@ -9,7 +9,7 @@ import chat
 import stream
 from conftest import assert_same
 from stream import FORMATS, K, GridError, Ids, Loss, Turn, delay, draw, example, undelay, write
-from workshop import model_files, pictures
+from workshop import model_files, pictures, shards
 
 ROOT = Path(__file__).parent.parent
 IDS = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
@@ -207,6 +207,22 @@ def test_the_figure_that_opens_the_file_is_what_it_draws():
         assert line in stream.__doc__
 
 
+def test_a_grid_of_a_file_is_drawn(tmp_path, untrained, capsys):
+    """Catches a command line that draws another grid of a file, or ends in a traceback where there
+    is none."""
+    ids = Ids.read(untrained)
+    grids = []
+    for response in ([5], [6, 7]):
+        script = write("tts", [Turn(speak_frames=2, response=response)], [0, 0], ids)
+        grids.append(script.grid(torch.zeros(len(script), K, dtype=torch.int64)))
+    path = tmp_path / "x.safetensors"
+    shards.save(grids, path)
+    pictures.main(["--grid", str(path), "--index", "1", "--model", str(untrained)])
+    assert "~ w6 w7" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="holds 2 grids, and there is no number 2"):
+        pictures.main(["--grid", str(path), "--index", "2", "--model", str(untrained)])
+
+
 def test_the_readme_shows_the_pictures_as_they_are_drawn():
     """Catches a picture in README.md that has drifted from the code."""
     readme = (ROOT / "README.md").read_text()
@@ -240,13 +256,14 @@ def test_the_loop_hears_a_code_in_the_step_that_is_drawn(untrained):
     assert plain[0] is None
     # Row s has the semantic code of frame s, row s + 1 its acoustic codes.
     for changed, step in ((other_semantic, 3), (other_acoustics, 4)):
-        found = replies(model, changed)
-        assert found[:step] == plain[:step]
-        text, codes = found[step]
+        other = replies(model, changed)
+        assert other[:step] == plain[:step]
+        text, codes = other[step]
         plain_text, plain_codes = plain[step]
-        assert (text, codes[0]) == (plain_text, plain_codes[0])  # they stand in the row that is read
-        assert codes[1:] != plain_codes[1:]                      # these are drawn in this step
-        assert found[step + 1] != plain[step + 1]
+        # Word and semantic code stand in the row that is read; acoustic codes are written now.
+        assert (text, codes[0]) == (plain_text, plain_codes[0])
+        assert codes[1:] != plain_codes[1:]
+        assert other[step + 1] != plain[step + 1]
 
 
 def test_the_rows_of_a_conversation_by_hand():

@@ -106,11 +106,11 @@ def picture_of_a_step():
         return f"{first:<10}{second:<10}{third:<10}...  {last}"
 
     channels = 1 + 2 * K
-    summed = f"        speak  0 .. {K - 1} --+--> {channels} embeddings, added --> e_t"
-    down = " " * summed.index("e_t") + " "
+    sum_line = f"        speak  0 .. {K - 1} --+--> {channels} embeddings, added --> e_t"
+    down = " " * sum_line.index("e_t") + " "
     lines = [
         "row t   text          --+",
-        summed,
+        sum_line,
         f"        listen 0 .. {K - 1} --+{'|':>{len(down) - 24}}",
         f"{down}v",
         f"{'rows before t, in the cache --> ':>{len(down) - 3}}backbone",
@@ -128,11 +128,12 @@ def picture_of_a_step():
     return Picture(
         "2. A step: from row t to row t + 1",
         drawing,
-        "The backbone reads all rows up to t and makes h_t of them (equations 1 and 2). The text "
-        f"head draws the next text id from h_t. The depth transformer draws {K} codes, one after "
-        "the other: each position reads h_t, the code before it and the positions before it. It "
-        "sees neither the new text id nor another row. The listen channels of row t + 1 are not "
-        "drawn: they are what the user says.")
+        "The backbone reads all rows up to t and makes h_t of them (equations 1 and 2). The next "
+        "text id is sampled from the text head's logits. The depth transformer writes "
+        f"{K} codes, one after the other: each position reads h_t, the code before it and the "
+        "positions before it, and its code is sampled before the next position starts. It sees "
+        "neither the new text id nor another row. The listen channels of row t + 1 are not "
+        "written by the model: they are what the user says.")
 
 
 # --- 3: the styles of the monologue ---
@@ -235,21 +236,21 @@ def table(lines, column):
     """{name: cells, each a list of texts} -> text, with cells wrapped to columns."""
     rows = []
     for name, cells in lines.items():
-        wrapped = []
+        stacks = []  # the lines of each cell
         for texts in cells:
-            wrapped.append([line for text in texts for line in textwrap.wrap(text, column - 2)])
-        height = max(len(cell) for cell in wrapped)
+            stacks.append([line for text in texts for line in textwrap.wrap(text, column - 2)])
+        height = max(len(stack) for stack in stacks)
         for i in range(height):
             label = name if i == 0 else ""
-            parts = [cell[i] if i < len(cell) else "" for cell in wrapped]
-            padded = "".join(f"{part:<{column}}" for part in parts)
-            rows.append(f"{label:<{stream.MARGIN}}{padded}".rstrip())
+            parts = [stack[i] if i < len(stack) else "" for stack in stacks]
+            row = "".join(f"{part:<{column}}" for part in parts)
+            rows.append(f"{label:<{stream.MARGIN}}{row}".rstrip())
     return "\n".join(rows)
 
 
 # --- 5: an interruption ---
 
-def interrupted():
+def interruption():
     """A response that the next turn interrupts -> (Turns, Script, names of its text ids)."""
     words = "It is far to the sea but the road is good and dry so we walk".split()
     names = ["~", "<asr>", "<answer>", *words, "Yes."]
@@ -261,11 +262,11 @@ def interrupted():
 
 
 def picture_of_an_interruption():
-    turns, script, names = interrupted()
+    turns, script, names = interruption()
     grid = stream.made_up_grid("response-tts-free", script)
     lines = stream.spell(grid, IDS, names.__getitem__)
-    starts, silent_from = script.speak_spans[0]
-    first_sound = starts + turns[1].interrupts + turns[1].onset
+    speech_start, silent_from = script.speak_spans[0]
+    first_sound = speech_start + turns[1].interrupts + turns[1].onset
     marks = [""] * len(grid)
     marks[first_sound] = "^"
     marks[first_sound + 1:silent_from] = ["-"] * (silent_from - first_sound - 1)
@@ -273,14 +274,14 @@ def picture_of_an_interruption():
     seconds = [""] * len(grid)
     for t in range(0, len(grid), 5):
         seconds[t] = f"{t / stream.FRAME_RATE:.1f}"
-    shown = {"frame": lines["frame"], "seconds": seconds, "listen 0": lines["listen 0"],
-             "text": lines["text"], "speak 0": lines["speak 0"], "reaction": marks}
+    drawing = {"frame": lines["frame"], "seconds": seconds, "listen 0": lines["listen 0"],
+               "text": lines["text"], "speak 0": lines["speak 0"], "reaction": marks}
     exact = stream.REACTION_DELAY * stream.FRAME_RATE
     return Picture(
         "5. An interruption",
-        stream.lay_out(shown, 120).rstrip(),
-        f"The model says a long sentence from frame {starts} on. The user starts to speak in frame "
-        f"{first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; {exact:g} "
+        stream.lay_out(drawing, WIDTH).rstrip(),
+        f"The model says a long sentence from frame {speech_start} on. The user starts to speak "
+        f"in frame {first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; {exact:g} "
         f"frames, so {silent_from - first_sound}) words and speech are cut off (right ^), "
         "in the middle of the sentence. When the user has finished, the model answers. "
         f"In training {stream.INTERRUPTION_PROBABILITY:.0%} of the responses that another turn "
@@ -295,18 +296,18 @@ def picture_of_the_loop():
         "6. The loop, and how long it takes",
         f"{first_rows()}\n\n{latency()}",
         "A word, sem (semantic code) or ac (acoustic codes) has the number of its frame. Step s "
-        "reads row s, with what the user says in frame s, and draws what the model says in row "
-        "s + 1. A frame of speech is whole one step after its semantic code was drawn. So step 0 "
+        "reads row s, with what the user says in frame s, and writes what the model says in row "
+        "s + 1. A frame of speech is whole one step after its semantic code was written. So step 0 "
         "returns nothing, and step s returns frame s: word and semantic code from row s, acoustic "
         "codes from row s + 1. The table is the time from a sound at the microphone to the first "
         "sound of the loudspeaker that can say something else because of it; buffers of the sound "
-        "devices themselves come on top. (The acoustic codes of frame s are drawn when the user's "
-        "frame s is known. So a sound can change how the model's voice sounds one frame earlier, "
+        "devices themselves come on top. (The acoustic codes of frame s are written when frame s "
+        "of the user is known. So a sound can change how the model's voice sounds one frame earlier, "
         f"but not what it says.) The sound of a response is {lead} ms behind its first word.")
 
 
 def first_rows():
-    """The rows 0 .. 3 of a conversation, and what the steps that read them draw and return."""
+    """The rows 0 .. 3 of a conversation, and what the steps that read them write and return."""
     count = 4
     rows = rows_of_frames(count)
 
@@ -325,9 +326,9 @@ def first_rows():
     following = rows_of_frames(count + 1)
     step = {
         "step": lines["row"],
-        "draws text": cells("word", following.text[1:]),
-        "  semantic": cells("sem", following.speak[1:, 0]),
-        "  acoustic": cells("ac", following.speak[1:, 1]),
+        "new text": cells("word", following.text[1:]),
+        "new sem": cells("sem", following.speak[1:, 0]),
+        "new ac": cells("ac", following.speak[1:, 1]),
         "returns": ["nothing", *(f"frame {s}" for s in range(1, count))],
     }
     for part in (lines, step):
@@ -349,7 +350,7 @@ def latency():
          f"a code needs all {released.frame_size} samples of its frame"),
         ("computing", 0, frame, "a machine that needs more for a step falls behind"),
         ("acoustic delay", late, late,
-         "the acoustic codes are drawn in the next step"),
+         "the acoustic codes are written in the next step"),
         ("codec", 0, lag, f"the released one has no lag, the small one {lag}"),
         ("loudspeaker", 0, block, f"it takes blocks of {block} ms"),
     ]

@@ -2,7 +2,8 @@
 
 What this is: a shard, which is one safetensors file of many grids with a digest of its bytes; the
 check that a grid's ids exist in a model; clips of codes in .npy files. What this is not: what a
-grid means (stream.py), or a folder of shards (data.py). Serves stream.py, data.py and train.py.
+grid means (stream.py), or a folder of shards (training_set.py). Serves stream.py, whose grids it
+stores, data.py and train.py.
 
     python stream.py --grid shard-00000.safetensors     # draws a grid of a shard
     python data.py check FOLDER                         # compares shards with their digests

@@ -2,7 +2,7 @@
 
 What this is: the index of a folder's shards, the mixture of several folders (section 3.1 mixes two
 in post-training 2), and `data.py check FOLDER`. What this is not: the format of a shard
-(stream.py), or packing (workshop/batches.py). Serves data.py and train.py.
+(workshop/shards.py), or packing (workshop/batches.py). Serves data.py and train.py.
 
     python data.py check grids/ft1
 """
