@@ -1,36 +1,50 @@
-"""Listening and speaking at once: the sampler, the duplex loop, and the ways into a conversation.
+"""Listening and speaking at once: the sampler, the frame, and the ways into a conversation.
 
-What this is: the streaming loop of the release, token by token, behind a microphone, a page for the browser, Moshi's
-clients, or a sound file. In every frame of 80 ms the model reads what was heard and what it said itself, and
-writes its next word and its next 8 codes. There is no turn-taking; it is silent by writing silence (section 2.1).
-What this is not: the model (flm.py), the codec (mimi.py), or a score (eval.py).
+What this is: the model's live loop (section 2.1), token by token the release's, behind a
+microphone, a page for the browser, Moshi's clients, or a sound file. In every frame of 80 ms the
+model reads what the user and it itself said, and writes its next word and its next 8 codes. There
+is no turn-taking: the model is silent when it writes silence. What this is not: the model (flm.py),
+the codec (mimi.py), the sound card and the server (workshop/), or a score (eval.py).
 
-    microphone frame --encode--> 8 codes --+                     +--> 8 codes --decode--> loudspeaker frame
-                                           +--> row --> model ---+
-            text and 8 codes, written before --+ ^               +--> text: the monologue
-                                                 +-------- next row -----------+
+    user_audio s --encode_user--> listen codes of s ------+
+                                                          +--> row s --read_row--> h, text s + 1
+    State: text s, code 0 of s, codes 1 .. 7 of s - 1 ----+                             |
+      ^                                                                            write_codes
+      |                                                                                 |
+      +------------ text s + 1, code 0 of s + 1, codes 1 .. 7 of s <--------------------+
+                                                           |
+    model_audio s <--decode_model-- codes 0 .. 7 of s <----+
 
-    python chat.py                                                          # microphone and headphones
-    python chat.py --serve                                                  # the same in a browser, or any Moshi client
-    python chat.py --in examples/question.wav --out answer.wav              # a sound file
-    python chat.py --bench --random-weights 0.5b                            # how fast, and how near to what memory allows
+    python chat.py                                           # microphone and headphones
+    python chat.py --serve                                   # a browser, or any Moshi client
+    python chat.py --in examples/question.wav --out a.wav    # a sound file
+    python chat.py --bench --random-weights 0.5b             # how fast a frame is
 
 Unusual here:
-- Semantic codes stand one row before the acoustic codes of their frame, in both directions (stream.py). So a frame is
-  complete, and can be decoded, one step after its semantic code was sampled, and the first step returns nothing.
-- Frame s of the answer is written beside frame s of the question, as in the grid. Live it is heard 80 ms later, when
-  the question's frame has been listened to.
-- A step draws nothing: numbers 0 .. 1 come in with the frame and pick the tokens. So it can be replayed as a CUDA graph,
-  and each conversation of a batch has a seed of its own.
+- Code 0, the semantic one, stands one row before codes 1 .. 7 of its frame, in both directions;
+  stream.py draws the first rows of a conversation. So a frame of the model's is complete one step
+  after its code 0 was drawn, and the first step returns nothing.
+- Frame s of the answer stands beside frame s of the question, as in the grid. In a live talk it is
+  heard 80 ms later, because the question's frame has to be heard to its end first.
+- The random numbers of a frame, 0 .. 1, are arguments, and pick the tokens. So a frame can be
+  replayed as a CUDA graph, and each conversation of a batch has a seed of its own.
+- A conversation has no end, and the memory does not grow. The cache is a ring of `context` frames:
+  the newest frame takes the place of the oldest. Frames that are gone are not wholly forgotten.
+  Only the first layer's keys and values come from one frame alone; those of deeper layers were
+  computed from hidden states that had read earlier frames, and still hold what these told them.
+
+Shapes: B conversations, K = 8 codebooks, D model width, V text ids, C audio ids, N samples; P and W
+as in State.
 """
 import argparse
 import json
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from workshop import command, pace
 
@@ -43,27 +57,41 @@ import torch.nn.functional as F
 
 import flm
 import mimi
-import speed
 from flm import K
 from stream import FRAME_RATE
-from workshop import model_files, options, sound_card, sound_file
+from workshop import bench, model_files, options, quantize, sound_card, sound_file
+from workshop.answer_end import HESITATION, LONGEST_ANSWER, SILENT, AnswerWatch
+from workshop.graphs import Runner
 from workshop.record import Record, read_record
 
-CONTEXT = 4096       # frames (5.5 min) that a conversation remembers where the model does not say; see `default_context`
-PENALISED = 4        # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
-LIKELIEST = 4096     # Decision: top-p looks at no more tokens than this: sorting 152,064 costs 9 ms on a CPU, these 1 ms
-QUIET = 2.0          # seconds without a word or a sound after which an answer is over
-HESITATION = 4.0     # seconds that the model is given to begin one
-LONGEST_ANSWER = 60  # seconds that a file's end is followed for at most, where --tail does not say
-SILENT = 0.01        # of full scale: what is quieter is no speech
+CONTEXT = 4096    # frames (5.5 min) that are remembered where the model does not say
+PENALISED = 4     # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
+# Decision: top-p looks at no more tokens than this: on a CPU, sorting 152,064 takes 9 ms, these 1 ms.
+LIKELIEST = 4096
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
-RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalty": (0.01, 100), "window": (0, 10_000)}
+# Least and most of the fields of Sampling.
+RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 10**6), "penalty": (0.01, 100),
+          "window": (0, 10_000)}
+
+
+# --- the sampler ---
+
+class Draw(NamedTuple):
+    """How one kind of token is drawn."""
+    temperature: float  # 0: the likeliest token
+    top_p: float        # 0: top_k chooses
+    top_k: int          # 0: all tokens
+    penalty: float      # divides the chance of what was drawn lately; 1: none
+    window: int         # how many tokens, or frames, the penalty looks back; 0 without a penalty
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the defaults are the release's. Temperature 0 is argmax; top_p 0 leaves the
-    choice to top_k, top_k 0 to all tokens. window: tokens, or frames, that the repetition penalty looks back over."""
+    """How tokens are drawn; the defaults are the release's. Raises ValueError, one sentence, for a
+    number out of range.
+
+    Temperature 0 takes the likeliest token. top_p 0 leaves the choice to top_k, and top_k 0 to all
+    tokens. window: tokens, or frames, that the repetition penalty looks back over."""
     temperature_text: float = 0.01
     temperature_audio: float = 0.5
     top_p_text: float = 0.9
@@ -77,14 +105,16 @@ class Sampling:
 
     def __post_init__(self):
         for field in fields(self):
-            value, (low, high) = getattr(self, field.name), RANGES[field.name.rpartition("_")[0]]
+            value = getattr(self, field.name)
+            low, high = RANGES[field.name.rpartition("_")[0]]
             if type(value) not in (int, field.type) or not low <= value <= high:
-                raise ValueError(f"{field.name} must be {low} .. {high}{' and whole' * (field.type is int)}, not {value}")
+                whole = " and whole" if field.type is int else ""
+                raise ValueError(f"{field.name} must be {low} .. {high}{whole}, not {value}")
 
     @classmethod
     def of(cls, folder, **changed):
-        """The sampling that a model folder asks for in its sampling.json, else the release's, with some fields changed.
-        Raises ValueError that names the file."""
+        """The sampling that a model folder asks for in its sampling.json, else the release's, with
+        some fields changed. Raises ValueError that names the file."""
         file = model_files.resolve(folder) / "sampling.json"
         if not file.exists():
             return cls(**changed)
@@ -99,15 +129,214 @@ class Sampling:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}: {error}") from None
 
-    def channel(self, c):
-        """What channel c (0: text, 1 ..: codes) is drawn with: window, penalty, temperature, top_p, top_k."""
-        kind = "audio" if c else "text"
-        window, *drawn = (getattr(self, f"{name}_{kind}") for name in ("window", "penalty", "temperature", "top_p", "top_k"))
-        return (window if c <= PENALISED and drawn[0] != 1 else 0), *drawn
+    @classmethod
+    def greedy(cls, penalty_text=1.0, penalty_audio=1.0):
+        """The likeliest token always; without a penalty, where none is named."""
+        return cls(temperature_text=0, temperature_audio=0,
+                   penalty_text=penalty_text, penalty_audio=penalty_audio)
 
+    @property
+    def text(self):
+        window = self.window_text if self.penalty_text != 1 else 0
+        return Draw(self.temperature_text, self.top_p_text, self.top_k_text, self.penalty_text,
+                    window)
+
+    @property
+    def audio(self):
+        window = self.window_audio if self.penalty_audio != 1 else 0
+        return Draw(self.temperature_audio, self.top_p_audio, self.top_k_audio, self.penalty_audio,
+                    window)
+
+
+def draw(how, logits, chance, recent, is_first):
+    """logits [B, V or C] -> tokens [B], by a Draw. chance [B] in 0 .. 1; recent [B, W] what was
+    drawn lately; is_first [B]: nothing was drawn yet, and nothing is penalised."""
+    penalty = torch.where(is_first, 1.0, how.penalty)[:, None]
+    return sample(logits, chance, recent, penalty, how.temperature, how.top_p, how.top_k)
+
+
+def sample(logits, chance, recent, penalty, temperature, top_p, top_k):
+    """logits [B, V], chance [B] in 0 .. 1 -> tokens [B]. recent [B, W]: ids that the penalty, a
+    number or [B, 1], makes less likely. Nothing here waits for the device."""
+    logits = logits.float()
+    if recent.shape[1]:
+        values = logits.gather(1, recent)
+        penalised = torch.where(values > 0, values / penalty, values * penalty)
+        # An id that stands there twice is written twice, with the same value.
+        logits = logits.scatter(1, recent, penalised)
+    if temperature < 1e-3:
+        return logits.argmax(-1)
+    chances = (logits / temperature).softmax(-1)
+    ids = None
+    if top_p > 0 or top_k > 0:
+        count = LIKELIEST if top_p > 0 else top_k
+        chances, ids = chances.topk(min(count, chances.shape[-1]))      # likeliest first
+    if top_p > 0:
+        before = chances.cumsum(-1) - chances
+        chances = chances * (before <= top_p)                           # the first always stays
+    reached = chances.cumsum(-1)
+    wanted = chance[:, None].clamp(max=1 - 1e-6) * reached[:, -1:]
+    place = torch.searchsorted(reached, wanted, right=True)             # [B, 1]
+    if ids is not None:
+        place = ids.gather(1, place)
+    return place[:, 0]
+
+
+# --- a frame ---
+
+class State(NamedTuple):
+    """What B conversations carry from one frame to the next, beside the caches of Tools. All are
+    ids; P is PENALISED, W the window of the penalty (0: none).
+
+    Three of them are the row that the model reads next, but for the user's new semantic code."""
+    text: torch.Tensor          # [B] the text id of the row
+    speak: torch.Tensor         # [B, K] the model's codes of the row: code 0 of this frame,
+                                #   codes 1 .. 7 of the frame before
+    listen: torch.Tensor        # [B, K] the user's codes of the frame before
+    frames: torch.Tensor        # [B] how many frames there were
+    recent_text: torch.Tensor   # [B, W] the last text ids that the model drew
+    recent_codes: torch.Tensor  # [B, P, W] the last codes of each codebook with a penalty
+
+    @classmethod
+    @torch.inference_mode()
+    def zeros(cls, batch, sampling, device):
+        """Room for B conversations. Each begins with `start`."""
+        sizes = [(), (K,), (K,), (), (sampling.text.window,), (PENALISED, sampling.audio.window)]
+        return cls(*[torch.zeros(batch, *size, dtype=torch.long, device=device) for size in sizes])
+
+    def start(self, i, config):
+        """Conversation i begins: nothing was written, nothing was spoken or heard."""
+        self.text[i] = config.wait_token
+        self.speak[i] = config.pad_token
+        self.listen[i] = config.pad_token
+        self.frames[i] = 0
+
+
+@dataclass
+class Tools:
+    """What a frame is computed with. The two caches and the codec's states are written in place."""
+    model: flm.FLM
+    codec: mimi.Mimi | None    # None: codes come in, and no sound goes out
+    sampling: Sampling
+    cache: flm.KVCache         # keys and values of the last frames
+    depth_cache: torch.Tensor  # keys and values of the 8 codes in the making
+
+
+def encode_user(tools, user, hears, active):
+    """The user's frame as codes -> (listen_codes [B, K],).
+
+    user: samples [B, frame_size] in -1 .. 1 or, without a codec, codes [B, K]. hears [B]: 0 for a
+    conversation whose listening channel is empty. active [B]: 0 for one that stands still."""
+    if tools.codec is None:
+        listen_codes = user.long()
+    else:
+        tools.codec.active.copy_(active)
+        listen_codes = tools.codec.encode_chunk(user[:, None])[..., 0]
+    return (torch.where(hears.bool()[:, None], listen_codes, tools.model.config.empty_token),)
+
+
+def read_row(tools, listen_codes, active, chance, *state):
+    """The backbone reads a row -> (h [B, D], text [B]): equation (2), and the next text id.
+
+    chance [B] in 0 .. 1 picks it."""
+    state = State(*state)
+    model = tools.model
+    tools.cache.active.copy_(active)
+    # The user's acoustic codes are those of the frame before, as in training.
+    listen = torch.cat([listen_codes[:, :1], state.listen[:, 1:]], 1)  # [B, K]
+    h = model.hidden(state.text[:, None], state.speak[:, None], listen[:, None], tools.cache)
+    logits = model.text_logits(h)[:, 0]  # [B, V]
+    text = draw(tools.sampling.text, logits, chance, state.recent_text, state.frames == 0)
+    return h[:, 0], text
+
+
+def write_codes(tools, h, text, listen_codes, active, chances, *state):
+    """The depth transformer writes the next 8 codes, one after the other -> (ids [B, 1 + K]: the
+    text id and the codes of the frame that is complete now; and the six tensors of the new State).
+
+    h [B, D]; chances [B, K] in 0 .. 1 pick the codes."""
+    state = State(*state)
+    is_first = state.frames == 0
+    none = state.recent_text[:, :0]
+    codes = none
+    for c in range(K):
+        logits = tools.model.depth_logits(h, codes, tools.depth_cache)[:, 0]  # [B, C]
+        recent = state.recent_codes[:, c] if c < PENALISED else none
+        code = draw(tools.sampling.audio, logits, chances[:, c], recent, is_first)
+        codes = torch.cat([codes, code[:, None]], 1)
+    # The row that was read holds this frame's text id and code 0. Its codes 1 .. 7 are new.
+    ids = torch.cat([state.text[:, None], state.speak[:, :1], codes[:, 1:]], 1)
+    return ids, *next_state(state, listen_codes, text, codes, active)
+
+
+def next_state(state, listen_codes, text, codes, active):
+    """The State after a frame. A conversation that is not active keeps its own."""
+    is_first = state.frames == 0
+    later = State(text, codes, listen_codes, state.frames + 1,
+                  remember(state.recent_text, text, is_first),
+                  remember(state.recent_codes, codes[:, :PENALISED], is_first))
+    chosen = []
+    for before, after in zip(state, later):
+        chosen.append(torch.where(of_each(active.bool(), before), after, before))
+    return State(*chosen)
+
+
+def remember(recent, ids, is_first):
+    """Put ids [B, ...] at the end of recent [B, ..., W], and drop the oldest.
+
+    A conversation's first id fills its whole window: the penalty of an id is the same however often
+    it stands there."""
+    if recent.shape[-1] == 0:
+        return recent
+    shifted = torch.cat([recent[..., 1:], ids[..., None]], -1)
+    return torch.where(of_each(is_first, recent), ids[..., None], shifted)
+
+
+def of_each(mask, values):
+    """mask [B] -> [B, 1 ...], with as many dimensions as values [B, ...]."""
+    return mask.view(-1, *[1 for _ in values.shape[1:]])
+
+
+def decode_model(tools, ids, active):
+    """The model's frame as sound -> (answer [B, 1 + K + frame_size],): text id, codes, samples.
+
+    ids [B, 1 + K]: text id and codes. They leave with the samples in one tensor, so that the device
+    is waited for once; float32 holds ids up to 2^24 exactly. Sound is silence where a code is the
+    empty id or, in the first frame, a pad."""
+    if tools.codec is None:
+        return (ids.float(),)
+    speak_codes = ids[:, 1:]
+    size = tools.codec.config.codebook_size
+    speaks = active.bool() & (speak_codes < size).all(1)
+    tools.codec.active.copy_(speaks)
+    sound = tools.codec.decode_chunk(speak_codes.clamp(max=size - 1)[..., None])[:, 0]
+    sound = torch.where(speaks[:, None], sound, 0)
+    return (torch.cat([ids, sound], 1),)
+
+
+def frame(tools, state, user, hears, active, chances, run):
+    """One frame of B conversations -> (the new State, answer [B, 1 + K + frame_size]).
+
+    user, hears, active: see encode_user; hears None: nobody hears anything in this frame.
+    chances [B, 1 + K] in 0 .. 1: the random numbers of the frame. run(function, tools, *tensors)
+    calls each of the four parts."""
+    if hears is None:
+        listen_codes = torch.full_like(state.listen, tools.model.config.empty_token)
+    else:
+        listen_codes, = run(encode_user, tools, user, hears, active)
+    h, text = run(read_row, tools, listen_codes, active, chances[:, 0], *state)
+    ids, *later = run(write_codes, tools, h, text, listen_codes, active, chances[:, 1:], *state)
+    answer, = run(decode_model, tools, ids, active)
+    return State(*later), answer
+
+
+PARTS = {"encode": encode_user, "backbone": read_row, "depth": write_codes, "decode": decode_model}
+
+
+# --- a conversation ---
 
 def default_context(config):
-    """Frames of an flm.Config's model that a conversation remembers.
+    """Frames that a conversation with a model of this flm.Config remembers.
 
     Attention between frames that are farther apart than the rows of training ever were is
     undefined: a model that was trained on rows of 640 frames and remembers 4,096 falls silent after
@@ -118,213 +347,209 @@ def default_context(config):
     return min(config.trained_frames or CONTEXT, config.max_position_embeddings)
 
 
-def sample(logits, chance, seen, penalty, temperature, top_p, top_k):
-    """logits [B, V], chance [B] in 0 .. 1 -> tokens [B]. seen [B, W] or None: ids that the penalty, a number or [B, 1],
-    makes less likely. Nothing here waits for the device."""
-    logits = logits.float()
-    if seen is not None:
-        values = logits.gather(1, seen)  # an id that was seen twice is written twice, with the same value
-        logits = logits.scatter(1, seen, torch.where(values > 0, values / penalty, values * penalty))
-    if temperature < 1e-3:
-        return logits.argmax(-1)
-    ordered, ids = (logits / temperature).softmax(-1), None
-    if top_p > 0 or top_k > 0:
-        ordered, ids = ordered.topk(min(LIKELIEST if top_p > 0 else top_k, ordered.shape[-1]))
-    if top_p > 0:
-        ordered = ordered * (ordered.cumsum(-1) - ordered <= top_p)  # the first always stays
-    summed = ordered.cumsum(-1)
-    place = torch.searchsorted(summed, chance[:, None].clamp(max=1 - 1e-6) * summed[:, -1:], right=True)
-    return (place if ids is None else ids.gather(1, place))[:, 0]
-
-
 class Duplex:
-    """`batch` conversations with a model: `step`, or `steps`, takes what is heard in a frame and returns what is said in it.
-    That is codes; with a codec it is sound.
+    """`batch` conversations with a model: `step`, or `steps`, takes what the user says in a frame
+    and returns what the model says in it. That is codes; with a codec it is sound.
 
-    Memory does not grow: the cache is a ring of `context` frames (None: what the model was trained
-    on). fast: compile the frame, on CUDA as graphs. A frame's parts write into tensors that stay
-    where they are, and never look at a value, so the device is waited for once: what a frame needs
-    goes in as one tensor, `given`, and text id, codes and sound come back as one, `answer`."""
+    context: frames that are remembered; None: as many as `default_context` says. fast: compile the
+    frame, on CUDA as graphs. state: a State; read it, and change it through `steps` alone."""
 
     def __init__(self, model, sampling=Sampling(), context=None, batch=1, fast=False, codec=None):
-        config, norm = model.config, model.model.norm.weight
+        config = model.config
+        weight = model.model.norm.weight
+        device = weight.device
         context = min(context or default_context(config), config.max_position_embeddings)
-        self.model, self.sampling, self.batch, device = model, sampling, batch, norm.device
-        self.cache = flm.KVCache(config, batch, context, device, norm.dtype)
-        self.depth_cache = flm.depth_cache(config, batch, device, norm.dtype)
-        self.opening = torch.tensor([config.wait_token] + [config.pad_token] * K, device=device)
-        self.written, self.told = (self.opening.repeat(batch, 1) for _ in range(2))     # [B, 9] text, speak: read next; returned
-        self.listen, self.heard = (self.opening[1:].repeat(batch, 1) for _ in range(2)) # [B, 8] of this frame; of the last one
-        self.frames = torch.zeros(batch, 1, device=device, dtype=torch.long)
-        size = codec.config.frame_size if codec else 0
-        self.packet = torch.zeros(batch, 2 + K + (size or K), pin_memory=device.type == "cuda")  # is there, chances, heard
-        self.given = self.packet.to(device)
-        self.answer = torch.zeros(batch, 1 + K + size, device=device)  # text, codes, said; ids up to 2^24 are exact
-        self.h, self.text = norm.new_zeros(batch, config.hidden_size), self.frames[:, 0].clone()  # between two parts
-        self.seen = {c: self.frames.repeat(1, window) for c in range(1 + K) if (window := sampling.channel(c)[0])}
-        self.parts = {"encode": self._encode, "backbone": self._backbone, "depth": self._depth, "decode": self._decode}
+        self.cache = flm.KVCache(config, batch, context, device, weight.dtype)
+        depth_cache = flm.depth_cache(config, batch, device, weight.dtype)
+        self.codec = with_states_of_its_own(codec, batch) if codec else None
+        self.model = model
+        self.sampling = sampling
+        self.batch = batch
+        self.tools = Tools(model, self.codec, sampling, self.cache, depth_cache)
+        self.state = State.zeros(batch, sampling, device)
         self.generators = [None] * batch
-        self.codec = codec and deepcopy(codec, {id(t): t for t in (*codec.parameters(), *codec.buffers())})  # states of its own
-        if codec:
-            self.codec.start(batch)
-        if fast:
-            self._compile()
-
-    @torch.inference_mode()
-    def _compile(self):
-        self.cache.fixed, cuda = True, self.h.device.type == "cuda"
-        torch.compiler.reset()  # or after some changes of sampling the compiler gives up on the same code once more
-        self.parts = {name: torch.compile(part, fullgraph=True, dynamic=False) for name, part in self.parts.items()}
-        with torch.cuda.stream(torch.cuda.Stream()) if cuda else ExitStack():
-            for part in [*self.parts.values()] * 3:
-                part()
-        if cuda:
-            torch.cuda.synchronize()
-            for name, part in self.parts.items():
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    part()
-                self.parts[name] = graph.replay
-        for i in range(self.batch):
+        # All that goes to the device in a frame, in one copy: is active, hears, chances, user.
+        size = codec.config.frame_size if codec else K
+        pinned = device.type == "cuda"
+        self.packet = torch.zeros(batch, 2 + 1 + K + size, pin_memory=pinned)
+        self.inputs = self.packet.to(device)
+        self.runner = Runner(fast, device)
+        for i in range(batch):
             self.reset(i)
+        if fast:
+            self.cache.fixed = True
+            self.advance(self.runner.run)  # nobody is active: it compiles, and changes nothing
 
     @torch.inference_mode()
     def reset(self, i=0, seed=None):
-        """Conversation i starts afresh. Its draws follow from `seed`; without one, from torch's generator."""
-        self.written[i], self.heard[i] = self.opening, self.opening[1:]
-        self.frames[i] = self.cache.position[i] = 0
-        self.cache.filled *= self.batch > 1
-        self.generators[i] = seed if seed is None else torch.Generator().manual_seed(seed)
+        """Conversation i starts afresh. Its random numbers follow from `seed`; without one, from
+        torch's generator."""
+        self.state.start(i, self.model.config)
+        self.cache.position[i] = 0
+        if self.batch == 1:
+            self.cache.filled = 0
+        self.generators[i] = None if seed is None else torch.Generator().manual_seed(seed)
         if self.codec:
             self.codec.reset(i)
 
-    def step(self, listen):
-        """listen, the user's codes [8] of a frame -> None in the first, then (text id, a list of 8 codes), as the release returns
-        them."""
-        first = self.frames[0, 0] == 0
-        text, codes, _ = self.steps({0: listen})[0]
-        return None if first else (text, codes)
+    def step(self, listen_codes):
+        """One conversation by codes: the user's [8] -> (text id, a list of 8 codes), or None in the
+        first frame, as the release returns them."""
+        is_first = self.state.frames[0] == 0
+        text, speak_codes, _ = self.steps({0: listen_codes})[0]
+        return None if is_first else (text, speak_codes)
 
     @torch.inference_mode()
-    def steps(self, heard):
-        """{conversation: heard}, codes [8] or, with a codec, samples [frame_size] -> {conversation: (text id, a list of 8 codes,
-        samples or none)} of this frame. The first stands for nothing: <wait>, codes that begin with a pad, silence. Conversations
-        that are not named stand still."""
+    def steps(self, user, force_text=None, force_speak=None, timer=None):
+        """A frame of some conversations: {i: samples [frame_size], without a codec codes [8]} ->
+        {i: (text id, a list of 8 codes, samples [frame_size] or none)}.
+
+        Those that are not named stand still. The first frame stands for nothing: <wait>, codes that
+        begin with a pad, silence. A user who is None is an empty channel, as of no microphone.
+        force_text {i: id} and force_speak {i: codes [8]} stand in the row that this frame writes,
+        in place of what the model drew. timer(name of a part, call), where there is one, must
+        return what call() returns."""
         self.packet.zero_()
-        for i, values in heard.items():
+        for i, values in user.items():
             self.packet[i, 0] = 1
-            self.packet[i, 1:2 + K] = torch.rand(1 + K, generator=self.generators[i])
-            self.packet[i, 2 + K:] = torch.as_tensor(values)
-        self.given.copy_(self.packet, non_blocking=True)
-        for part in self.parts.values():
-            part()
-        answer = self.answer.to("cpu", copy=True)  # the frame's one wait for the device
+            self.packet[i, 2:3 + K] = torch.rand(1 + K, generator=self.generators[i])
+            if values is not None:
+                self.packet[i, 1] = 1
+                self.packet[i, 3 + K:] = torch.as_tensor(values)
+        is_heard = any(values is not None for values in user.values())
+        answer = self.advance(self.timed(timer) if timer else self.runner.run, is_heard)
+        answer = answer.to("cpu", copy=True)  # the frame's one wait for the device
+        for i, token in (force_text or {}).items():
+            self.state.text[i] = token
+        for i, codes in (force_speak or {}).items():
+            self.state.speak[i] = torch.as_tensor(codes)
         ids = answer[:, :1 + K].long().tolist()
-        return {i: (ids[i][0], ids[i][1:], answer[i, 1 + K:]) for i in heard}
+        return {i: (ids[i][0], ids[i][1:], answer[i, 1 + K:]) for i in user}
 
-    def _encode(self):
-        """What is heard, as codes."""
-        heard, active = self.given[:, 2 + K:], self.given[:, 0] > 0
-        self.cache.active.copy_(active)
-        if self.codec:
-            self.codec.active.copy_(active)
-            heard = self.codec.quantizer.encode(self.codec.to_latent(heard[:, None]))[..., 0]
-        self.listen.copy_(heard)
+    @torch.inference_mode()
+    def advance(self, run, is_heard=True):
+        """A frame with the packet as it stands -> answer [B, 1 + K + frame_size]."""
+        self.inputs.copy_(self.packet, non_blocking=True)
+        active = self.inputs[:, 0]
+        hears = self.inputs[:, 1] if is_heard else None
+        chances = self.inputs[:, 2:3 + K]
+        user = self.inputs[:, 3 + K:]
+        self.state, answer = frame(self.tools, self.state, user, hears, active, chances, run)
+        return answer
 
-    def _draw(self, c, logits):
-        _, penalty, *rest = self.sampling.channel(c)  # no penalty while nothing was said
-        return sample(logits, self.given[:, 1 + c], self.seen.get(c), torch.where(self.frames == 0, 1.0, penalty), *rest)
+    def timed(self, timer):
+        """`run` of the frame, such that `timer` calls each part."""
+        names = {function: name for name, function in PARTS.items()}
 
-    def _backbone(self):
-        """Read the row: h and the next text id."""
-        listen = torch.cat([self.listen[:, :1], self.heard[:, 1:]], 1)  # acoustics a row late
-        h = self.model.hidden(self.written[:, :1], self.written[:, None, 1:], listen[:, None], self.cache)  # [B, 1, D]
-        self.h.copy_(h[:, 0])
-        self.text.copy_(self._draw(0, self.model.text_logits(h)[:, 0]))
+        def run(function, *arguments):
+            return timer(names[function], lambda: self.runner.run(function, *arguments))
+        return run
 
-    def _depth(self):
-        """The next 8 codes, one after the other; then the state that the next frame finds."""
-        tokens, active = self.text[:, None], self.cache.active.bool()[:, None]
-        for c in range(K):  # tokens [B, 1 + c]: the text id and the codes so far
-            logits = self.model.depth_logits(self.h, tokens[:, 1:], self.depth_cache)[:, 0]
-            tokens = torch.cat([tokens, self._draw(1 + c, logits)[:, None]], 1)
-        self.told.copy_(torch.cat([self.written[:, :2], tokens[:, 2:]], 1))
-        for c, seen in self.seen.items():  # the first token fills the window, which says the same as itself alone
-            later = torch.where(self.frames == 0, tokens[:, c:c + 1], torch.cat([seen[:, 1:], tokens[:, c:c + 1]], 1))
-            seen.copy_(torch.where(active, later, seen))
-        for state, value in ((self.written, tokens), (self.heard, self.listen), (self.frames, self.frames + 1)):
-            state.copy_(torch.where(active, value, state))
+    @torch.inference_mode()
+    def skip_to(self, frames):
+        """Go on as if there had been so many frames of which the cache remembers nothing but zeros.
+        For measurements and tests of long conversations."""
+        self.cache.position.fill_(frames)
+        self.cache.filled = min(frames, self.cache.length)
 
-    def _decode(self):
-        """What is said, as sound: silence where a code is the empty id or, in a first frame, a pad."""
-        said = self.answer[:, :0]
-        if self.codec:
-            codes, size = self.told[:, 1:], self.codec.config.codebook_size
-            speaks = (self.cache.active > 0) & (codes < size).all(1)
-            self.codec.active.copy_(speaks)
-            said = self.codec.from_latent(self.codec.quantizer.decode(codes.clamp(max=size - 1)[..., None]))[:, 0]
-            said = torch.where(speaks[:, None], said, 0)
-        self.answer.copy_(torch.cat([self.told, said], 1))
+
+def with_states_of_its_own(codec, batch):
+    """A codec that shares its weights with this one, and has its own streams."""
+    shared = {id(tensor): tensor for tensor in (*codec.parameters(), *codec.buffers())}
+    own = deepcopy(codec, shared)
+    own.start(batch)
+    return own
 
 
 class Monologue:
-    """Text ids, one a frame -> printed lines, each with the time of its first word, as they are thought."""
+    """Text ids, one a frame -> printed lines, as they are written, each with the time of its first
+    word.
+
+    lines: [(seconds, text)]; ids: the last ids of the line that is being written, none between two
+    lines."""
 
     def __init__(self, tokenizer, wait_token, print=print, stamps=True):
-        self.tokenizer, self.wait_token, self.print, self.stamps = tokenizer, wait_token, print, stamps
-        self.ids, self.lines = [], []  # lines: (seconds, text)
+        self.tokenizer = tokenizer
+        self.wait_token = wait_token
+        self.print = print
+        self.stamps = stamps
+        self.ids = []
+        self.lines = []
 
     def add(self, seconds, text_id):
         if text_id == self.wait_token:
             return self.close()
         if not self.ids:
-            self.print(f"{seconds:7.2f} s  " * self.stamps, end="", flush=True)
+            stamp = f"{seconds:7.2f} s  " if self.stamps else ""
+            self.print(stamp, end="", flush=True)
             self.lines.append((seconds, ""))
-        self.ids = [*self.ids[-8:], text_id]  # enough to tell what the last one adds: a character may take two ids
-        before, text = (self.tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd") for ids in (self.ids[:-1], self.ids))
-        self.print(text[len(before):], end="", flush=True)
-        self.lines[-1] = self.lines[-1][0], self.lines[-1][1] + text[len(before):]
+        # A character may take two ids, so what an id adds is seen only together with a few before.
+        self.ids = [*self.ids[-8:], text_id]
+        before = self.decode(self.ids[:-1])
+        new = self.decode(self.ids)[len(before):]
+        self.print(new, end="", flush=True)
+        start, text = self.lines[-1]
+        self.lines[-1] = (start, text + new)
+
+    def decode(self, ids):
+        """The text of ids, without half a character at its end."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd")
 
     def close(self):
+        """The line is whole."""
         if self.ids:
             self.print(flush=True)
         self.ids = []
 
 
 class Partner:
-    """A model folder ready to talk: tokenizer, language model, codec."""
+    """A model folder ready to talk: tokenizer, language model, codec, and a warm Duplex.
+
+    shape: context, batch and fast of Duplex. Raises model_files.LoadError, one sentence."""
 
     def __init__(self, folder, sampling, device="cpu", dtype=torch.float32, bits=16, **shape):
         from tokenizers import Tokenizer
         folder = model_files.resolve(folder)
-        self.model = model_files.load(folder, device, dtype, speed.packing(bits)).eval()
-        self.codec, self.shape = mimi.load(folder, device), shape
+        self.model = model_files.load(folder, device, dtype, quantize.packing(bits)).eval()
+        self.codec = mimi.load(folder, device)
+        self.shape = shape
+        path = folder / "tokenizer.json"
         try:
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises no narrower class
-            raise model_files.LoadError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
-        if self.model.config.aud_vocab_size <= self.codec.config.codebook_size:
-            raise model_files.LoadError(f"{folder}: the model has {self.model.config.aud_vocab_size} audio ids, too few for a codec of "
-                                f"{self.codec.config.codebook_size}")
+            raise model_files.LoadError(f"{path} cannot be read: {error}") from None
+        ids, entries = self.model.config.aud_vocab_size, self.codec.config.codebook_size
+        if ids <= entries:
+            raise model_files.LoadError(f"{folder}: the model has {ids} audio ids, too few for a "
+                                        f"codec of {entries}")
         self.sample_with(sampling)
 
     def sample_with(self, sampling):
-        """A Duplex with this sampling, warm: the first frame of a conversation is as fast as the others."""
+        """A Duplex with this sampling. It holds a short conversation, so that the first frame of
+        the next one is as fast as the others."""
         self.duplex = Duplex(self.model, sampling, codec=self.codec, **self.shape)
-        list(hold(self, torch.zeros(3, self.codec.config.frame_size), self.monologue(lambda *_, **__: None)))
+        silence = torch.zeros(3, self.codec.config.frame_size)
+        for _ in hold(self, silence, self.monologue(print_nothing)):
+            pass
 
     def monologue(self, print=print, stamps=True):
         return Monologue(self.tokenizer, self.model.config.wait_token, print, stamps)
 
 
+def print_nothing(*_, **__):
+    """In the place of `print`."""
+
+
 def hold(partner, frames, monologue, seed=None, record=None):
     """One conversation, frame by frame -> (user_audio, model_audio, seconds it took) for each.
-    record: a Record for both."""
+
+    frames: the user's, [frame_size] samples each, of any source that can be iterated. record: a
+    Record for both voices."""
     partner.duplex.reset(seed=seed)
     for i, user_audio in enumerate(frames):
-        started = time.perf_counter()
+        start = time.perf_counter()
         text, _, model_audio = partner.duplex.steps({0: user_audio})[0]
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         monologue.add(i / partner.codec.config.frame_rate, text)
         if record:
             record.write(user_audio, model_audio)
@@ -332,49 +557,13 @@ def hold(partner, frames, monologue, seed=None, record=None):
     monologue.close()
 
 
-class AnswerWatch:
-    """Tells when the answer to a recording is over: QUIET seconds after its last word and its last
-    audible sound.
-
-    A model that has not begun is given HESITATION seconds from the user's last sound on. Times are
-    counted in frames."""
-
-    def __init__(self, frames, frame_rate):
-        """frames: what the user says, [N] samples each."""
-        levels = torch.stack([frame.square().mean().sqrt() for frame in frames])
-        audible = levels > levels.max() / 10
-        self.asked = int(audible.nonzero().max()) + 1 if audible.any() else 0
-        self.frame_rate = frame_rate
-        self.passed = 0       # frames until now
-        self.spoke = None     # the last frame with a word or a sound of the answer
-        self.loudest = SILENT
-
-    def add(self, thinks, model_audio):
-        """A frame of the model's: whether it writes words in it, and its samples."""
-        level = model_audio.square().mean().sqrt().item()
-        self.loudest = max(self.loudest, level)
-        self.passed += 1
-        if thinks or level > max(SILENT, self.loudest / 30):
-            self.spoke = self.passed
-
-    def answered(self):
-        """Whether the model has spoken since the user's last sound."""
-        return self.spoke is not None and self.spoke > self.asked
-
-    def over(self):
-        """Whether nothing more is to come."""
-        if self.answered():
-            return self.passed - self.spoke >= QUIET * self.frame_rate
-        return self.passed - self.asked >= HESITATION * self.frame_rate
-
-
 def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
     """Talk with a recording: audio float32 [N] -> (user_audio [M], model_audio [M], seconds that
     each frame took).
 
-    tail: seconds of silence heard after it; None: until the answer is over, LONGEST_ANSWER seconds
-    at most. The recording is heard frame by frame, as from a microphone: nothing is known of what
-    comes later. A Ctrl-C ends the talk early."""
+    tail: seconds of silence after it; None: until the answer is over, LONGEST_ANSWER seconds at
+    most. The model gets the recording frame by frame, as from a microphone, and knows nothing of
+    what comes later. A Ctrl-C ends the talk early."""
     config = partner.codec.config
     size = config.frame_size
     length = len(audio) + round((tail or 0) * config.sample_rate)
@@ -385,10 +574,10 @@ def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
     def user_frames():
         yield from frames
         most = len(frames) + LONGEST_ANSWER * config.frame_rate
-        while tail is None and not watch.over() and watch.passed < most:
+        while tail is None and not watch.over() and watch.frames < most:
             yield torch.zeros(size)
 
-    voices = []
+    voices = [torch.zeros(2, 0)]
     seconds = []
     try:
         for user_audio, model_audio, took in hold(partner, user_frames(), monologue, seed, record):
@@ -398,36 +587,19 @@ def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
     except KeyboardInterrupt:
         monologue.close()
         print("\nchat.py: stopped; the answer so far is kept", file=sys.stderr)
-    user_audio, model_audio = torch.cat([torch.zeros(2, 0), *voices], 1)
-    if tail is not None:
-        return user_audio[:length], model_audio[:length], seconds
-    return user_audio, model_audio, seconds
-
-
-@contextmanager
-def kept(args, partner):
-    """--record: a Record that says how to hold the conversation again, or None. What failed is
-    raised when all else is done."""
-    if not args.record:
-        yield None
-        return
-    settings = {"seed": args.seed, "sampling": asdict(args.sampling),
-                "context": partner.duplex.cache.length}
-    record = Record(args.record, partner.codec.config.sample_rate, settings)
-    try:
-        yield record
-    finally:
-        record.close()
-    if record.trouble:
-        raise OSError(record.trouble)
+    user_audio, model_audio = torch.cat(voices, 1)
+    if tail is None:
+        return user_audio, model_audio, seconds
+    return user_audio[:length], model_audio[:length], seconds
 
 
 # --- ways in ---
 
 def talk_to_file(partner, args):
-    """--in and --out: hear a file, write the answer beside it. Raises OSError, one sentence."""
+    """--in and --out: listen to a file, write the answer beside it. Raises OSError, one
+    sentence."""
     config = partner.codec.config
-    with kept(args, partner) as record:
+    with recording(args, partner) as record:
         monologue = partner.monologue(command.print_while_read)
         user_audio, model_audio, seconds = converse(partner, args.question, monologue, args.seed,
                                                     record, args.tail)
@@ -451,23 +623,52 @@ def talk_to_file(partner, args):
         print(warning)
 
 
-def save_answer(target, audio, sample_rate):
-    """Write an answer; elsewhere, where `target` takes it no more. Raises OSError that says
-    where."""
-    try:
-        sound_file.write_audio(target, audio, sample_rate)
-    except OSError as error:
-        raise OSError(f"{error}; {sound_file.rescue_audio(target, audio, sample_rate)}") from None
+def talk_to_microphone(partner, args):
+    """No --in: sound devices, until Ctrl-C. Raises ValueError, one sentence, where there are none,
+    or when they go away."""
+    config = partner.codec.config
+    monologue = partner.monologue(print_nothing)
+    devices = (args.input_device, args.output_device)
+    with (sound_card.SoundCard(config.sample_rate, config.frame_size, *devices) as card,
+          recording(args, partner) as record):
+        print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.", flush=True)
+        talk = hold(partner, card, monologue, args.seed, record)
+        sound_card.show(card, talk, monologue, 1 / config.frame_rate)
 
 
-def read_replay(path):
-    """A file of --record -> Replay. Raises ValueError, one sentence."""
-    user_audio, model_audio, settings = read_record(path)
+def talk_to_visitors(partner, args):
+    """--serve: the page and Moshi's clients, until Ctrl-C."""
+    server_module().serve(partner, args)
+
+
+def talk_again(partner, args):
+    """--replay: what --record kept is said again, and the answer compared with the one kept."""
+    replay = args.again
+    _, model_audio, _ = converse(partner, replay.user_audio, partner.monologue(), replay.seed)
+    differ = (model_audio != replay.model_audio[:len(model_audio)]).nonzero()
+    if len(differ):
+        moment = differ[0].item() / partner.codec.config.sample_rate
+        print(f"{args.replay}: the answer differs from {moment:.2f} s on")
+    else:
+        print(f"{args.replay}: the answer is the same, sample for sample")
+
+
+@contextmanager
+def recording(args, partner):
+    """--record: a Record that says how to hold the conversation again, or None. What failed is
+    raised when all else is done."""
+    if not args.record:
+        yield None
+        return
+    settings = {"seed": args.seed, "sampling": asdict(args.sampling),
+                "context": partner.duplex.cache.length}
+    record = Record(args.record, partner.codec.config.sample_rate, settings)
     try:
-        sampling = Sampling(**settings["sampling"])
-        return Replay(user_audio, model_audio, sampling, settings["seed"], settings.get("context"))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is no conversation that --record kept") from None
+        yield record
+    finally:
+        record.close()
+    if record.trouble:
+        raise OSError(record.trouble)
 
 
 @dataclass
@@ -486,28 +687,23 @@ class Replay:
             options.check_number("context", self.context)
 
 
-def talk_again(partner, args):
-    """--replay: what --record kept is heard again, and the answer compared with the one kept."""
-    replay = args.again
-    _, model_audio, _ = converse(partner, replay.user_audio, partner.monologue(), replay.seed)
-    differ = (model_audio != replay.model_audio[:len(model_audio)]).nonzero()
-    if len(differ):
-        moment = differ[0].item() / partner.codec.config.sample_rate
-        print(f"{args.replay}: the answer differs from {moment:.2f} s on")
-    else:
-        print(f"{args.replay}: the answer is the same, sample for sample")
+def read_replay(path):
+    """A file of --record -> Replay. Raises ValueError, one sentence."""
+    user_audio, model_audio, settings = read_record(path)
+    try:
+        sampling = Sampling(**settings["sampling"])
+        return Replay(user_audio, model_audio, sampling, settings["seed"], settings.get("context"))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is no conversation that --record kept") from None
 
 
-def talk_to_microphone(partner, args):
-    """No --in: sound devices, until Ctrl-C. Raises ValueError, one sentence, where there are none, or when they go away."""
-    config = partner.codec.config
-    monologue = partner.monologue(lambda *_, **__: None)
-    devices = (args.input_device, args.output_device)
-    with (sound_card.SoundCard(config.sample_rate, config.frame_size, *devices) as card,
-          kept(args, partner) as record):
-        print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.", flush=True)
-        talk = hold(partner, card, monologue, args.seed, record)
-        sound_card.show(card, talk, monologue, 1 / config.frame_rate)
+def save_answer(target, audio, sample_rate):
+    """Write an answer; elsewhere, where `target` takes it no more. Raises OSError that says
+    where."""
+    try:
+        sound_file.write_audio(target, audio, sample_rate)
+    except OSError as error:
+        raise OSError(f"{error}; {sound_file.rescue_audio(target, audio, sample_rate)}") from None
 
 
 def server_module():
@@ -516,81 +712,52 @@ def server_module():
         from workshop import server
         return server
     except ModuleNotFoundError as error:
-        raise ValueError(f"--serve needs the {error.name} package: pip install {error.name}") from None
+        raise ValueError(f"--serve needs the {error.name} package: "
+                         f"pip install {error.name}") from None
 
 
-def talk_to_visitors(partner, args):
-    """--serve: the page and Moshi's clients, until Ctrl-C."""
-    server_module().serve(partner, args)
+# --- command line ---
+
+def run(args):
+    """The way in that the options ask for. Raises OSError or ValueError, one sentence."""
+    if args.list_devices:
+        return sound_card.list_devices()
+    mimi.check_device(args.device)
+    changed = changed_sampling(args)
+    if options.way_of(args) == "microphone":
+        sound_card.check_devices(args.input_device, args.output_device)
+    if args.serve is not None:
+        args.door = server_module().door.open_door(args)
+    check_targets(args)
+    if args.source:
+        args.question = sound_file.read_question(args.source)
+        check_room(args)
+    dtype = torch.bfloat16 if args.bfloat16 or args.bits < 16 else torch.float32
+    args.again = read_replay(args.replay) if args.replay else None
+    shape = {"context": args.again.context if args.again else args.context,
+             "batch": args.sessions if args.serve is not None else 1,
+             "fast": args.device.startswith("cuda") and not args.eager}
+    if args.bench:
+        return time_frames(args, dtype, Sampling(**changed), shape)
+    args.sampling = args.again.sampling if args.again else Sampling.of(args.model, **changed)
+    partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
+    pace.settle_threads(partner.model, partner.codec)
+    warn_of_context(partner.model.config, args.context)
+    if args.source:
+        talk_to_file(partner, args)
+    elif args.replay:
+        talk_again(partner, args)
+    elif args.serve is not None:
+        talk_to_visitors(partner, args)
+    else:
+        talk_to_microphone(partner, args)
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Talk with the model: by microphone, in a browser or a Moshi client (--serve), "
-                                                 "or by a sound file (--in, --out).")
-    files = parser.add_argument_group("conversation with a file")
-    files.add_argument("--in", dest="source", type=Path, metavar="FILE",
-                       help="what is said to the model: any format and rate that soundfile reads")
-    files.add_argument("--out", dest="target", type=Path, metavar="FILE", help="what it answers, of the same start and length")
-    files.add_argument("--tail", type=float, metavar="SECONDS",
-                       help="silence heard after the file ends, 0 for none "
-                            f"(default: until the answer is over, {LONGEST_ANSWER} at most)")
-    files.add_argument("--stereo", action="store_true", help="write both voices: the question left, the answer right")
-    files.add_argument("--overwrite", action="store_true", help="replace an answer or a record that exists")
-    files.add_argument("--record", type=Path, metavar="FILE.wav", help="keep both voices, exactly; with a microphone too")
-    files.add_argument("--replay", type=Path, metavar="FILE.wav", help="hold a recorded conversation again, and compare the answer")
-    sound = parser.add_argument_group("microphone (what happens when no other way in is asked for)")
-    sound.add_argument("--list-devices", action="store_true", help="number the sound devices")
-    for way in ("input", "output"):
-        sound.add_argument(f"--{way}-device", type=int, metavar="N", help="a number of --list-devices (default: the system's)")
-    served = parser.add_argument_group("browser and Moshi clients")
-    served.add_argument("--serve", type=int, nargs="?", const=8990, metavar="PORT",
-                        help="a page, and /api/chat (port %(const)s)")
-    served.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is every one (default: %(default)s)")
-    served.add_argument("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"),
-                        help="serve https: without it, browsers of other machines give no microphone")
-    served.add_argument("--token", metavar="SECRET",
-                        help="what visitors must have in their link or in an Authorization header")
-    served.add_argument("--origin", action="append", default=[], metavar="ORIGIN",
-                        help="let pages of another origin connect, written https://HOST or "
-                             "https://HOST:PORT; behind a proxy, its own; may be repeated")
-    served.add_argument("--sessions", type=int, default=1, metavar="N",
-                        help="conversations at once (default: %(default)s)")
-    served.add_argument("--longest", type=float, metavar="MINUTES",
-                        help="end a conversation after so long (default: never)")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default=SHIPPED,
-                       help="folder or Hub id, such as CofeAI/FLM-Audio (default: the small model shipped here)")
-    model.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
-    model.add_argument("--bfloat16", action="store_true", help="weights in 16 bits: half the memory, for GPUs")
-    model.add_argument("--bits", type=int, choices=(4, 8, 16), default=16, help="bits of a weight; 4 and 8 compute in bfloat16")
-    model.add_argument("--context", type=int, metavar="FRAMES",
-                       help=f"what is remembered (default: as many as the rows that the model was trained on, else {CONTEXT})")
-    model.add_argument("--eager", action="store_true", help="neither compile nor capture the step on a GPU")
-    timed = parser.add_argument_group("speed")
-    timed.add_argument("--bench", action="store_true", help="time a frame, beside memory bandwidth and the straightforward loop")
-    timed.add_argument("--random-weights", choices=flm.PRESETS, metavar="PRESET", help=f"a shape alone: {', '.join(flm.PRESETS)}")
-    timed.add_argument("--frames", type=int, default=50, metavar="N", help="frames timed (default: %(default)s)")
-    drawn = parser.add_argument_group("sampling")
-    for field in fields(Sampling):
-        drawn.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, metavar="X",
-                           help=f"(default: the model's sampling.json, else {field.default})")
-    drawn.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    try:
-        options.check_options(parser, args, [field.name for field in fields(Sampling)])
-        run(args)
-    except torch.OutOfMemoryError:
-        sys.exit("chat.py: the GPU's memory is full: take --bfloat16, --bits 8 or 4, or a smaller --context")
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        sys.exit("chat.py: the memory is full: take fewer --sessions, or a smaller --context")
-    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
-        raise
-    except (OSError, ValueError) as error:
-        if sys.stdout.isatty():
-            print()  # below the status line
-        sys.exit(f"chat.py: {error}")
+def time_frames(args, dtype, sampling, shape):
+    """--bench"""
+    model, codec = bench.subject(args, dtype)
+    pace.settle_threads(model, codec)
+    bench.bench(args, model, codec, Duplex(model, sampling, codec=codec, **shape))
 
 
 def check_targets(args):
@@ -619,7 +786,7 @@ def check_room(args, sample_rate=24_000):
 
 
 def changed_sampling(args):
-    """{field of Sampling: value} of the options that were given. Raises ValueError that names the
+    """{field of Sampling: value} of the options that were named. Raises ValueError that names the
     option."""
     changed = {}
     for field in fields(Sampling):
@@ -639,46 +806,121 @@ def warn_of_context(config, context):
     """Say so where more is to be remembered than the model was trained to."""
     if config.trained_frames and context and context > config.trained_frames:
         seconds = config.trained_frames / FRAME_RATE
-        print(f"chat.py: note: this model was trained on rows of {config.trained_frames} frames ({seconds:.0f} s); with "
-              f"--context {context} it may fall silent after that time", file=sys.stderr)
+        print(f"chat.py: note: this model was trained on rows of {config.trained_frames} frames "
+              f"({seconds:.0f} s); with --context {context} it may fall silent after that time",
+              file=sys.stderr)
 
 
-def run(args):
-    """The way in that was asked for. Raises OSError or ValueError, one sentence."""
-    if args.list_devices:
-        return sound_card.list_devices()
-    mimi.check_device(args.device)
-    changed = changed_sampling(args)
-    if options.way_of(args) == "microphone":
-        sound_card.check_devices(args.input_device, args.output_device)
-    if args.serve is not None:
-        args.door = server_module().door.open_door(args)
-    check_targets(args)
-    if args.source:
-        args.question = sound_file.read_question(args.source)
-        check_room(args)
-    dtype = torch.bfloat16 if args.bfloat16 or args.bits < 16 else torch.float32
-    args.again = read_replay(args.replay) if args.replay else None
-    shape = dict(context=args.again.context if args.again else args.context,
-                 batch=args.sessions if args.serve is not None else 1,
-                 fast=args.device.startswith("cuda") and not args.eager)
-    if args.bench:
-        model, codec = speed.subject(args, dtype)
-        pace.settle_threads(model, codec)
-        duplex = Duplex(model, Sampling(**changed), codec=codec, **shape)
-        return speed.bench(args, model, codec, duplex)
-    args.sampling = args.again.sampling if args.again else Sampling.of(args.model, **changed)
-    partner = Partner(args.model, args.sampling, args.device, dtype, args.bits, **shape)
-    pace.settle_threads(partner.model, partner.codec)
-    warn_of_context(partner.model.config, args.context)
-    if args.source:
-        talk_to_file(partner, args)
-    elif args.replay:
-        talk_again(partner, args)
-    elif args.serve is not None:
-        talk_to_visitors(partner, args)
-    else:
-        talk_to_microphone(partner, args)
+def command_line():
+    """The options, in groups by way in."""
+    parser = argparse.ArgumentParser(
+        description="Talk with the model: by microphone, in a browser or a Moshi client (--serve), "
+                    "or by a sound file (--in, --out).")
+    add_file_options(parser.add_argument_group("conversation with a file"))
+    add_sound_options(parser.add_argument_group(
+        "microphone (what happens when no other way in is asked for)"))
+    add_server_options(parser.add_argument_group("browser and Moshi clients"))
+    add_model_options(parser.add_argument_group("model"))
+    add_speed_options(parser.add_argument_group("speed"))
+    add_sampling_options(parser.add_argument_group("sampling"))
+    return parser
+
+
+def add_file_options(group):
+    add = group.add_argument
+    add("--in", dest="source", type=Path, metavar="FILE",
+        help="what is said to the model: any format and rate that soundfile reads")
+    add("--out", dest="target", type=Path, metavar="FILE",
+        help="what it answers, of the same start and length")
+    add("--tail", type=float, metavar="SECONDS",
+        help="silence heard after the file ends, 0 for none "
+             f"(default: until the answer is over, {LONGEST_ANSWER} at most)")
+    add("--stereo", action="store_true",
+        help="write both voices: the question left, the answer right")
+    add("--overwrite", action="store_true", help="replace an answer or a record that exists")
+    add("--record", type=Path, metavar="FILE.wav",
+        help="keep both voices, exactly; with a microphone too")
+    add("--replay", type=Path, metavar="FILE.wav",
+        help="hold a recorded conversation again, and compare the answer")
+
+
+def add_sound_options(group):
+    group.add_argument("--list-devices", action="store_true", help="number the sound devices")
+    for way in ("input", "output"):
+        group.add_argument(f"--{way}-device", type=int, metavar="N",
+                           help="a number of --list-devices (default: the system's)")
+
+
+def add_server_options(group):
+    add = group.add_argument
+    add("--serve", type=int, nargs="?", const=8990, metavar="PORT",
+        help="a page, and /api/chat (port %(const)s)")
+    add("--host", default="localhost",
+        help="address to listen on; 0.0.0.0 is every one (default: %(default)s)")
+    add("--ssl", type=Path, nargs=2, metavar=("CERT", "KEY"),
+        help="serve https: without it, browsers of other machines give no microphone")
+    add("--token", metavar="SECRET",
+        help="what visitors must have in their link or in an Authorization header")
+    add("--origin", action="append", default=[], metavar="ORIGIN",
+        help="let pages of another origin connect, written https://HOST or https://HOST:PORT; "
+             "behind a proxy, its own; may be repeated")
+    add("--sessions", type=int, default=1, metavar="N",
+        help="conversations at once (default: %(default)s)")
+    add("--longest", type=float, metavar="MINUTES",
+        help="end a conversation after so long (default: never)")
+
+
+def add_model_options(group):
+    add = group.add_argument
+    add("--model", default=SHIPPED,
+        help="folder or Hub id, such as CofeAI/FLM-Audio (default: the small model shipped here)")
+    add("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
+    add("--bfloat16", action="store_true",
+        help="weights in 16 bits: half the memory, for GPUs")
+    add("--bits", type=int, choices=(4, 8, 16), default=16,
+        help="bits of a weight; 4 and 8 compute in bfloat16")
+    add("--context", type=int, metavar="FRAMES",
+        help="what is remembered (default: as many as the rows that the model was trained on, "
+             f"else {CONTEXT})")
+    add("--eager", action="store_true", help="neither compile nor capture the step on a GPU")
+
+
+def add_speed_options(group):
+    add = group.add_argument
+    add("--bench", action="store_true",
+        help="time a frame, beside memory bandwidth and the straightforward loop")
+    add("--random-weights", choices=flm.PRESETS, metavar="PRESET",
+        help=f"a shape alone: {', '.join(flm.PRESETS)}")
+    add("--frames", type=int, default=50, metavar="N", help="frames timed (default: %(default)s)")
+
+
+def add_sampling_options(group):
+    for field in fields(Sampling):
+        group.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, metavar="X",
+                           help=f"(default: the model's sampling.json, else {field.default})")
+    group.add_argument("--seed", type=int, default=0,
+                       help="the same seed gives the same answer (default: %(default)s)")
+
+
+def main(arguments=None):
+    parser = command_line()
+    args = parser.parse_args(arguments)
+    try:
+        options.check_options(parser, args, [field.name for field in fields(Sampling)])
+        run(args)
+    except torch.OutOfMemoryError:
+        sys.exit("chat.py: the GPU's memory is full: take --bfloat16, --bits 8 or 4, or a smaller "
+                 "--context")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        sys.exit("chat.py: the memory is full: take fewer --sessions, or a smaller --context")
+    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
+        raise
+    except (OSError, ValueError) as error:
+        if sys.stdout.isatty():
+            print()  # below the status line
+        sys.exit(f"chat.py: {error}")
 
 
 if __name__ == "__main__":

@@ -121,37 +121,41 @@ def number(values, unit):
 Conversation = namedtuple("Conversation", "heard said lines text codes")
 
 
-@torch.inference_mode()
-def play(model, sampling, heard, seeds=None, batch=32, codec=None, text=None, speak=None, echo=None):
-    """Run the model beside what is heard in each conversation, codes [T, K] or, with a codec, samples [T, FRAME], `batch` at
-    once; yields (which one, (text ids [T], codes [T, K], samples said [T * FRAME] or none)) as each batch is over, short ones
-    first. A conversation has draws of its own (seeds; None: 0 for all). Lists with an item for each, where given:
-    speak: rows to read in place of what was sampled, [T + 1, K] (stream.delay makes them). text: the same, [T + 1], beside
-    which nothing is heard: the channel is empty, as of no sound. echo: (gain, seconds), what is said is heard too, changing
-    `heard`, so many times as loud, so much later (more than a frame)."""
-    order = sorted(range(len(heard)), key=lambda i: len(heard[i]))
-    for group in (order[i:i + batch] for i in range(0, len(order), batch)):
-        frames, written = len(heard[group[-1]]), [([], [], []) for _ in group]
-        duplex = chat.Duplex(model, sampling, min(chat.default_context(model.config), frames), len(group), codec=codec)
-        if text:
-            del duplex.parts["encode"]  # so that what follows stays
-            duplex.listen.fill_(model.config.empty_token)
+def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, speak=None, echo=None):
+    """Run the model beside what the user says in each conversation, codes [T, K] or, with a codec,
+    samples [T, FRAME], `batch` at once. Yields (which one, (text ids [T], codes [T, K], samples
+    [T * FRAME] or none)) as each batch is over, short ones first.
+
+    seeds: of each conversation; None: 0 for all. Lists with an item for each conversation, or None:
+    text: ids [T + 1] to read in place of what was drawn (stream.delay makes them), beside which
+    nothing is heard: the listening channel is empty. speak: codes [T + 1, K], the same. echo:
+    (gain, seconds): what the model says is heard too, so many times as loud, so much later (more
+    than a frame); it is added to `user`."""
+    order = sorted(range(len(user)), key=lambda i: len(user[i]))
+    for start in range(0, len(order), batch):
+        group = order[start:start + batch]
+        frames = len(user[group[-1]])
+        context = min(chat.default_context(model.config), frames)
+        duplex = chat.Duplex(model, sampling, context, len(group), codec=codec)
         for b, i in enumerate(group):
             duplex.reset(b, seeds[i] if seeds else 0)
+        answers = [[] for _ in group]
         for t in range(frames):
-            for b, told in duplex.steps({b: heard[i][t] for b, i in enumerate(group) if t < len(heard[i])}).items():
-                for column, value in zip(written[b], told):
-                    column.append(value)
-                if text:
-                    duplex.written[b, 0] = text[group[b]][t + 1]
-                if speak:
-                    duplex.written[b, 1:] = speak[group[b]][t + 1]
+            going = {b: i for b, i in enumerate(group) if t < len(user[i])}
+            step = duplex.steps(
+                {b: None if text else user[i][t] for b, i in going.items()},
+                force_text={b: text[i][t + 1] for b, i in going.items()} if text else None,
+                force_speak={b: speak[i][t + 1] for b, i in going.items()} if speak else None)
+            for b, answer in step.items():
+                answers[b].append(answer)
                 if echo:
-                    gain, late = echo[group[b]]
-                    later = heard[group[b]].view(-1)[t * FRAME + round(late * SAMPLE_RATE):][:FRAME]
-                    later += gain * told[2][:len(later)]
-        for i, (ids, codes, said) in zip(group, written):
-            yield i, (ids, torch.tensor(codes), torch.cat(said))
+                    gain, seconds = echo[group[b]]
+                    begin = t * FRAME + round(seconds * SAMPLE_RATE)
+                    later = user[group[b]].view(-1)[begin:begin + FRAME]  # a view: it is changed
+                    later += gain * answer[2][:len(later)]
+        for i, frames_of_one in zip(group, answers):
+            ids, codes, samples = zip(*frames_of_one)
+            yield i, (list(ids), torch.tensor(codes), torch.cat(samples))
 
 
 def converse(partner, waves, seeds=None, batch=32, **given):

@@ -18,10 +18,6 @@ import stream  # noqa: E402
 from workshop import model_files  # noqa: E402
 
 
-def greedy_sampling(penalty_text=1.0, penalty_audio=1.0):
-    """Sampling that takes the likeliest token always."""
-    return chat.Sampling(temperature_text=0, temperature_audio=0, penalty_text=penalty_text, penalty_audio=penalty_audio)
-
 
 def assert_same(found, expected, ids):
     """Raise AssertionError with both drawings where two grids differ."""

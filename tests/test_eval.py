@@ -11,7 +11,6 @@ import torch
 import chat
 import eval as evaluation
 import stream
-from conftest import greedy_sampling
 from data import SAMPLE_RATE
 from workshop import costs
 
@@ -177,16 +176,16 @@ def test_given_rows_are_read_in_their_frames(partner):
     script = stream.Script(ids)
     script.respond(stream.Turn(speak_frames=6, response=[7, 8, 9]))
     grid = script.grid()
-    (_, (_, codes, _)), = evaluation.play(model, greedy_sampling(), [grid.listen], text=[stream.delay(grid, ids).text])
+    (_, (_, codes, _)), = evaluation.play(model, chat.Sampling.greedy(), [grid.listen], text=[stream.delay(grid, ids).text])
     assert codes.shape == (len(grid), 8)
-    loop = chat.Duplex(model, greedy_sampling())
-    for t, row in enumerate(stream.delay(grid, ids).text[:-1]):  # by hand: the text is set before each step
-        loop.written[0, 0] = row
-        told = loop.step(grid.listen[t])
-        assert told is None if t == 0 else told == (row, codes[t].tolist())
+    loop = chat.Duplex(model, chat.Sampling.greedy())
+    rows = stream.delay(grid, ids).text
+    for t, row in enumerate(rows[:-1]):  # by hand
+        frame = loop.steps({0: grid.listen[t]}, force_text={0: rows[t + 1]})
+        assert frame[0][:2] == (row, codes[t].tolist())
 
     heard = script.grid(None, torch.randint(0, 500, (len(script), 8)))
-    (_, (text, _, _)), = evaluation.play(model, greedy_sampling(), [heard.listen], speak=[stream.delay(heard, ids).speak])
+    (_, (text, _, _)), = evaluation.play(model, chat.Sampling.greedy(), [heard.listen], speak=[stream.delay(heard, ids).speak])
     rows = stream.delay(stream.Grid(torch.tensor(text), heard.speak, heard.listen, heard.loss), ids)
     with torch.no_grad():
         likeliest = model.text_logits(model.hidden(rows.text[None], rows.speak[None], rows.listen[None]))[0].argmax(-1).tolist()

@@ -798,7 +798,7 @@ def test_a_conversation_goes_on_and_on(partner, pytestconfig):
     partner.duplex = chat.Duplex(partner.model, chat.Sampling(), context=64, codec=partner.codec)
     partner.duplex.reset(seed=0)
     if not pytestconfig.getoption("long"):
-        partner.duplex.cache.position[0] = partner.model.config.max_position_embeddings - 20  # as if hours had passed
+        partner.duplex.skip_to(partner.model.config.max_position_embeddings - 20)  # as if hours had passed
     client, ear, ears = server.Opus(24_000), server.Opus(24_000), np.zeros(1920, np.float32)
     monologue = partner.monologue(lambda text="", **_: thought.append(text), stamps=False)
     held, started, part = {}, time.process_time(), max(frames // 36, 1)

@@ -1,7 +1,7 @@
 """Whether this machine keeps up with a talk, and how a talk uses its cores.
 
 What this is: what chat.py needs so that each frame of 80 ms is over in time, and the sentence for a
-machine that is too slow. What this is not: a measurement (speed.py).
+machine that is too slow. What this is not: a measurement (bench.py).
 
     OMP_NUM_THREADS=2 python chat.py      # two threads, whatever this file thinks best
 

@@ -1,0 +1,84 @@
+"""Functions of tensors, run as they stand, compiled, or as CUDA graphs.
+
+What this is: how chat.py runs the four parts of a frame on a fast device, and the one place that
+knows of fixed buffers. What this is not: the parts themselves (chat.py), which are the same
+functions in every mode.
+
+    python chat.py --device cuda            # compiled, and captured as graphs
+    python chat.py --device cuda --eager    # as they stand
+
+Unusual here:
+- A CUDA graph reads and writes the same memory every time. So the tensors of a function's first
+  call become its input buffers. Later arguments are copied into them, unless they already stand
+  there: what another graph has written always does.
+- The first call of a function runs it several times, to compile and to warm it up. It must be a
+  call that may be repeated: a frame in which every conversation stands still.
+"""
+import torch
+
+WARM_UP = 3  # calls before a capture: compilation, and memory that libraries take once
+
+
+class Runner:
+    """Calls functions of tensors, which return a tuple of tensors.
+
+    fast: compile them; on CUDA, capture them as graphs too. Results of a captured function stand in
+    its output buffers until its next call."""
+
+    def __init__(self, fast, device):
+        self.fast = fast
+        self.is_cuda = torch.device(device).type == "cuda"
+        self.ready = {}  # name -> the compiled or captured function
+        if fast:
+            # The compiler counts how often it has met the same code, and gives up after some times.
+            torch.compiler.reset()
+
+    def run(self, function, tools, *tensors):
+        """function(tools, *tensors). tools: what the function needs besides tensors; the same
+        object in every call."""
+        if not self.fast:
+            return function(tools, *tensors)
+        name = function.__name__
+        if name not in self.ready:
+            self.ready[name] = self.prepare(function, tools, tensors)
+        return self.ready[name](*tensors)
+
+    def prepare(self, function, tools, tensors):
+        """Compile a function, and capture it -> a function of tensors alone."""
+        compiled = torch.compile(function, fullgraph=True, dynamic=False)
+
+        def call(*inputs):
+            return compiled(tools, *inputs)
+        if self.is_cuda:
+            run = self.capture(call, tensors)
+            run(*tensors)  # what it wrote while it was recorded is nothing
+            return run
+        for _ in range(WARM_UP):
+            call(*tensors)
+        return call
+
+    def capture(self, call, buffers):
+        """A CUDA graph of call(*buffers) -> a function of tensors that replays it."""
+        replay, outputs = record(call, buffers)
+
+        def run(*inputs):
+            for buffer, value in zip(buffers, inputs):
+                if buffer.data_ptr() != value.data_ptr():
+                    buffer.copy_(value)
+            replay()
+            return outputs
+        return run
+
+
+def record(call, buffers):
+    """Record call(*buffers) as a CUDA graph -> (a function that replays it, its output buffers)."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            call(*buffers)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call(*buffers)
+    return graph.replay, outputs
