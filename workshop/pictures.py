@@ -281,9 +281,9 @@ def picture_of_an_interruption():
         "5. An interruption",
         stream.lay_out(drawing, WIDTH).rstrip(),
         f"The model says a long sentence from frame {speech_start} on. The user starts to speak "
-        f"in frame {first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; {exact:g} "
-        f"frames, so {silent_from - first_sound}) words and speech are cut off (right ^), "
-        "in the middle of the sentence. When the user has finished, the model answers. "
+        f"in frame {first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; "
+        f"{exact:g} frames, so {silent_from - first_sound}) words and speech are cut off (right "
+        "^), in the middle of the sentence. When the user has finished, the model answers. "
         f"In training {stream.INTERRUPTION_PROBABILITY:.0%} of the responses that another turn "
         "follows are interrupted, anywhere in their sound.")
 
@@ -302,8 +302,9 @@ def picture_of_the_loop():
         "codes from row s + 1. The table is the time from a sound at the microphone to the first "
         "sound of the loudspeaker that can say something else because of it; buffers of the sound "
         "devices themselves come on top. (The acoustic codes of frame s are written when frame s "
-        "of the user is known. So a sound can change how the model's voice sounds one frame earlier, "
-        f"but not what it says.) The sound of a response is {lead} ms behind its first word.")
+        "of the user is known. So a sound can change how the model's voice sounds one frame "
+        f"earlier, but not what it says.) The sound of a response is {lead} ms behind its "
+        "first word.")
 
 
 def first_rows():
