@@ -9,7 +9,7 @@
     beta     1      --monologue-weight   text tokens but <wait>: words, <asr> and <answer>
     gamma    0.01   --wait-weight        <wait>, the text token of a frame without a word
 
-No loss: codes heard, empty and pad tokens, and what is in the first frame of a row.
+No loss: codes heard, empty and pad tokens, and the first frame of a sample.
 
 What this is: the method of training (sections 3.1, 3.2.2, 3.3): the loss and its weights, the
 stages, the optimizer, the loop. What this is not: what stands in a grid (stream.py), how recordings
@@ -22,7 +22,8 @@ costs, the log and the options stand in workshop/ files of these names.
     python train.py export runs/ft2 somewhere/model      # at any time
 
 Why these weights. Section 3.1 observed them to be effective and derives none. What they do:
-- Each CE is a mean over its own tokens, so a rare kind of token weighs as much as a frequent one.
+- Each CE is a mean over its own tokens. So a kind of token weighs the same whether it is rare or
+  frequent; of a rare kind, each token weighs more.
 - Words and semantic codes carry what is said, and weigh alike. An acoustic code weighs a
   fourteenth of the semantic code of its frame: half the weight, over seven times the tokens.
 - gamma decides when a word is written. Let p be the true chance of a word in some frame, w that of
@@ -37,7 +38,8 @@ Why these weights. Section 3.1 observed them to be effective and derives none. W
   never that sure, and speaks into the question (tiny/LOG.md, "fine-tuning 1, equation 3 as it
   stands"). For this reason tiny/make.py gives its last stage gamma 1.
 
-Why Moshi's weights differ: gamma 0.5, alpha_1 100, alpha_2 1 (section 3.1).
+Why Moshi's weights differ: gamma 0.5, alpha_1 100, alpha_2 1. Section 3.1 says that its gamma is
+one of word-level <pad> tokens, and no more; the rest follows from how Moshi works.
 - Moshi's <pad> is another token than <wait>. It stands between the words of a sentence and holds
   each word until it sounds, so that the model decides between it and a word several times a second.
   <wait> comes in long runs between sentences, and one decision ends a run.
