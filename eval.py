@@ -339,7 +339,7 @@ class Run:
         self.args, self.parts, self.whisper = args, {}, None
         about, folder = args.out / "settings.json", model_files.resolve(args.model)
         sampling = chat.Sampling.of(folder)
-        given = {key: str(getattr(args, key)) for key in SETTINGS if getattr(args, key) is not None and (key != "noise" or args.snr)}
+        given = {key: str(getattr(args, key)) for key in SETTINGS if getattr(args, key) is not None and (key != "noise" or args.snr) and (key != "talk" or args.talk)}
         made = given | dict(
             model=[str(folder.resolve()), *sorted(file.stat().st_mtime for file in folder.glob("*.safetensors"))], sampling=asdict(sampling))
         if args.out.exists() and any(args.out.iterdir()) and not about.exists():

@@ -334,3 +334,12 @@ def test_a_header_that_promises_years(tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="speaks of 746 hours of sound: no more than 24"):
         sound_file.read_audio(path)
+
+
+def test_a_user_s_part_file_stays(tmp_path):
+    """Catches an answer that is written by way of a name that the user may have given to a file."""
+    mine = tmp_path / "answer.wav.part"
+    mine.write_text("mine")
+    sound_file.write_audio(tmp_path / "answer.wav", np.zeros(100, np.float32), 24_000)
+    assert mine.read_text() == "mine"
+    assert {file.name for file in tmp_path.iterdir()} == {"answer.wav", "answer.wav.part"}

@@ -23,7 +23,7 @@ def replacing(file, shared=False):
     this file at once."""
     file = Path(file)
     process = f".{os.getpid()}" if shared else ""
-    beside = file.with_name(f"{file.name}{process}.part")
+    beside = file.with_name(f".{file.name}{process}.part")  # hidden: no name that a user gives
     try:
         beside.touch()  # made as every new file is: its permissions are what the umask leaves
         permissions = beside.stat().st_mode & 0o777

@@ -65,8 +65,8 @@ def check_number(name, value):
     """Raise ValueError, one sentence, where an option's number is out of its range, or no
     number."""
     low, high = NUMBERS[name]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
+    kinds = (int, float) if name == "tail" else (int,)
+    if type(value) not in kinds or not low <= value <= high:
         raise ValueError(f"{option(name)} must be {low} .. {high}, not {value}")
 
 
