@@ -38,8 +38,8 @@ Why these weights. Section 3.1 observed them to be effective and derives none. W
   never that sure, and speaks into the question (tiny/LOG.md, "fine-tuning 1, equation 3 as it
   stands"). For this reason tiny/make.py gives its last stage gamma 1.
 
-Why Moshi's weights differ: gamma 0.5, alpha_1 100, alpha_2 1. Section 3.1 says that its gamma is
-one of word-level <pad> tokens, and no more; the rest follows from how Moshi works.
+Why Moshi's weights differ: gamma 0.5, alpha_1 100, alpha_2 1. Section 3.1 says only that its gamma
+weighs word-level <pad> tokens; the rest here follows from how Moshi works.
 - Moshi's <pad> is another token than <wait>. It stands between the words of a sentence and holds
   each word until it sounds, so that the model decides between it and a word several times a second.
   <wait> comes in long runs between sentences, and one decision ends a run.
