@@ -22,8 +22,8 @@ the codec (mimi.py), the sound card and the server (workshop/), or a score (eval
 
 Unusual here:
 - Code 0, the semantic one, stands one row before codes 1 .. 7 of its frame, in both directions;
-  stream.py draws the first rows of a conversation. So a frame of the model's is complete one step
-  after its code 0 was drawn, and the first step returns nothing.
+  `python stream.py` draws rows 0 to 3 of a conversation. So a frame of the model's is complete one
+  step after its code 0 was drawn, and the first step returns nothing.
 - Frame s of the answer stands beside frame s of the question, as in the grid. In a live talk it is
   heard 80 ms later, because the question's frame has to be heard to its end first.
 - The random numbers of a frame, 0 .. 1, are arguments, and pick the tokens. So a frame can be
@@ -66,7 +66,8 @@ from workshop.record import Record, read_record
 
 CONTEXT = 4096    # frames (5.5 min) that are remembered where the model does not say
 PENALISED = 4     # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
-# Decision: top-p looks at no more tokens than this: on a CPU, sorting 152,064 takes 9 ms, these 1 ms.
+# Decision: top-p looks at no more tokens than this. Sorting 152,064 takes 9 ms on a CPU, and these
+# take 1 ms.
 LIKELIEST = 4096
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
 # Least and most of the fields of Sampling.
@@ -81,7 +82,7 @@ class Draw(NamedTuple):
     temperature: float  # 0: the likeliest token
     top_p: float        # 0: top_k chooses
     top_k: int          # 0: all tokens
-    penalty: float      # divides the chance of what was drawn lately; 1: none
+    penalty: float      # what was drawn lately becomes less likely by it; 1: no penalty
     window: int         # how many tokens, or frames, the penalty looks back; 0 without a penalty
 
 
@@ -257,11 +258,10 @@ def write_codes(tools, h, text, listen_codes, active, chances, *state):
     h [B, D]; chances [B, K] in 0 .. 1 pick the codes."""
     state = State(*state)
     is_first = state.frames == 0
-    none = state.recent_text[:, :0]
-    codes = none
+    codes = text.new_zeros(len(text), 0)
     for c in range(K):
         logits = tools.model.depth_logits(h, codes, tools.depth_cache)[:, 0]  # [B, C]
-        recent = state.recent_codes[:, c] if c < PENALISED else none
+        recent = state.recent_codes[:, c] if c < PENALISED else codes[:, :0]
         code = draw(tools.sampling.audio, logits, chances[:, c], recent, is_first)
         codes = torch.cat([codes, code[:, None]], 1)
     # The row that was read holds this frame's text id and code 0. Its codes 1 .. 7 are new.
@@ -343,7 +343,9 @@ def default_context(config):
     a minute and never speaks again. So a model folder says how long its rows were
     (`trained_frames`), and no more is remembered.
     Decision: where it does not say, as the release does not, CONTEXT, half of the paper's rows of
-    8,192 (section 3.1)."""
+    8,192 (section 3.1). The paper does not say how much a live conversation remembers. Every
+    distance up to a half occurs in at least half of the places of a row, so it was trained well;
+    and the cache takes half the memory: for the 7B in bfloat16 0.23 GB in place of 0.47."""
     return min(config.trained_frames or CONTEXT, config.max_position_embeddings)
 
 
@@ -368,10 +370,11 @@ class Duplex:
         self.tools = Tools(model, self.codec, sampling, self.cache, depth_cache)
         self.state = State.zeros(batch, sampling, device)
         self.generators = [None] * batch
-        # All that goes to the device in a frame, in one copy: is active, hears, chances, user.
+        # All that goes to the device in a frame, in one copy. Columns: 0 active, 1 hears,
+        # 2 .. 2 + K chances, then the user's samples or codes.
         size = codec.config.frame_size if codec else K
         pinned = device.type == "cuda"
-        self.packet = torch.zeros(batch, 2 + 1 + K + size, pin_memory=pinned)
+        self.packet = torch.zeros(batch, 3 + K + size, pin_memory=pinned)
         self.inputs = self.packet.to(device)
         self.runner = Runner(fast, device)
         for i in range(batch):
@@ -416,8 +419,9 @@ class Duplex:
             if values is not None:
                 self.packet[i, 1] = 1
                 self.packet[i, 3 + K:] = torch.as_tensor(values)
-        is_heard = any(values is not None for values in user.values())
-        answer = self.advance(self.timed(timer) if timer else self.runner.run, is_heard)
+        run = self.timed(timer) if timer else self.runner.run
+        somebody_hears = any(values is not None for values in user.values())
+        answer = self.advance(run, somebody_hears)
         answer = answer.to("cpu", copy=True)  # the frame's one wait for the device
         for i, token in (force_text or {}).items():
             self.state.text[i] = token
@@ -427,11 +431,11 @@ class Duplex:
         return {i: (ids[i][0], ids[i][1:], answer[i, 1 + K:]) for i in user}
 
     @torch.inference_mode()
-    def advance(self, run, is_heard=True):
-        """A frame with the packet as it stands -> answer [B, 1 + K + frame_size]."""
+    def advance(self, run, somebody_hears=True):
+        """A frame with the packet as it stands -> answer [B, 1 + K + frame_size], on the device."""
         self.inputs.copy_(self.packet, non_blocking=True)
         active = self.inputs[:, 0]
-        hears = self.inputs[:, 1] if is_heard else None
+        hears = self.inputs[:, 1] if somebody_hears else None
         chances = self.inputs[:, 2:3 + K]
         user = self.inputs[:, 3 + K:]
         self.state, answer = frame(self.tools, self.state, user, hears, active, chances, run)

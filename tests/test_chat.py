@@ -1,4 +1,5 @@
-"""The duplex loop against the release's own sessions, the sampler against hand-worked answers, the command's errors."""
+"""The duplex loop against the release's own sessions, the sampler against hand-worked answers, the
+command's errors."""
 import functools
 import json
 import subprocess
@@ -20,7 +21,6 @@ from workshop import bench, graphs, model_files, quantize
 from workshop.record import Record
 
 REFERENCE = Path(__file__).parent / "reference"
-NO_IDS = torch.zeros(200, 0, dtype=torch.long)  # nothing was drawn lately
 
 
 def session(duplex, listen):
@@ -30,79 +30,115 @@ def session(duplex, listen):
 
 
 @pytest.mark.parametrize("name", ["flm_small", "flm_small_mup"])
-@pytest.mark.parametrize("golden, sampling", [("stream_greedy", Sampling.greedy()), ("stream_greedy_rep", Sampling.greedy(1.03, 1.2))])
+@pytest.mark.parametrize("golden, sampling", [
+    ("stream_greedy", Sampling.greedy()),
+    ("stream_greedy_rep", Sampling.greedy(penalty_text=1.03, penalty_audio=1.2)),
+])
 def test_session_is_the_release_s(name, golden, sampling):
     """Catches any difference in delays, start row, depth order or repetition penalty."""
     tensors = load_file(REFERENCE / name / "golden.safetensors")
-    found = session(Duplex(model_files.load(REFERENCE / name), sampling), tensors["stream_listen"])
-    assert torch.equal(found, tensors[golden].long()), f"first difference in frame {(found != tensors[golden]).any(1).nonzero()[0].item()}"
+    expected = tensors[golden].long()
+    frames = session(Duplex(model_files.load(REFERENCE / name), sampling), tensors["stream_listen"])
+    different = (frames != expected).any(1).nonzero()
+    assert not len(different), f"first difference in frame {different[0].item()}"
 
 
-@pytest.mark.parametrize("kind", [Sampling.greedy(), Sampling(temperature_text=1.0, temperature_audio=1.0)])
-def test_a_ring_that_has_not_turned_changes_nothing(kind):
-    """Catches a ring, or a masked cache as on a GPU, that differs from one with room for all; and one that ends, grows,
-    forgets nothing, or leaves the positions that the model has (64 here) when it has turned."""
+@pytest.mark.parametrize("sampling", [
+    Sampling.greedy(), Sampling(temperature_text=1.0, temperature_audio=1.0)])
+def test_a_ring_that_has_not_turned_changes_nothing(sampling):
+    """Catches a ring, or a masked cache as on a GPU, that differs from one with room for all; and
+    one that ends, grows, forgets nothing, or leaves the positions that the model has (64 here) when
+    it has turned."""
     model = model_files.load(REFERENCE / "flm_small")
     listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"]
     listen = torch.cat([listen] * 10)[:200]
 
     def tokens(context, fixed=False):
-        duplex = Duplex(model, kind, context)
+        duplex = Duplex(model, sampling, context)
         duplex.cache.fixed = fixed
         duplex.reset(seed=3)
         return session(duplex, listen)
-    roomy, small = tokens(64), tokens(24)
+    roomy = tokens(64)
+    small = tokens(24)
     assert torch.equal(small[:24], roomy[:24]) and not torch.equal(small, roomy)
     assert torch.equal(tokens(24, fixed=True), small)
 
 
 def test_conversations_of_a_batch_are_as_alone():
-    """Catches sampling, penalties or codes that mix conversations, one that is disturbed when another starts again, and one
-    that moves without a frame."""
+    """Catches sampling, penalties or codes that mix conversations, one that is disturbed when
+    another starts again, and one that moves without a frame."""
     model = model_files.load(REFERENCE / "flm_small")
-    kind, rng = Sampling(temperature_text=1.0, temperature_audio=1.0), torch.Generator().manual_seed(0)
-    listen = torch.randint(0, model.config.empty_token, (3, 30, 8), generator=rng)
+    sampling = Sampling(temperature_text=1.0, temperature_audio=1.0)
+    generator = torch.Generator().manual_seed(0)
+    listen = torch.randint(0, model.config.empty_token, (3, 30, 8), generator=generator)
 
-    def alone(i, frames):
-        duplex = Duplex(model, kind, 24)
+    def alone(i, count):
+        duplex = Duplex(model, sampling, 24)
         duplex.reset(seed=i)
-        return [duplex.step(codes) for codes in listen[i, :frames]]
-    together, found, at = Duplex(model, kind, 24, batch=3), [[], [], []], [0, 0, 0]
+        return [duplex.step(codes) for codes in listen[i, :count]]
+    duplex = Duplex(model, sampling, 24, batch=3)
+    answers = [[], [], []]
     for i in range(3):
-        together.reset(i, seed=i)
+        duplex.reset(i, seed=i)
     for t in range(40):
         if t == 15:  # the second conversation is left; another one takes its seat
-            together.reset(1, seed=1)
-            first, found[1], at[1] = found[1], [], 0
-        turn = [i for i in range(3) if (t + i) % 3 and at[i] < 30]
-        for i, answer in together.steps({i: listen[i, at[i]] for i in turn}).items():
-            found[i].append(answer[:2] if at[i] else None)
-            at[i] += 1
-    assert [alone(i, at[i]) for i in range(3)] == found and first == alone(1, len(first)) and min(at) > 10
+            duplex.reset(1, seed=1)
+            first = answers[1]
+            answers[1] = []
+        turn = [i for i in range(3) if (t + i) % 3 and len(answers[i]) < 30]
+        step = duplex.steps({i: listen[i, len(answers[i])] for i in turn})
+        for i, (text, speak_codes, _) in step.items():
+            answers[i].append((text, speak_codes) if answers[i] else None)
+    assert answers == [alone(i, len(answers[i])) for i in range(3)]
+    assert first == alone(1, len(first))
+    assert min(len(answer) for answer in answers) > 10
+
+
+def test_an_empty_channel_and_forced_rows():
+    """Catches a user who is not there and is heard all the same, in codes or in a batch beside one
+    who is; and forced tokens that are not the ones of the next row."""
+    model = model_files.load(REFERENCE / "flm_small")
+    empty = torch.full((8,), model.config.empty_token)
+    codes = torch.arange(8)
+    both = Duplex(model, Sampling.greedy(), batch=2)
+    for _ in range(6):
+        step = both.steps({0: None, 1: codes}, force_text={1: 7}, force_speak={0: codes + 1})
+    assert both.state.listen.tolist() == [empty.tolist(), codes.tolist()]
+    assert both.state.text[1] == 7 and both.state.speak[0].tolist() == (codes + 1).tolist()
+    assert step[1][0] == 7 and step[0][1][0] == 1
+    alone = Duplex(model, Sampling.greedy())
+    for _ in range(6):
+        step = alone.steps({0: None}, force_speak={0: codes + 1})
+    assert torch.equal(alone.state.text[0], both.state.text[0])
 
 
 def test_penalty_by_hand():
-    """Catches a penalty of the wrong sign: 2 / 1.5 < 1.9, and -1 x 1.5 < -1.2; and one applied twice: 3 / 1.5 > 1.5."""
-    def greedy(logits, seen):
-        return sample(torch.tensor([logits]), torch.zeros(1), torch.tensor([seen]), 1.5, 0, 0, 0).item()
-    assert sample(torch.tensor([[2.0, 1.9]]), torch.zeros(1), NO_IDS[:1], 1.5, 0, 0, 0).item() == 0
+    """Catches a penalty of the wrong sign: 2 / 1.5 < 1.9, and -1 x 1.5 < -1.2; and one applied
+    twice: 3 / 1.5 > 1.5."""
+    def greedy(logits, recent):
+        recent = torch.tensor([recent], dtype=torch.long)
+        return sample(torch.tensor([logits]), torch.zeros(1), recent, 1.5, 0, 0, 0).item()
+    assert greedy([2.0, 1.9], []) == 0
     assert greedy([2.0, 1.9], [0, 0]) == 1
     assert greedy([-1.0, -1.2], [0]) == 1
     assert greedy([3.0, 1.5], [0, 0]) == 0
 
 
 def test_top_p_and_top_k_by_hand():
-    """Catches cutting one token too early or too late, and draws that are not the distribution's. Probabilities 0.3, 0.5,
-    0.2, so preceding sums 0.5, 0, 0.8."""
-    logits, chance = torch.tensor([[0.3, 0.5, 0.2]]).log().expand(200, -1), torch.arange(200) / 200
+    """Catches cutting one token too early or too late, and draws that are not the distribution's.
+    Probabilities 0.3, 0.5, 0.2, so preceding sums 0.5, 0, 0.8."""
+    logits = torch.tensor([[0.3, 0.5, 0.2]]).log().expand(200, -1)
+    chance = torch.arange(200) / 200
+    recent = torch.zeros(200, 0, dtype=torch.long)
 
-    def drawn(top_p, top_k):
-        return torch.bincount(sample(logits, chance, NO_IDS, 1.0, 1.0, top_p, top_k), minlength=3).tolist()
-    assert drawn(0.4, 0) == [0, 200, 0]
-    assert drawn(0.55, 0) == pytest.approx([75, 125, 0], abs=1)
-    assert drawn(0.9, 1) == pytest.approx([60, 100, 40], abs=1)  # top_p goes before top_k
-    assert drawn(0, 2) == pytest.approx([75, 125, 0], abs=1)
-    assert drawn(0, 0) == pytest.approx([60, 100, 40], abs=1)
+    def counts(top_p, top_k):
+        tokens = sample(logits, chance, recent, 1.0, 1.0, top_p, top_k)
+        return torch.bincount(tokens, minlength=3).tolist()
+    assert counts(0.4, 0) == [0, 200, 0]
+    assert counts(0.55, 0) == pytest.approx([75, 125, 0], abs=1)
+    assert counts(0.9, 1) == pytest.approx([60, 100, 40], abs=1)  # top_p goes before top_k
+    assert counts(0, 2) == pytest.approx([75, 125, 0], abs=1)
+    assert counts(0, 0) == pytest.approx([60, 100, 40], abs=1)
 
 
 def test_sampled_session_repeats_with_its_seed():
