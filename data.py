@@ -1,5 +1,4 @@
-"""From manifests to token grids: recordings and their words become encoded samples, which train.py
-reads.
+"""From manifests to token grids: recordings and their words become what train.py reads.
 
 What this is: joining turns with random silences (section 3.1), augmenting what the user's
 microphone hears (sections 3.2.1 and 3.2.2), encoding, and the files that hold the grids. What this
@@ -11,11 +10,12 @@ formats (stream.py), or the reading of a training set (workshop/training_set.py)
 
 A sample is one or more turns, with a random silence before, between and after them. Two turns:
 
-    user_audio   ~~~~[question 1]~~~~~~~~~~~~~~~~~~~~~~~~[question 2]~~~~~~~~~~~~~~~~~~~~~~~~
-    speak        0000000000000000000[answer 1]00000000000000000000000000[answer 2]000000000000
-                 silence         closing      silence                closing      silence
+    user_audio  ~~~~~~~~~~[question 1]~~~~~~~~~~~~~~~~~~~~~~~~~[question 2]~~~~~~~~~~~~~~~~~~~~~~~~
+    speak       0000000000000000000000000[answer 1]0000000000000000000000000000[answer 2]0000000000
+                |silence |            |c|          |silence   |            |c|          |silence  |
 
-`~` is noise, and `0` the codes of digital silence. `GridMaker` makes a grid of it in five steps:
+`~` is noise, `0` are the codes of digital silence, and `c` is CLOSING_SILENCE, behind which the
+model may write. `GridMaker` makes a grid in five steps:
 
     read_turn       a turn of the manifest -> Exchange: its clips, its codes, its length in frames
     free_user       (response-tts-free)       some questions interrupt, some users say "uh-huh"
@@ -24,14 +24,15 @@ A sample is one or more turns, with a random silence before, between and after t
     grids           all of it              -> stream.Grid: text, speak and listen
 
 Unusual here:
-- What is heard is one continuous waveform, silence and noise included, and is encoded whole. What
-  is spoken is encoded clip by clip, each beginning on a frame, so that one clip has one set of
-  codes.
+- What is heard is one continuous waveform, silence and noise included, and is encoded whole.
+- Decision: what is spoken is encoded clip by clip, each from the start of a frame on. So a clip has
+  one set of codes wherever it stands, and is encoded once for many samples.
 - A shard depends on the settings and on its number alone. A stopped run goes on, and any number of
   processes make the same shards.
 
-Shapes: N samples of a waveform (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks, B
-clips. """
+Shapes: N samples of a waveform (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks,
+B clips.
+"""
 import argparse
 import json
 import math
@@ -56,7 +57,7 @@ import stream
 from stream import Turn
 from workshop import check, encoding, importers, shards, sound_file, synthesis
 from workshop.encoding import recordings
-from workshop.manifests import DataError, read_manifest, write_lines  # noqa: F401 (train.py)
+from workshop.manifests import DataError, read_manifest
 from workshop.sound_file import loudness
 from workshop.training_set import Grids, read_index  # noqa: F401 (train.py reads data.Grids)
 
@@ -130,10 +131,9 @@ class Settings:
 # --- a sample: turns, and the silences around them ---
 
 def join(dialogs, settings):
-    """Lists of turns, one for each line of a manifest -> samples, each the turns of one line or
-    several.
+    """Lists of turns, one for each line of a manifest -> samples, lists of the turns of some lines.
 
-    Every pass over the lines has an order and a grouping of its own."""
+    Each of the `draws` passes over the manifest has an order and a grouping of its own."""
     fewest, most = settings.join
     samples = []
     for draw in range(settings.draws):
@@ -161,9 +161,9 @@ def random_silence(settings, rng):
 
 # --- what the paper does to what is heard: level, noise, leakage ---
 #
-# Decision: the paper tells of noise and gain where it tells of the data for fine-tuning (section
-# 3.2.1). Here stage 1's ASR-style pairs have them too, because a model that learns to hear in clean
-# sound alone would have to learn it once more.
+# Decision: the paper describes noise and gain with the data for fine-tuning (section 3.2.1). Here
+# the ASR-style pairs of stage 1 have them too: a model that learned to hear clean sound alone would
+# have to learn to hear again in stage 2.
 
 GAIN_PROBABILITY = 0.6        # of an utterance, section 3.2.1
 GAIN = (-24, 20)              # dB, section 3.2.1
@@ -186,7 +186,7 @@ def random_gain(audio, rng):
     """An utterance [N] at a random level, and never below LOUDNESS_FLOOR (section 3.2.1).
 
     Decision: a gain that would clip is lowered until the peak is 1, because no file is louder than
-    full scale. A recording that is one click in digital silence may so stay below the floor."""
+    full scale. So a recording of one click in digital silence stays below the floor."""
     gain = 0.0
     if rng.random() < GAIN_PROBABILITY:
         gain = rng.uniform(*GAIN)
@@ -275,8 +275,8 @@ def hesitate(audio, seconds, rng):
     """audio [N] with a pause at one of its quiet places -> (audio, the sample at which the pause
     begins).
 
-    Decision: any quiet place, and not the quietest, which is always the first of several gaps:
-    nobody would learn that a list may go on before its last word."""
+    Decision: any quiet place is drawn. The quietest is always the first of several gaps, and a
+    model would never learn that a list may go on before its last word."""
     window = SAMPLE_RATE // 50
     first = len(audio) // 8
     last = len(audio) - len(audio) // 10
@@ -338,9 +338,11 @@ def from_afar(audio, rng):
 # --- a model folder's codec and tokenizer ---
 
 ENCODED_AT_ONCE = 16
-SILENCE_BEFORE = 4  # frames of silence that a clip of the model is encoded behind
-# Decision: a recording's last sound still rings in the codec after the last sample; this much of it
-# is kept.
+# The codes of a clip depend on what stands before it. In a grid that is silence: so much of it is
+# encoded before a clip, and dropped.
+SILENCE_BEFORE = 4  # frames
+# Decision: a recording's last sound still rings in the codec after its last sample. So many frames
+# of it belong to the clip.
 RINGING = 1         # frames
 
 
@@ -348,7 +350,7 @@ class Encoder:
     """Sounds -> codes and words -> ids, with codec, tokenizer and special ids of a model folder.
 
     hearing: a folder with another codec for what is heard, of the same codebooks. Raises DataError
-    for a folder that does not fit itself, or `hearing` that does not fit it."""
+    where tokenizer and model, or the two codecs, do not fit each other."""
 
     def __init__(self, folder, device="cpu", hearing=None):
         self.device = device
@@ -414,8 +416,7 @@ def codebooks(codec):
 
 
 def read_tokenizer(folder):
-    """The tokenizer of a model folder. Raises DataError for one that its model has not enough ids
-    for."""
+    """The tokenizer of a model folder. Raises DataError where it has ids that its model lacks."""
     from tokenizers import Tokenizer
     path = Path(folder) / "tokenizer.json"
     try:
@@ -432,8 +433,8 @@ def read_tokenizer(folder):
 
 # --- samples -> grids ---
 
-# Decision: the paper does not say how many responses a back-channel falls into. Where a response is
-# too short for the one that was drawn for it, it gets none.
+# Decision: the paper does not say into how many responses the user says "uh-huh". A response that
+# is shorter than the back-channel that was drawn for it gets none.
 BACKCHANNEL_PROBABILITY = 0.8
 
 
@@ -488,9 +489,9 @@ class GridMaker:
         self.backchannels = recordings(settings.backchannels)
 
     def grids(self, samples, rngs):
-        """Samples (lists of turns of the manifest), each with its random numbers -> (a list of
-        stream.Grid, a sentence for each sample that is left out because a recording of it is
-        broken)."""
+        """Samples (lists of turns of the manifest), each with its random numbers -> (list of Grid,
+        list of problems). A problem is a sentence about a sample with a broken recording, which is
+        left out."""
         plans = []
         problems = []
         for sample, rng in zip(samples, rngs):
@@ -540,6 +541,8 @@ class GridMaker:
             closing = CLOSING_SILENCE
             if entry.get("patience") is not None:
                 closing = round(entry["patience"] * stream.FRAME_RATE)
+            if self.settings.format == "stereo":
+                closing = 0  # nothing waits for the end of a whole channel
             turn.listen_frames = exchange.user_clip.frames + closing
             turn.onset = exchange.user_clip.onset
         if "spoken" in entry:
@@ -560,6 +563,9 @@ class GridMaker:
         """A recording of the user -> Clip, at a random speed, place within a frame, and level."""
         settings = self.settings
         audio = sound_file.read_audio(path).numpy()
+        if settings.format == "stereo":
+            # A whole channel keeps its time: it runs beside the other one.
+            return Clip(random_gain(audio, rng), math.ceil(len(audio) / FRAME))
         if settings.speeds != (1, 1):
             # The pitch changes with the speed: one recorded speaker becomes several.
             speed = rng.uniform(*settings.speeds)
@@ -623,7 +629,9 @@ class GridMaker:
             if exchange.turn.murmur:
                 clips.append(exchange.backchannel.audio)
         lay(user_audio, script.listen_spans, clips)
-        leakage = draw_leak(rng) if self.settings.leaks else None
+        leakage = None
+        if self.settings.leaks:
+            leakage = draw_leak(rng)
         if leakage and script.speak_spans:
             model_audio = np.zeros_like(user_audio)
             answers = [self.encoder.model_audio(exchange.model_path) for exchange in exchanges]

@@ -144,7 +144,8 @@ class Turn:
     speak_frames: int = 0     # of the model's speech
     transcript: tuple = ()    # text ids of the user's words
     response: tuple = ()      # text ids of the model's words
-    words: tuple = ()         # for `Script.align`: (frame where it sounds, text ids) of each word
+    # For `align` and `overlap`: (frame where it sounds, text ids) of each word, or each utterance.
+    words: tuple = ()
     onset: int = 0            # quiet frames at the start of the user's recording
     # The user's recording starts so many frames into the sound of the response before it.
     # None: it starts after that response.
@@ -179,7 +180,7 @@ class Script:
     """A sample before its audio. text: a list of ids, one for each frame. listen_spans and
     speak_spans: where the user and the model speak.
 
-    The methods down to `align` are the steps of which FORMATS makes a format: each lays out one
+    The methods down to `overlap` are the steps of which FORMATS makes a format: each lays out one
     part of a turn behind what is there already."""
 
     def __init__(self, ids):
@@ -273,6 +274,21 @@ class Script:
             if before > 0 and self.text[before] == self.ids.wait:
                 self.text[before] = self.ids.answer
 
+    def overlap(self, turn):
+        """Lay out a recorded conversation as it was: both channels whole, side by side. Each
+        utterance of the model is a natural monologue that leads: it is written at once,
+        SPEECH_DELAY frames before its sound, or right behind the utterance before it."""
+        start = len(self)
+        self.listen_spans.append((start, start + turn.listen_frames))
+        self.speak_spans.append((start, start + turn.speak_frames))
+        self.wait(max(turn.listen_frames, turn.speak_frames))
+        free = start  # the first frame behind the utterances so far
+        for frame, utterance in turn.words:
+            first = max(free, start + frame - SPEECH_DELAY)
+            free = first + len(utterance)
+            self.wait_until(free)
+            self.text[first:free] = utterance
+
     def grid(self, speak=None, listen=None):
         """Set codes [T, K] beside the text -> Grid. None: a channel that stays empty, without loss
         (section 3.1)."""
@@ -310,11 +326,14 @@ FORMATS = {
     "response-tts-free": (Script.cut, Script.hear, Script.respond, Script.murmur),
     # Figure 2 left: Moshi's monologue over a pair, the baseline of section 4.4.
     "word-aligned": (Script.align,),
+    # Not the paper's: recordings of two people. STAGES.md tells how it was added.
+    "stereo": (Script.overlap,),
 }
 # Formats whose listening channel is not empty, and formats whose speaking channel is not.
-LISTENS = {name for name, steps in FORMATS.items() if Script.hear in steps}
+LISTENS = {name for name, steps in FORMATS.items()
+           if Script.hear in steps or Script.overlap in steps}
 SPEAKS = {name for name, steps in FORMATS.items()
-          if Script.respond in steps or Script.align in steps}
+          if Script.respond in steps or Script.align in steps or Script.overlap in steps}
 # Formats of pairs: one of the two channels is empty.
 PAIRS = FORMATS.keys() - (LISTENS & SPEAKS)
 
@@ -458,6 +477,8 @@ def example(format):
     if format == "response-tts-free":
         turns = [Turn(listen_frames=2, speak_frames=12, response=(5, 6, 7), murmur=(1, 1)),
                  Turn(listen_frames=7, speak_frames=3, response=(7,), interrupts=3)]
+    elif format == "stereo":
+        turns = [Turn(listen_frames=8, speak_frames=8, words=((3, [5, 6, 7]),))]
     else:
         turns = [Turn(listen_frames=4, speak_frames=5, transcript=(3, 4), response=(5, 6, 7),
                       words=((0, [5]), (1, [6]), (4, [7])))]

@@ -10,8 +10,10 @@ this is not: a check of the sound (check.py). Serves data.py.
 import csv
 import hashlib
 import json
+import math
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ from workshop.sound_file import loudness
 
 # Decision: in a recorded conversation, a longer pause of the model ends its turn.
 UTTERANCE_GAP = 1.0    # seconds
+PIECE = 300            # seconds of a conversation in one sample of the format stereo; 3,750 frames
+LEFT, RIGHT = 0, 1     # channels of a conversation: the model, the user
 SHORTEST = 0.08        # seconds: a frame; a shorter clip says nothing
 # Decision: the channels are taken for swapped where the model's words lie in spans in which its
 # channel is quieter than the user's by so much.
@@ -199,13 +203,47 @@ def swallows_rows(cell, path_column, separator):
 
 # --- conversations in stereo ---
 
+@dataclass
+class Conversation:
+    """A recording of two people. audio: [N, 2], the model left, the user right; words: [(word,
+    start, end)] of the model, in seconds; prefix: what the names of its clips begin with."""
+    file: Path
+    audio: np.ndarray
+    rate: int
+    words: list
+    prefix: str
+
+    @property
+    def seconds(self):
+        return len(self.audio) / self.rate
+
+    def write_clip(self, path, channel, start, end):
+        """Write one channel from one second to another."""
+        import soundfile
+        first = int(start * self.rate)
+        last = int(end * self.rate)
+        soundfile.write(path, self.audio[first:last + 1, channel], self.rate)
+
+
 def moshi_finetune(source, clips):
     """JSONL of {"path": stereo file, the model left}; beside each file a JSON of the model's words:
     {"alignments": [[word, [start, end], "SPEAKER_MAIN"], ...]}. Gives dialogs whose clips are
     written to `clips`.
 
     Decision: a turn is what was heard since the model last spoke, and what it says; speech at the
-    same time is lost."""
+    same time is lost. The layout stereo keeps it."""
+    yield from conversations(source, clips, turn_by_turn)
+
+
+def stereo(source, clips):
+    """The same files. Gives dialogs of one turn for the format stereo: both channels whole, with
+    all that the two say at the same time."""
+    yield from conversations(source, clips, whole_channels)
+
+
+def conversations(source, clips, lines_of):
+    """lines_of(Conversation, clips) of each recording that a JSONL file names. A recording that
+    cannot be used is Skipped."""
     clips.mkdir(parents=True, exist_ok=True)
     for number, row in read_rows(source):
         if isinstance(row, Problem) or not isinstance(row.get("path"), str):
@@ -213,9 +251,32 @@ def moshi_finetune(source, clips):
             yield Skipped(f"{source}, line {number}: {detail}")
             continue
         try:
-            yield from cut_conversation(source.parent / row["path"], clips)
+            conversation, dropped = read_conversation(source.parent / row["path"])
+            if dropped:
+                yield Skipped(f"{conversation.file}: {dropped} words without times, or with times "
+                              "outside of the recording")
+            yield from lines_of(conversation, clips)
         except DataError as error:
             yield Skipped(str(error))
+
+
+def read_conversation(file):
+    """A stereo recording and the words beside it -> (Conversation, how many words were left out
+    because their times make no sense). Raises DataError."""
+    import soundfile
+    words, dropped = read_alignments(file.with_suffix(".json"))
+    try:
+        audio, rate = soundfile.read(file, dtype="float32", always_2d=True)  # [N, channels]
+    except (OSError, RuntimeError) as error:  # soundfile's own is a RuntimeError
+        raise DataError(f"{file} cannot be read: {error}") from None
+    if audio.shape[1] != 2:
+        raise DataError(f"{file} has {audio.shape[1]} channels, and a conversation has two: "
+                        "the model left, the user right")
+    seconds = len(audio) / rate
+    inside = [word for word in words if word[2] <= seconds + SHORTEST]
+    prefix = f"{file.stem}-{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:8]}"
+    conversation = Conversation(file, audio, rate, inside, prefix)
+    return conversation, dropped + len(words) - len(inside)
 
 
 def read_alignments(file):
@@ -236,64 +297,81 @@ def read_alignments(file):
     return sorted(words, key=lambda word: word[1]), len(entries) - len(words)
 
 
-def cut_conversation(file, clips):
-    """One stereo recording -> a line of the manifest, and a Skipped for each part that is left out.
-    Raises DataError for a recording that cannot be used."""
-    import soundfile
-    words, dropped = read_alignments(file.with_suffix(".json"))
-    try:
-        audio, rate = soundfile.read(file, dtype="float32", always_2d=True)  # [N, channels]
-    except (OSError, RuntimeError) as error:  # soundfile's own is a RuntimeError
-        raise DataError(f"{file} cannot be read: {error}") from None
-    if audio.shape[1] != 2:
-        raise DataError(f"{file} has {audio.shape[1]} channels, and a conversation has two: "
-                        "the model left, the user right")
-    seconds = len(audio) / rate
-    inside = [word for word in words if word[2] <= seconds + SHORTEST]
-    dropped += len(words) - len(inside)
-    if dropped:
-        yield Skipped(f"{file}: {dropped} words without times, or with times outside of the "
-                      "recording")
-    prefix = f"{file.stem}-{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:8]}"
+def turn_by_turn(conversation, clips):
+    """A conversation -> a line of its turns, and a Skipped for each part that is left out."""
+    file = conversation.file
     turns = []
     before = 0.0
-    for utterance in utterances(inside):
-        start = utterance[0][1]
-        end = max(stop for _, _, stop in utterance)
+    for text, start, end in utterances(conversation.words):
         if start - before < SHORTEST or end - start < SHORTEST:
             yield Skipped(f"{file}: what the model says at {start:g} s, with nothing heard before "
                           "it or shorter than a frame")
         else:
-            turn = {"response": " ".join(word for word, *_ in utterance)}
-            for key, channel, span in (("heard", 1, (before, start)), ("spoken", 0, (start, end))):
-                turn[key] = clips / f"{prefix}-{len(turns) + 1}-{key}.wav"
-                first, last = [int(second * rate) for second in span]
-                soundfile.write(turn[key], audio[first:last + 1, channel], rate)
+            name = f"{conversation.prefix}-{len(turns) + 1}"
+            turn = {"heard": clips / f"{name}-heard.wav", "spoken": clips / f"{name}-spoken.wav",
+                    "response": text}
+            conversation.write_clip(turn["heard"], RIGHT, before, start)
+            conversation.write_clip(turn["spoken"], LEFT, start, end)
             turns.append(turn)
         before = end
     if not turns:
         raise DataError(f"{file}: no turn in which the user speaks and the model answers")
-    line = {"turns": turns}
-    if is_swapped(audio, rate, inside):
-        line["suspicion"] = "channels swapped"
-    yield line
+    yield with_suspicion({"turns": turns}, conversation)
+
+
+def whole_channels(conversation, clips):
+    """A conversation -> a line for each piece of PIECE seconds in which the model speaks.
+
+    Decision: a piece ends wherever its time is over. What the model says belongs to the piece in
+    which it begins, and its times count from the start of that piece."""
+    file = conversation.file
+    pieces = math.ceil(conversation.seconds / PIECE)
+    spoken_pieces = 0
+    for piece in range(pieces):
+        first = piece * PIECE
+        last = min(first + PIECE, conversation.seconds)
+        words = []
+        for text, start, end in utterances(conversation.words):
+            if first <= start < last:
+                words.append((text, start - first, min(end, last) - first))
+        if not words:
+            continue
+        spoken_pieces += 1
+        name = f"{conversation.prefix}-{piece + 1}"
+        turn = {"heard": clips / f"{name}-right.wav", "spoken": clips / f"{name}-left.wav",
+                "response": " ".join(text for text, *_ in words), "words": words}
+        conversation.write_clip(turn["heard"], RIGHT, first, last)
+        conversation.write_clip(turn["spoken"], LEFT, first, last)
+        yield with_suspicion({"turns": [turn]}, conversation)
+    if not spoken_pieces:
+        raise DataError(f"{file}: the model says nothing")
 
 
 def utterances(words):
-    """Words -> lists of words, with more than UTTERANCE_GAP between one list and the next."""
+    """[(word, start, end)] -> [(text, start, end)]: words with at most UTTERANCE_GAP between."""
     groups = []
     for word in words:
         if not groups or word[1] - groups[-1][-1][2] > UTTERANCE_GAP:
             groups.append([])
         groups[-1].append(word)
-    return groups
+    texts = []
+    for group in groups:
+        text = " ".join(word for word, *_ in group)
+        texts.append((text, group[0][1], max(end for _, _, end in group)))
+    return texts
 
 
-def is_swapped(audio, rate, words):
-    """Whether the model's words lie where its channel is quiet and the user's is loud."""
-    spans = [audio[int(start * rate):int(end * rate) + 1] for _, start, end in words]
+def with_suspicion(line, conversation):
+    """A line of the manifest, which says so where the model's words lie where its channel is quiet
+    and the user's is loud."""
+    rate = conversation.rate
+    spans = []
+    for _, start, end in conversation.words:
+        spans.append(conversation.audio[int(start * rate):int(end * rate) + 1])
     together = np.concatenate(spans)
-    return loudness(together[:, 1]) - loudness(together[:, 0]) > SWAPPED
+    if loudness(together[:, RIGHT]) - loudness(together[:, LEFT]) > SWAPPED:
+        return line | {"suspicion": "channels swapped"}
+    return line
 
 
 # --- the command ---
@@ -304,6 +382,7 @@ LAYOUTS = {
     "aishell-3": aishell_3,
     "common-voice": common_voice,
     "moshi-finetune": moshi_finetune,
+    "stereo": stereo,
     "table": table,
 }
 
@@ -353,8 +432,8 @@ def add_command(commands):
     parser = commands.add_parser("import", help=about, description=about)
     parser.add_argument("layout", help=f"{', '.join(LAYOUTS)} (JSONL or CSV with columns audio "
                         "and text)")
-    parser.add_argument("source", help="the data set's folder, or the file of moshi-finetune and "
-                        "table")
+    parser.add_argument("source", help="the data set's folder, or the file of table, "
+                        "moshi-finetune and stereo")
     parser.add_argument("out", help="manifest to write")
 
     def run(args):

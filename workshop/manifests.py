@@ -19,7 +19,9 @@ A manifest is JSONL in UTF-8. Its paths are relative to its folder. A line is on
                     "patience": 0.3}]}     # seconds of silence before the response
 
 word-aligned alone needs `words`, asr-response-tts alone `transcript`, and no format `patience`.
-`spoken` may be a .npy file of codes [T, K].
+`spoken` may be a .npy file of codes [T, K]. For the format stereo a dialog is one turn: `heard`
+and `spoken` are the two channels of a conversation, and `words` the utterances of the model with
+their times.
 
 Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, and `check`
 names them, because one of them may be a slip of the pen.
@@ -232,6 +234,8 @@ def needed_keys(format, is_dialog):
         keys = ["heard", "spoken", "response"]
         if format == "asr-response-tts":
             keys.insert(1, "transcript")
+        if format == "stereo":
+            keys.append("words")
         return keys
     keys = ["audio", "text"]
     if format == "word-aligned":
@@ -255,10 +259,10 @@ def entry_problems(entry, needed, folder, where=""):
             problems.append(text_problem(where + text, entry[text]))
     if "words" in entry and (entry["words"] is not None or "words" in needed):
         problems.append(words_problem(entry["words"]))
-        # A pair alone has `audio`, by which its word times are measured. Nobody reads `words` of a
-        # turn.
-        if entry["words"] and "audio" in entry and not any(problems):
-            problems.append(late_word_problem(entry["words"], Path(folder) / entry["audio"]))
+        # The recording that is timed: a pair's only one, or what the model says in a turn.
+        path = entry.get("audio", entry.get("spoken"))
+        if entry["words"] and path is not None and not any(problems):
+            problems.append(late_word_problem(entry["words"], Path(folder) / path))
     if "patience" in entry:
         problems.append(patience_problem(entry["patience"]))
     return [problem for problem in problems if problem]
@@ -290,16 +294,19 @@ def problems_of(row, folder, format=None):
     return problems
 
 
-def unknown_keys(row):
-    """The keys of a line that nobody reads."""
+def unknown_keys(row, format=None):
+    """The keys of a line that nobody reads; `words` of a turn are for the format stereo alone."""
     if isinstance(row, Problem):
         return set()
     if "turns" not in row:
         return set(row) - set(PAIR_KEYS)
+    turn_keys = set(TURN_KEYS)
+    if format == "stereo":
+        turn_keys.add("words")
     unknown = set(row) - {"turns"}
     for turn in row["turns"] if isinstance(row["turns"], list) else ():
         if isinstance(turn, dict):
-            unknown |= set(turn) - set(TURN_KEYS)
+            unknown |= set(turn) - turn_keys
     return unknown
 
 
@@ -319,9 +326,12 @@ def turns_of(row, folder, format):
         return [turn]
     turns = []
     for entry in row["turns"]:
-        turns.append({"heard": folder / entry["heard"], "transcript": entry.get("transcript") or "",
-                      "spoken": folder / entry["spoken"], "response": entry["response"],
-                      "patience": entry.get("patience")})
+        turn = {"heard": folder / entry["heard"], "transcript": entry.get("transcript") or "",
+                "spoken": folder / entry["spoken"], "response": entry["response"],
+                "patience": entry.get("patience")}
+        if format == "stereo":
+            turn["words"] = entry["words"]
+        turns.append(turn)
     return turns
 
 
