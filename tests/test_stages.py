@@ -1,4 +1,4 @@
-"""The worked example of STAGES.md: recordings of two people, whose overlap is kept; and the page itself."""
+"""The worked example of STAGES.md: recordings of two people, whose overlap is kept; and the page."""
 import json
 import random
 import re
@@ -14,9 +14,11 @@ import data
 import flm
 import mimi
 import stream
+import train
 from workshop import importers, manifests
 
 HOUSE = Path(__file__).resolve().parent.parent
+PAGE = (HOUSE / "STAGES.md").read_text()
 RATE = 24_000
 IDS = stream.Ids.of(flm.PRESETS["tiny"])
 VOCABULARY = {"?": 0, "yes": 4, "I": 5, "see": 6, "bye": 7}
@@ -55,8 +57,8 @@ def folder(tmp_path):
 
 
 def test_both_channels_are_whole_and_side_by_side(folder, monkeypatch):
-    """Catches speech at the same time that is lost, channels that are moved against each other, and an
-    utterance that is written at another moment than SPEECH_DELAY frames before its sound."""
+    """Catches speech at the same time that is lost, channels that are moved against each other, and
+    an utterance that is written at another moment than SPEECH_DELAY frames before its sound."""
     counts = importers.bring_in("stereo", folder / "set.jsonl", folder / "stereo.jsonl")
     assert counts == (1, 0)
     (turns,) = manifests.read_manifest(folder / "stereo.jsonl", "stereo")
@@ -99,12 +101,18 @@ def test_a_long_conversation_is_cut_into_pieces(folder, monkeypatch):
         assert seconds == pytest.approx([3, 3, 2], abs=0.01)
 
 
+def test_the_page_s_stage_is_one():
+    """Catches a line for train.STAGES that the class no longer takes, or a format that is gone."""
+    line = re.search(r'^    ("conversations": Stage.*),$', PAGE, re.M)[1]
+    stage = eval(f"{{{line}}}", {"Stage": train.Stage})["conversations"]
+    assert stage.formats == ("stereo",)
+
+
 def test_the_page_shows_the_code_as_it_is():
-    """Catches a page whose code is not the code: each block names its file in its first line, and its
-    parts, between lines of `...`, stand there."""
-    page = (HOUSE / "STAGES.md").read_text()
-    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", page, re.S)
-    assert len(blocks) >= 4
+    """Catches a page whose code is not the code: each block names its file in its first line, and
+    its parts, between lines of `...`, stand there."""
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.S)
+    assert len(blocks) == 3
     for name, block in blocks:
         source = textwrap.dedent((HOUSE / name).read_text())
         lines = [line.strip() for line in source.splitlines()]
