@@ -10,9 +10,9 @@ formats (stream.py), or the reading of a training set (workshop/training_set.py)
 
 A sample is one or more turns, with a random silence before, between and after them. Two turns:
 
-    user_audio  ~~~~~~~~~~[question 1]~~~~~~~~~~~~~~~~~~~~~~~~~[question 2]~~~~~~~~~~~~~~~~~~~~~~~~
-    speak       0000000000000000000000000[answer 1]0000000000000000000000000000[answer 2]0000000000
-                |silence |            |c|          |silence   |            |c|          |silence  |
+    user_audio  ~~~~~~~~~~[question 1]~~~~~~~~~~~~~~~~~~~~~~~~[question 2]~~~~~~~~~~~~~~~~~~~~~~
+    speak       000000000000000000000000[answer 1]00000000000000000000000000[answer 2]0000000000
+                |silence |            |c|         |silence   |            |c|         |silence  |
 
 `~` is noise, `0` are the codes of digital silence, and `c` is CLOSING_SILENCE, behind which the
 model may write. `GridMaker` makes a grid in five steps:

@@ -173,8 +173,8 @@ def test_an_interruption_is_heard_where_the_answer_ends(folder, encoder, monkeyp
             cut += 1
             # Half a second after a tone that begins within the first or the second frame.
             assert start + 6 <= stop <= start + 7
-        heard = plan.user_audio[(start + 1) * data.FRAME:(start + 6) * data.FRAME]
-        assert data.loudness(heard) > -45
+        interruption = plan.user_audio[(start + 1) * data.FRAME:(start + 6) * data.FRAME]
+        assert data.loudness(interruption) > -45
     assert cut >= 3
 
 

@@ -1,4 +1,4 @@
-"""The worked example of STAGES.md: recordings of two people, whose overlap is kept; and the page."""
+"""The worked example of STAGES.md: recordings of two people with their overlap, and the page."""
 import json
 import random
 import re

@@ -31,10 +31,10 @@ def make_shards(work, jobs, workers, name):
     left out."""
     missing = [job for job in jobs if not job.path.exists()]
     total = sum(len(job.samples) for job in jobs)
-    done = total - sum(len(job.samples) for job in missing)
+    there = total - sum(len(job.samples) for job in missing)
     hours = 0.0
     left_out = 0
-    with tqdm(total=total, initial=done, desc=name, unit="sample") as bar:
+    with tqdm(total=total, initial=there, desc=name, unit="sample") as bar:
         for count, more_hours, problems in in_parallel(work, missing, workers):
             for problem in problems:
                 tqdm.write(f"SKIPPED: a sample, for {problem}", file=sys.stderr)
