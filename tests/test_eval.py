@@ -12,7 +12,7 @@ import chat
 import eval as evaluation
 import stream
 from data import SAMPLE_RATE
-from workshop import costs
+from workshop import costs, full_duplex_bench, measures
 
 
 # --- text and numbers ---
@@ -21,29 +21,29 @@ from workshop import costs
     ("a b c", "a b c", 0), ("a x c", "a b c", 1), ("a c", "a b c", 1), ("a b b c", "a b c", 1), ("", "a b c", 3), ("b c d", "a b c", 2)])
 def test_word_errors_by_hand(found, expected, errors):
     """Catches a distance that counts a substitution twice or an insertion never."""
-    assert evaluation.word_errors(found.split(), expected.split()) == errors
+    assert measures.word_errors(found.split(), expected.split()) == errors
 
 
 def test_words_are_what_two_spellings_share():
     """Catches right answers counted wrong for a digit, a comma or a capital, and Chinese counted as one long word."""
-    assert evaluation.words("3 plus 4 is 7.") == evaluation.words("Three plus four is seven")
-    assert evaluation.words("D-O-G") == evaluation.words("d, o, g")
-    assert evaluation.words("Dr. Ticket") == evaluation.words("doctor, ticket")
-    found, expected = (evaluation.words(text, "zh") for text in ("你好，世界", "你 好 世间。"))
-    assert (evaluation.word_errors(found, expected), len(expected)) == (1, 4)
+    assert measures.words("3 plus 4 is 7.") == measures.words("Three plus four is seven")
+    assert measures.words("D-O-G") == measures.words("d, o, g")
+    assert measures.words("Dr. Ticket") == measures.words("doctor, ticket")
+    found, expected = (measures.words(text, "zh") for text in ("你好，世界", "你 好 世间。"))
+    assert (measures.word_errors(found, expected), len(expected)) == (1, 4)
 
 
 def test_intervals_by_hand():
     """Catches an interval without width at 0 of n, a rate averaged over recordings in place of words, and numbers that
     change from run to run."""
-    half = evaluation.number([True, False] * 5, "share")
+    half = measures.number([True, False] * 5, "share")
     assert (half["value"], half["n"]) == (0.5, 10) and (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    none = evaluation.number([False] * 10, "share")
+    none = measures.number([False] * 10, "share")
     assert (none["low"], none["high"]) == pytest.approx((0, 0.2775), abs=1e-4)
-    assert evaluation.number([(1, 2), (0, 8)], "rate")["value"] == 0.1  # and not 0.25
-    times = evaluation.number([0.1, 0.2, 0.9], "s")
-    assert times == evaluation.number([0.1, 0.2, 0.9], "s") and times["value"] == 0.2 and 0.1 <= times["low"] < times["high"] <= 0.9
-    assert evaluation.number([], "s") == dict(value=None, n=0, low=None, high=None, unit="s")
+    assert measures.number([(1, 2), (0, 8)], "rate")["value"] == 0.1  # and not 0.25
+    times = measures.number([0.1, 0.2, 0.9], "s")
+    assert times == measures.number([0.1, 0.2, 0.9], "s") and times["value"] == 0.2 and 0.1 <= times["low"] < times["high"] <= 0.9
+    assert measures.number([], "s") == dict(value=None, n=0, low=None, high=None, unit="s")
 
 
 # --- when somebody speaks ---
@@ -129,9 +129,10 @@ def test_a_pause_by_hand():
 
 def test_noise_is_as_loud_as_asked():
     """Catches a signal-to-noise ratio of amplitudes for one of powers."""
-    wave, row = evaluation.scene([(0, question(sound=(0.0, 1.0)))])
-    heard, _ = evaluation.noisy(wave, row, 6, (), random.Random(0))
-    noise, voice = (heard - wave).square().mean(), wave[:SAMPLE_RATE].square().mean()
+    quiet = evaluation.scene([(0, question(sound=(0.0, 1.0)))])
+    loud = evaluation.noisy(quiet, 6, (), random.Random(0))
+    noise = (loud.wave - quiet.wave).square().mean()
+    voice = quiet.wave[:SAMPLE_RATE].square().mean()
     assert 10 * torch.log10(voice / noise).item() == pytest.approx(6, abs=0.1)
 
 
@@ -159,7 +160,7 @@ def test_a_batch_is_each_alone_is_chat(partner, waves):
         monologue = partner.monologue(lambda *_, **__: None)
         _, said, _ = chat.converse(partner, wave, monologue, seed)
         assert monologue.lines == found.lines
-        torch.testing.assert_close(found.said, said, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.model_audio, said, rtol=0, atol=1e-5)
 
 
 def test_what_comes_later_changes_nothing_before(partner, waves):
@@ -212,10 +213,10 @@ def test_an_echo_is_heard_after_its_delay(partner, waves):
     (_, alone), = evaluation.converse(partner, [waves[2]], [5])
     for i, found in evaluation.converse(partner, [waves[2]] * 2, [5, 5], echo=[(0.0, 0.15), (0.5, 0.15)]):
         if i == 0:
-            torch.testing.assert_close(found.said, alone.said, rtol=0, atol=1e-5)
-        echo = torch.nn.functional.pad((0.0, 0.5)[i] * found.said, (3600, 0))[:len(waves[2])]
-        torch.testing.assert_close(found.heard - waves[2], echo, rtol=0, atol=1e-6)
-    assert not torch.equal(found.heard, waves[2]) and torch.equal(alone.heard, waves[2])
+            torch.testing.assert_close(found.model_audio, alone.model_audio, rtol=0, atol=1e-5)
+        echo = torch.nn.functional.pad((0.0, 0.5)[i] * found.model_audio, (3600, 0))[:len(waves[2])]
+        torch.testing.assert_close(found.user_audio - waves[2], echo, rtol=0, atol=1e-6)
+    assert not torch.equal(found.user_audio, waves[2]) and torch.equal(alone.user_audio, waves[2])
 
 
 # --- the command ---
@@ -268,14 +269,14 @@ def test_a_missing_recogniser_is_told_first(untrained, tmp_path, monkeypatch):
 def test_full_duplex_bench_by_hand():
     """Catches latency from the wrong end of the user's turn, and what was said before an interruption counted after it."""
     row = dict(task="interruption", end=3.0, seconds=6.0, spans=[[1.0, 2.5], [3.4, 3.9]], lines=[[1.0, "One, two, three, four."], [3.2, "Yes."]])
-    assert evaluation.grade_fdb(row) == {"interruption takeover": False, "interruption latency": None}
+    assert full_duplex_bench.grade(row) == {"interruption takeover": False, "interruption latency": None}
     row["spans"][1][1] = 4.5
-    assert evaluation.grade_fdb(row) == {"interruption takeover": True, "interruption latency": pytest.approx(0.4)}
-    assert evaluation.grade_fdb(row | {"task": "turn-taking"})["turn-taking latency"] == 0
+    assert full_duplex_bench.grade(row) == {"interruption takeover": True, "interruption latency": pytest.approx(0.4)}
+    assert full_duplex_bench.grade(row | {"task": "turn-taking"})["turn-taking latency"] == 0
     murmurs = dict(task="backchannel", seconds=4.0, spans=[[0.5, 0.8], [2.0, 2.3]], lines=[[0.4, "Yes."], [1.9, "I see."]])
-    assert evaluation.grade_fdb(murmurs) == {"backchannel takeover": False, "backchannels a second": (2, 4.0)}
+    assert full_duplex_bench.grade(murmurs) == {"backchannel takeover": False, "backchannels a second": (2, 4.0)}
     murmurs["spans"][1][1] = 3.2
-    assert evaluation.grade_fdb(murmurs) == {"backchannel takeover": True, "backchannels a second": (0, 4.0)}
+    assert full_duplex_bench.grade(murmurs) == {"backchannel takeover": True, "backchannels a second": (0, 4.0)}
 
 
 @pytest.mark.parametrize("more, sentence", [

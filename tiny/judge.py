@@ -17,14 +17,14 @@ import data
 import eval as evaluate
 import flm
 import stream
-from workshop import model_files, shards, sound_file
+from workshop import measures, model_files, shards, sound_file
 from workshop.manifests import write_lines
 
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
 
 
 def seconds(frames):
-    return evaluate.number([n / stream.FRAME_RATE for n in frames], "s")
+    return measures.number([n / stream.FRAME_RATE for n in frames], "s")
 
 
 class Judge:
@@ -50,8 +50,8 @@ class Judge:
         return self.tokenizer.decode([t for t in tokens if t not in (self.ids.wait, self.ids.asr, self.ids.answer)])
 
     def wer(self, found):
-        pairs = [(evaluate.words(a), evaluate.words(turn["transcript"])) for a, turn in zip(found, self.turns)]
-        return evaluate.number([(evaluate.word_errors(a, b), len(b)) for a, b in pairs], "errors a word")
+        pairs = [(measures.words(a), measures.words(turn["transcript"])) for a, turn in zip(found, self.turns)]
+        return measures.number([(measures.word_errors(a, b), len(b)) for a, b in pairs], "errors a word")
 
     def loss(self, name):
         """Nats a token of the monologues, Moshi's <end-of-pad> aside."""
@@ -59,7 +59,7 @@ class Judge:
         for grid in grids:
             grid.loss[grid.text == self.ids.answer, 0] = stream.Loss.NONE
         sums, counts = evaluate.losses(self.model, grids)
-        return evaluate.number(torch.stack([sums, counts], -1)[:, stream.Loss.MONOLOGUE].tolist(), "nats a token")
+        return measures.number(torch.stack([sums, counts], -1)[:, stream.Loss.MONOLOGUE].tolist(), "nats a token")
 
     def begins(self, texts):
         """The frame of the first word of each, and whether that is before the question's end."""
@@ -70,7 +70,7 @@ class Judge:
         """ASR-style: what is written beside each question while the speaking channel is empty."""
         silent = [torch.full((len(heard) + 1, stream.K), self.ids.empty) for heard in self.heard]
         texts = [text for text, _ in self.play(self.heard, speak=silent)]
-        return dict(wer=self.wer(map(self.text, texts)), early=evaluate.number(self.begins(texts)[1], "share"))
+        return dict(wer=self.wer(map(self.text, texts)), early=measures.number(self.begins(texts)[1], "share"))
 
     def sounds(self, codes):
         """Frames in which something is said: two in a row whose codebook 0 is not that of silence."""
@@ -86,11 +86,11 @@ class Judge:
         for (text, codes), turn, due, start, soon in zip(played, self.turns, self.due, first, early):
             said = text[text.index(self.ids.answer) + 1:] if self.ids.asr in text and self.ids.answer in text else text
             transcripts.append(self.text(text[:len(text) - len(said)]))
-            right.append(evaluate.words(self.text(said)) == evaluate.words(turn["response"]))
+            right.append(measures.words(self.text(said)) == measures.words(turn["response"]))
             end, sounds = due - data.CLOSING_SILENCE, self.sounds(codes).nonzero()
             thinks += [(len(text) - len(said) if self.ids.asr in text else start) - end] if start and not soon else []
             speaks += [int(sounds[0]) - end] if len(sounds) and not soon else []
-        return dict(right=evaluate.number(right, "share"), early=evaluate.number(early, "share"), transcripts=self.wer(transcripts),
+        return dict(right=measures.number(right, "share"), early=measures.number(early, "share"), transcripts=self.wer(transcripts),
                     thinks=seconds(thinks), speaks=seconds(speaks), **(self.interruptions(played) if interrupted else {}))
 
     def interruptions(self, played):
@@ -111,9 +111,9 @@ class Judge:
             stops += quiet[:1]
             stopped.append(bool(quiet) and quiet[0] <= second)
             alone.append(not self.sounds(played[i][1])[onset:onset + second + 1].all())
-            right.append(evaluate.words(self.text(text[end - data.CLOSING_SILENCE:])) == evaluate.words(self.turns[j]["response"]))
-        return dict(stopped=evaluate.number(stopped, "share"), alone=evaluate.number(alone, "share"), stops=seconds(stops),
-                    right_after=evaluate.number(right, "share"))
+            right.append(measures.words(self.text(text[end - data.CLOSING_SILENCE:])) == measures.words(self.turns[j]["response"]))
+        return dict(stopped=measures.number(stopped, "share"), alone=measures.number(alone, "share"), stops=seconds(stops),
+                    right_after=measures.number(right, "share"))
 
 
 def measure(model, stage, work, file, aligned="", interrupted=False):

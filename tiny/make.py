@@ -62,19 +62,30 @@ CODEC_STEPS, POLISHING_STEPS, HEARING_STEPS = 4500, 3000, 4200
 REACTION = 0.64         # seconds; two frames more than the paper's, so that more of a murmur is heard by then (LOG.md)
 # Grids: manifest, format, manifest lines joined to a sample (fewest, most), draws, and other fields of data.Settings. A user of the
 # second helping murmurs as the same engine: where only strangers murmur, their voice alone tells a murmur from a question (LOG.md).
-GRIDS = {
+FIRST_GRIDS = {
     "tts": ("joe.jsonl", "tts", 1, 4, 1, {}),
     "asr": ("users.jsonl", "asr", 1, 4, 1, dict(speeds=(0.9, 1.1))),
     "asr-response-tts": ("train.jsonl", "asr-response-tts", 1, 3, 1, dict(speeds=(0.9, 1.1))),
     "response-tts": ("train.jsonl", "response-tts", 1, 3, 2, dict(speeds=(0.88, 1.13))),
-    "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1, dict(speeds=(0.88, 1.13), backchannels="backchannels")),
+    "response-tts-free": ("train.jsonl", "response-tts-free", 2, 4, 1,
+                          dict(speeds=(0.88, 1.13), backchannels="backchannels")),
 }
-for _engine in MORE_RECORDINGS:
-    _file, _more = f"more-{_engine}.jsonl", dict(speeds=(0.88, 1.13), rooms=True, hearing="hearing")
-    GRIDS[f"response-tts-{_engine}"] = (_file, "response-tts", 1, 3, 1, _more)
-    GRIDS[f"response-tts-free-{_engine}"] = (_file, "response-tts-free", 2, 4, 1,
-                                             dict(_more, backchannels=f"backchannels/{_engine}", reaction=REACTION))
-MORE_GRIDS = [name for name, (file, *_) in GRIDS.items() if file.startswith("more-")]
+
+
+def grids_of_engines(engines):
+    """The grids of the second helping: of each engine's dialogs, with and without interruptions."""
+    table = {}
+    for engine in engines:
+        file = f"more-{engine}.jsonl"
+        more = dict(speeds=(0.88, 1.13), rooms=True, hearing="hearing")
+        free = dict(more, backchannels=f"backchannels/{engine}", reaction=REACTION)
+        table[f"response-tts-{engine}"] = (file, "response-tts", 1, 3, 1, more)
+        table[f"response-tts-free-{engine}"] = (file, "response-tts-free", 2, 4, 1, free)
+    return table
+
+
+MORE_GRIDS = grids_of_engines(MORE_RECORDINGS)
+GRIDS = FIRST_GRIDS | MORE_GRIDS
 # The four stages, the last in three parts: grids, epochs, learning rate at the start and at the end, other fields of
 # train.Settings. The rates of Table 3 are a billion-parameter model's; a model this small, trained from nothing, wants more.
 # In the last stage speech is learned already and hearing is not, and a <wait> weighs as much as a word: see LOG.md.
@@ -84,8 +95,8 @@ STAGES = {
     "post-training-2": (["tts", "asr"], 1, 4e-4, 3e-4, {}),
     "fine-tuning-1": (["asr-response-tts"], 2, 6e-4, 3e-4, {}),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 3.6, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0)),
-    "fine-tuning-2-more": (MORE_GRIDS, 2.4, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0, hide=0.12)),
-    "fine-tuning-2-last": (MORE_GRIDS, 0.3, 4e-4, 1e-5, dict(depth_share=0.5, wait_weight=1.0, hide=0.12)),
+    "fine-tuning-2-more": (list(MORE_GRIDS), 2.4, 6e-4, 2e-5, dict(depth_share=0.3, wait_weight=1.0, hide=0.12)),
+    "fine-tuning-2-last": (list(MORE_GRIDS), 0.3, 4e-4, 1e-5, dict(depth_share=0.5, wait_weight=1.0, hide=0.12)),
 }
 
 

@@ -31,7 +31,7 @@ import eval as evaluate  # noqa: E402
 import make  # noqa: E402
 import stream  # noqa: E402
 import voices  # noqa: E402
-from workshop import sound_file  # noqa: E402
+from workshop import measures, sound_file  # noqa: E402
 from workshop.manifests import write_lines  # noqa: E402
 
 BEFORE = 3     # frames of silence before a question
@@ -121,7 +121,7 @@ def record_answers(out, jobs, speaker, rounds=ROUNDS):
                 group = todo[start:start + BATCH]
                 files = [out / asked_by[a][turn % len(asked_by[a])]["path"] for a in group]
                 for answer, (words, codes) in zip(group, speaker.ask(files, seed=turn)):
-                    right = evaluate.words(words) == evaluate.words(answer)
+                    right = measures.words(words) == measures.words(answer)
                     if not right or not len(codes):
                         missing.append(answer)
                         continue

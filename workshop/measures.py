@@ -1,0 +1,90 @@
+"""Numbers of an evaluation: errors of words, and how sure a number is.
+
+What this is: the words of a text, errors against a true text (word error rate, character error
+rate), and a number with its count and its 95 % interval. What this is not: what is measured
+(eval.py), or how it is shown (report.py). Serves eval.py.
+
+    word_errors(words("It is 7."), words("It was seven")) -> 1
+    number([True, True, False], "share") -> value 0.67, n 3, low 0.21, high 0.94
+"""
+import re
+
+import numpy as np
+
+NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+           "fifteen sixteen seventeen eighteen nineteen twenty").split()
+# Whisper's own normalizer reads titles in this way.
+TITLES = dict(dr="doctor", mr="mister", mrs="missus", prof="professor", st="saint")
+NORMAL_95 = 1.96   # standard deviations around the mean that hold 95 % of a normal distribution
+RESAMPLES = 1000   # of the bootstrap
+
+
+def words(text, language="en"):
+    """The words of a text, so that two spellings of the same speech are equal: lower case, without
+    punctuation, with numbers up to twenty and titles written out. A Chinese word is a character."""
+    text = text.lower().replace("+", " plus ").replace("=", " is ")
+    text = re.sub(r"[^\w' ]+", " ", text)
+    if language == "zh":
+        return list("".join(text.split()))
+    return [spelled_out(word) for word in text.split()]
+
+
+def spelled_out(word):
+    """"7" -> "seven", "dr" -> "doctor"; any other word stays as it is."""
+    if word.isdecimal() and int(word) < len(NUMBERS):
+        return NUMBERS[int(word)]
+    return TITLES.get(word, word)
+
+
+def word_errors(guess, truth):
+    """The fewest substitutions, insertions and deletions that turn one list of words into the other
+    (Levenshtein's distance)."""
+    # distances[j] is the distance between the words of `truth` so far and the first j of `guess`.
+    distances = list(range(len(guess) + 1))
+    for i, true_word in enumerate(truth, 1):
+        diagonal = distances[0]
+        distances[0] = i
+        for j, word in enumerate(guess, 1):
+            substituted = diagonal + (word != true_word)
+            diagonal = distances[j]
+            distances[j] = min(substituted, distances[j] + 1, distances[j - 1] + 1)
+    return distances[-1]
+
+
+def number(values, unit):
+    """Measurements -> dict of value, n, low, high (the 95 % interval) and unit.
+
+    unit "share": values are booleans, the value is the share of True. unit "s": values are seconds,
+    the value is their median. Any other unit: values are pairs (part, whole), the value is the sum
+    of the parts divided by the sum of the wholes. Without values, value, low and high are None."""
+    if not values:
+        return dict(value=None, n=0, low=None, high=None, unit=unit)
+    interval = wilson if unit == "share" else bootstrap
+    value, low, high = interval(values, unit)
+    return dict(value=value, n=len(values), low=low, high=high, unit=unit)
+
+
+def wilson(values, unit):
+    """Booleans -> (share, low, high). Wilson's interval has a width even where all are False."""
+    n = len(values)
+    z = NORMAL_95
+    share = sum(values) / n
+    middle = share + z * z / 2 / n
+    half = z * (share * (1 - share) / n + (z / 2 / n) ** 2) ** 0.5
+    scale = 1 + z * z / n
+    return share, max(0, (middle - half) / scale), min(1, (middle + half) / scale)
+
+
+def bootstrap(values, unit):
+    """Seconds or pairs -> (value, low, high). The interval holds the middle 95 % of the values of
+    RESAMPLES resamples, which are the same in every run."""
+    n = len(values)
+    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    # The first row is the measurement itself, in its own order.
+    samples = np.asarray(values, float)[np.vstack([np.arange(n), drawn])]
+    if unit == "s":
+        estimates = np.median(samples, 1)
+    else:
+        estimates = samples[..., 0].sum(1) / samples[..., 1].sum(1).clip(1)
+    low, high = np.percentile(estimates[1:], (2.5, 97.5)).tolist()
+    return float(estimates[0]), low, high
