@@ -91,7 +91,7 @@ def test_nothing_is_said_to_nobody(conversations, kind):
     assert conversations[kind] == []
 
 
-@pytest.mark.parametrize("gain", [0.1])
+@pytest.mark.parametrize("gain", [0.1, 0.3])
 def test_it_does_not_talk_with_itself(partner, gain, pytestconfig):
     """Catches a model that takes its own voice, back in the microphone 0.24 s later, for a
     user's."""
