@@ -44,7 +44,8 @@ def lines_of(partner, waves):
         whole = F.pad(wave, (0, -len(wave) % data.FRAME))
         conversations.append(codec.encode(whole[None, None])[0].T)  # [T, K]
     lines = [[] for _ in waves]
-    played = evaluate.play(partner.model, partner.duplex.sampling, conversations)
+    # At most three side by side: what is longer would keep the others' places computing.
+    played = evaluate.play(partner.model, partner.duplex.sampling, conversations, batch=3)
     for i, (text, _, _) in played:
         monologue = partner.monologue(lambda *_, **__: None)
         for frame, token in enumerate(text):
