@@ -29,6 +29,15 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="hours of conversation, and 10,000 messages from strangers")
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """As many threads after a test as before it: chat.py takes one for a small model, and sums in
+    another order are other sums."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """A model folder of the shipped shape with random weights: it babbles, but its bytes and times are right."""

@@ -2,6 +2,7 @@
 go wrong in a run."""
 import json
 import math
+import os
 import random
 import resource
 import signal
@@ -344,7 +345,8 @@ def test_kill_9_and_resume_is_bitwise_the_same_run(run):
                  "hold_out", "valid_every"):
         flags += [option_name(name), str(getattr(run, name))]
     command = [sys.executable, train.__file__, "run", *run.grids, *flags]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    same_threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=same_threads)
     for line in child.stdout:
         if line.startswith("step 90/"):
             break
