@@ -472,8 +472,8 @@ class Exchange:
 class Plan:
     """A sample before what is heard of it is encoded.
 
-    speak_codes: [T, K] of each span of script.speak_spans; user_audio: [T * FRAME], None where nothing is
-    heard."""
+    speak_codes: [T, K] of each span of script.speak_spans; user_audio: [T * FRAME], None where
+    nothing is heard."""
     script: stream.Script
     speak_codes: list
     user_audio: np.ndarray | None

@@ -39,7 +39,8 @@ def run(name, main):
 
 
 def print_while_read(*values, **options):
-    """`print`, for what goes on when nobody reads any more: an answer is still written to its file."""
+    """`print`, for what goes on when nobody reads any more: an answer is still written to its
+    file."""
     try:
         print(*values, **options)
     except BrokenPipeError:
