@@ -79,7 +79,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import flm
 from stream import FORMATS, FRAME_RATE, Loss
-from workshop import checkpoints, costs, model_files, processes, training_log, training_options
+from workshop import checkpoints, costs, lora, model_files, processes, training_log
+from workshop import training_options
 from workshop.batches import Batches
 from workshop.checkpoints import Checkpoints
 from workshop.processes import sum_over_processes
@@ -173,6 +174,9 @@ class Settings:
     acoustic_weight: float = ALPHA_2
     monologue_weight: float = BETA
     wait_weight: float = GAMMA
+    lora: int | None = None      # rank of adapters
+    lora_full_audio: bool = False
+    freeze: tuple = ()           # names of flm.PARTS
     depth_share: float = 1.0     # of the frames with codes
     repeats: float = 1.0         # factor on depth_share for frames that repeat the one before
     hide: float = 0.0            # share of the codes heard
@@ -341,37 +345,34 @@ def validation(equation, batches, weights):
 # --- the model to train, and its optimizer ---
 
 def build(settings, device):
-    """The Equation3 to train, whole in one process or sharded over all. Only the first process
-    reads the model's files. Raises model_files.LoadError."""
+    """The Equation3 to train, whole in one process or sharded over all, and a fingerprint of the
+    weights that it starts from, or None where all of them are trained. Only the first process reads
+    the model's files. Raises model_files.LoadError."""
     model = None
     config = None
+    base = None
     weights = {}
-    torch.manual_seed(settings.seed)
+    trained = lora.Trained.of(vars(settings))
     if processes.rank() == 0:
-        model = starting_model(settings)
+        model = checkpoints.starting_model(settings.init, settings.qwen, settings.seed)
         config = model.config
+        if not trained.everything:
+            base = lora.fingerprint(model)
+        lora.adapt(model, trained, settings.bfloat16)
         weights = model.state_dict()
     if not dist.is_initialized():
         equation = Equation3(model)
         prepare_blocks(equation, settings)
         if settings.bfloat16:
             equation.forward = torch.autocast(device.type, torch.bfloat16)(equation.forward)
-        return equation.to(device)
-    config = processes.from_first(config)
-    equation = Equation3(flm.FLM(config))  # without values, which come from the first process
+        return equation.to(device), base
+    config, base = processes.from_first((config, base))
+    model = flm.FLM(config)  # without values, which come from the first process
+    lora.adapt(model, trained, settings.bfloat16)
+    equation = Equation3(model)
     prepare_blocks(equation, settings)
     processes.shard(equation, equation.blocks, equation.flm, weights, device, settings.bfloat16)
-    return equation
-
-
-def starting_model(settings):
-    """The model of --init: a folder's, or a preset with fresh weights or those of --qwen."""
-    preset = flm.PRESETS.get(settings.init)
-    if settings.qwen:
-        return model_files.from_qwen(settings.qwen, preset)
-    if preset:
-        return flm.init_weights(flm.FLM(preset))
-    return model_files.load(settings.init)
+    return equation, base
 
 
 def prepare_blocks(equation, settings):
@@ -384,14 +385,15 @@ def prepare_blocks(equation, settings):
 
 
 def make_optimizer(equation):
-    """AdamW over all weights.
+    """AdamW over all weights that are trained.
 
     Decision: each stage starts with a fresh optimizer and a warm-up of its own. The paper does not
     say what becomes of AdamW's moments between stages; a stage starts from a model folder, as
     anybody's run from the released model must. Backbone and depth transformer share it: section 3.1
     found Moshi's two optimizers unnecessary."""
-    matrices = [p for p in equation.parameters() if p.ndim > 1]
-    vectors = [p for p in equation.parameters() if p.ndim <= 1]
+    trained = [p for p in equation.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": WEIGHT_DECAY},
         {"params": vectors, "weight_decay": 0.0},
@@ -440,16 +442,17 @@ def train(settings):
 
 def start(settings):
     """Settings -> the Run of this process, at its first step or where its newest checkpoint is."""
-    device = processes.connect(settings.device)
+    training_options.check_keeps_something(settings)
+    device = processes.connect(settings.device, alone=settings.lora is not None)
     rank = processes.rank()
     if rank == 0 and settings.beside:
         model_files.resolve(settings.beside)  # a wrong path shows now, and not when all is trained
-    equation = build(settings, device)
+    equation, base = build(settings, device)
     config = equation.flm.config
     settings = settings.resolve(config)
     batches = Batches(settings, config, rank, processes.count())
     optimizer = make_optimizer(equation)
-    about = describe(settings, config, batches)
+    about = describe(settings, config, batches, base)
     folder = Checkpoints(settings.out, settings.keep)
     run = Run(settings, equation, optimizer, batches, folder, about)
     newest = run.checkpoints.newest()
@@ -469,7 +472,8 @@ def take_steps(run):
     settings = run.settings
     weights = settings.weights()
     steps = run.batches.steps
-    meter = costs.Meter(run.equation.flm.config, settings.length, device_of(run.equation))
+    meter = costs.Meter(run.equation.flm.config, settings.length, device_of(run.equation),
+                        lora.Trained.of(vars(settings)))
     stopping = False
     with closing(run.batches.upcoming(run.step)) as upcoming, processes.StopRequest() as stop:
         while run.step < steps and not stopping:
@@ -523,11 +527,13 @@ def update(run, micro_batches, weights, rate):
 
 # --- what a run says of itself ---
 
-def describe(settings, config, batches):
-    """What a checkpoint says of its run, as JSON has it: method, config, beside."""
+def describe(settings, config, batches, base):
+    """What a checkpoint says of its run, as JSON has it: method, config, beside. base: the
+    fingerprint of weights that are not in the checkpoint."""
     names = [f.name for f in fields(settings) if f.name not in MAY_CHANGE]
     method = {name: getattr(settings, name) for name in names}
     method["samples"] = len(batches.grids)
+    method["base"] = base
     about = {"method": method, "config": config.to_json(), "beside": settings.beside}
     return json.loads(json.dumps(about, default=str))
 
@@ -551,6 +557,8 @@ def announce(run):
     print(f"{settings.stage}: {settings.epochs:g} epochs, learning rate {start:g} to {end:g}; "
           f"in the paper: {', '.join(stage.formats)}, of {mixture}")
     begin = f", resumed at step {run.step}" if run.step else ""
+    if settings.lora or settings.freeze:
+        print(training_log.trained_parameters(run.equation))
     print(f"{len(batches.grids)} samples, {sum(batches.grids.lengths):,} frames, "
           f"{batches.steps_per_epoch} steps an epoch, {batches.steps} steps, "
           f"{processes.count()} processes{begin}")
@@ -561,7 +569,7 @@ def bench(preset, frames, steps, settings):
     so many frames, and on a GPU the update. On a CPU the larger models' optimizer would not fit in
     memory."""
     device = processes.connect(settings.device)
-    equation = build(replace(settings, init=preset), device)
+    equation, _ = build(replace(settings, init=preset), device)
     optimizer = make_optimizer(equation)
     weights = settings.weights()
 

@@ -24,7 +24,7 @@ import flm
 import stream
 import train
 from stream import K, Ids, Loss, Turn
-from workshop import (batches, checkpoints, costs, model_files, processes, shards,
+from workshop import (batches, checkpoints, costs, lora, model_files, processes, shards,
                       training_set)
 from workshop.training_log import read_log
 from workshop.training_options import option_name
@@ -271,12 +271,13 @@ def test_hiding_blanks_what_is_heard_alone():
 
 def gradient(settings, rank, world):
     """Terms of equation 3 and the whole gradient of a run's first step."""
-    equation = train.build(settings, CPU)
+    equation, _ = train.build(settings, CPU)
     first_step = batches.Batches(settings, SMALL, rank, world).step(0)
     terms, _ = train.gradients(equation, first_step, WEIGHTS)
     whole = {}
     for name, parameter in equation.named_parameters():
-        whole[name] = processes.gather(parameter.grad).clone()
+        if parameter.requires_grad:
+            whole[name] = processes.gather(parameter.grad).clone()
     norm = torch.nn.utils.clip_grad_norm_(equation.parameters(), 1.0)
     return terms, whole, processes.gather(norm)
 
@@ -417,6 +418,95 @@ def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
         train.train(run)
 
 
+# --- a part of the weights ---
+
+def adapted(net, **trained):
+    """A model with adapters that change something."""
+    lora.adapt(net, lora.Trained(**trained))
+    for name, parameter in net.named_parameters():
+        if name.endswith("lora_B"):
+            parameter.data.normal_(0, 0.1)
+    return net
+
+
+@pytest.mark.parametrize("full_audio", (False, True))
+def test_merged_adapters_compute_the_same(full_audio):
+    """Catches an adapter that is merged transposed, unscaled, or not into every layer that has one,
+    and a merge that touches what has none."""
+    net = adapted(model(), rank=3, full_audio=full_audio)
+    before = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    batch = batches.collate([[stream.delay(grid, IDS) for grid in made_up(2)]], 40, IDS)
+    expected = train.Equation3(net)(*batch)
+    lora.merge(net)
+    assert torch.allclose(train.Equation3(net)(*batch), expected, rtol=1e-5)
+    assert not torch.allclose(train.Equation3(model())(*batch), expected, rtol=1e-3)
+    assert net.state_dict().keys() == model().state_dict().keys()
+    with_adapters = {name.removesuffix("lora_A") for name in before if name.endswith("lora_A")}
+    for name, value in net.state_dict().items():
+        same = torch.equal(value, before[name])
+        assert same == (name.removesuffix("weight") not in with_adapters), name
+    depth_is_adapted = any(name.startswith("aud_output_layers") for name in with_adapters)
+    assert depth_is_adapted != full_audio
+
+
+@pytest.mark.parametrize("part", (dict(lora=2), dict(freeze=("backbone", "depth"))))
+def test_a_run_of_a_part_resumes_and_leaves_the_rest(run, monkeypatch, part):
+    """Catches a frozen weight that changes, checkpoints that hold what is not trained, a resumed
+    run that is another one, and an export that lacks adapters or base."""
+    run = replace(run, epochs=1, lr=(1e-1, 1e-2), **part)
+    train.train(replace(run, out=f"{run.out}-whole"))
+    monkeypatch.setattr(processes.StopRequest, "anywhere", lambda request: True)
+    with pytest.raises(train.TrainError, match="stopped at step 1"):
+        train.train(run)
+    monkeypatch.undo()
+    train.train(run)
+    names = ("step", "loss", "norm")
+    assert log_of(run.out, *names) == log_of(f"{run.out}-whole", *names)
+    start = model_files.load(run.init).state_dict()
+    weights = model_files.load(run.out).state_dict()
+    again = model_files.load(f"{run.out}-whole").state_dict()
+    changed = set()
+    for name, value in weights.items():
+        assert torch.equal(value, again[name]), name
+        if not torch.equal(value, start[name]):
+            changed.add(name)
+    if run.lora:
+        assert "model.norm.weight" not in changed and "lm_head.weight" in changed
+        query = "model.layers.1.self_attn.q_proj.weight"
+        assert torch.linalg.matrix_rank(weights[query] - start[query], rtol=1e-4) == run.lora
+    else:
+        parts = {lora.part_of(name) for name in changed}
+        assert parts == {"embeddings", "heads"}
+    newest = checkpoints.list_checkpoints(Path(run.out) / "checkpoints")[-1]
+    held = torch.distributed.checkpoint.FileSystemReader(newest).read_metadata()
+    assert "model.model.norm.weight" not in held.state_dict_metadata
+    assert "model.model.embed_tokens.aud_listen_embeddings.0.weight" in held.state_dict_metadata
+
+
+def test_adapters_need_the_model_that_they_stand_beside(run):
+    """Catches adapters that are resumed on, or merged into, a model that was changed since."""
+    run = replace(run, epochs=1, lora=2)
+    train.train(run)
+    start = model_files.load(run.init)
+    start.model.norm.weight.data[0] += 1
+    model_files.save(start, run.init)
+    with pytest.raises(checkpoints.CheckpointError, match="with another base"):
+        train.train(run)
+    with pytest.raises(SystemExit, match="other weights are there now"):
+        train.main(["export", run.out, f"{run.out}-exported"])
+
+
+def test_adapters_with_bfloat16(run):
+    """Catches a base in 16 bits that the computation cannot read, and an export without it."""
+    train.train(replace(run, epochs=1, lora=2, bfloat16=True))
+    start = model_files.load(run.init).state_dict()
+    weights = model_files.load(run.out).state_dict()
+    norm = "model.layers.0.input_layernorm.weight"
+    assert torch.equal(weights[norm], start[norm])
+    losses = [loss for loss, in log_of(run.out, "loss")]
+    assert all(map(math.isfinite, losses))
+
+
 # --- what a user sees ---
 
 def test_log_shows_what_each_term_adds(run, capsys):
@@ -495,6 +585,12 @@ def test_errors_are_one_sentence(run, tmp_path):
         (["run", *grids, *start], "--out must be given"),
         ([*usual, "--depth-share", "2"], "--depth-share must be from 0 to 1, not 2.0"),
         ([*usual, "--qwen", "q"], "--qwen starts a preset"),
+        (["run", *grids, *start, "--out", f"{run.init}/../start"], "is the folder of --init"),
+        ([*usual, "--lora", "0"], "--lora must be 1 or more"),
+        ([*usual, "--freeze", "head"], "--freeze takes embeddings, backbone, heads, depth, not"),
+        ([*usual, "--freeze", *lora.PARTS], "nothing is left to train"),
+        ([*usual, "--lora-full-audio"], "no effect without --lora"),
+        (["run", *grids, "--init", "tiny", *out, "--lora", "2"], "has random weights, and --lora"),
         ([*usual, "--length", "9"], "raise --length"),
         ([*usual, "--paper", "--length", "9999"], "more than the model's 8192 positions"),
         (["run", *start, *out], "no samples"),
@@ -548,6 +644,23 @@ def test_plan_counts_without_starting(capsys):
     assert f"{3.3e6 * 3600 * 12.5 * 17 / 1e6:,.1f} M tokens" in plan
     assert f"{16 * size / 8 / 1e9:.1f}  weights" in plan
     assert "days at 45% MFU" in plan
+
+
+def test_plan_with_adapters_fits_a_small_gpu(capsys):
+    """Catches a plan that reckons with moments of weights that stay, or forgets these weights: the
+    7B model on one GPU of 24 GB."""
+    train.main(["run", "--init", "7b", "--lora", "16", "--plan", "--hours", "100", "--gpus", "1",
+                "--gpu", "4090", "--micro", "1", "--length", "512", "--recompute"])
+    lines = capsys.readouterr().out.splitlines()
+    net = flm.FLM(flm.PRESETS["7b"])
+    lora.adapt(net, lora.Trained(rank=16))
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    stays = sum(p.numel() for p in net.parameters() if not p.requires_grad)
+    sizes = {line.split("  ")[-1]: float(line.split()[0]) for line in lines if line[:1] == " "}
+    assert sizes["weights that stay, sharded"] == pytest.approx(2 * stays / 1e9, abs=0.1)
+    moments = sizes["weights, gradients and two moments in float32, sharded"]
+    assert moments == pytest.approx(16 * trained / 1e9, abs=0.1)
+    assert sizes["in all"] < 24
 
 
 def test_plot(run, monkeypatch):

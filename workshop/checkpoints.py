@@ -12,6 +12,8 @@ Unusual here:
 - A checkpoint is written in the background, in a folder named step-....part, and renamed when
   whole. Neither a kill nor a full disk costs an older one.
 - A checkpoint of 8 processes can be read by 2, or by one.
+- It holds what is trained and no more. With adapters or frozen parts (workshop/lora.py) the rest
+  comes from the model that the run started from, and a fingerprint tells whether it is still that.
 """
 import json
 import os
@@ -23,10 +25,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions, get_state_dict, set_state_dict)
 
 import flm
-from workshop import model_files, processes
+from workshop import lora, model_files, processes
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -35,6 +38,9 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read; the message is one sentence."""
 
+
+# What is not trained is in no checkpoint.
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 # CheckpointException is no Exception.
 FAILURES = (Exception, dcp.api.CheckpointException)
@@ -45,6 +51,19 @@ def reason(failure):
     failures = getattr(failure, "failures", {}).values()
     first = [inner for inner, _ in failures] or failure
     return str(first).splitlines()[0]
+
+
+def starting_model(init, qwen, seed):
+    """The model that a run starts from -> flm.FLM: that of a folder or Hub id `init`; or the preset
+    `init` with the weights of a `qwen`, and with fresh ones, which follow from the seed, where
+    there are no others. Raises model_files.LoadError."""
+    torch.manual_seed(seed)
+    preset = flm.PRESETS.get(init)
+    if qwen:
+        return model_files.from_qwen(qwen, preset)
+    if preset:
+        return flm.init_weights(flm.FLM(preset))
+    return model_files.load(init)
 
 
 # --- writing ---
@@ -77,7 +96,7 @@ class Checkpoints:
         beside the step. Raises CheckpointError where the checkpoint before this one could not be
         written."""
         self.close()
-        weights, moments = get_state_dict(model, optimizer)
+        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         part = self.folder / f"step-{step:08d}.part"
         state = {"model": weights, "optimizer": moments}
         shards = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
@@ -136,14 +155,15 @@ def resume(path, model, optimizer, method, defaults):
     method: the settings that must be those of the checkpoint; defaults: what a checkpoint had that
     is older than a setting. Raises CheckpointError that names the settings that differ."""
     about = json.loads((path / "run.json").read_text())
-    before = defaults | about["method"]
+    before = json.loads(json.dumps(defaults)) | about["method"]
     differing = ", ".join(name for name in method if method[name] != before.get(name))
     if differing:
         raise CheckpointError(f"{path} was made with another {differing}: choose another --out, or "
                               "remove it")
-    weights, moments = get_state_dict(model, optimizer)
+    weights, moments = get_state_dict(model, optimizer, options=TRAINED)
     load(path, {"model": weights, "optimizer": moments})
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments,
+                   options=TRAINED)
     return about["step"]
 
 
@@ -159,14 +179,35 @@ def export(source, folder, dtype=torch.float32):
         path = whole[-1]
     about = json.loads((path / "run.json").read_text())
     method = about["method"]
-    # chat.py remembers as many frames as a row of training held, and no more.
-    config = about["config"] | {"trained_frames": method["length"]}
-    model = flm.FLM(flm.Config.from_json(config)).to_empty(device="cpu")
-    load(path, {"model": model.state_dict()}, no_dist=True)
+    model = whole_model(path, about)
     model_files.save(model.to(dtype), folder)
     beside = about["beside"] or method["qwen"] or method["init"]
     if beside not in flm.PRESETS:
         copy_beside(model_files.resolve(beside), Path(folder))
+
+
+def whole_model(path, about):
+    """The flm.FLM of a checkpoint; about: what its run.json says. Adapters are merged. Raises
+    CheckpointError or model_files.LoadError."""
+    method = about["method"]
+    # chat.py remembers as many frames as a row of training held, and no more.
+    config = flm.Config.from_json(about["config"] | {"trained_frames": method["length"]})
+    trained = lora.Trained.of(method)
+    if trained.everything:
+        model = flm.FLM(config).to_empty(device="cpu")
+        load(path, {"model": model.state_dict()}, no_dist=True)
+        return model
+    start = method["qwen"] or method["init"]
+    model = starting_model(method["init"], method["qwen"], method["seed"])
+    if lora.fingerprint(model) != method["base"]:
+        raise CheckpointError(f"{path} holds what was trained beside the weights of {start}, and "
+                              "other weights are there now: put those of the run's start back")
+    lora.adapt(model, trained)
+    weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    load(path, {"model": weights}, no_dist=True)
+    lora.merge(model)
+    model.config = config
+    return model
 
 
 def copy_beside(source, folder):

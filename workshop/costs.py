@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import flm
 import stream
 from stream import FRAME_RATE, K, Loss
-from workshop import model_files, processes
+from workshop import lora, model_files, processes, training_log
 from workshop.batches import collate
 from workshop.training_set import Grids
 
@@ -32,6 +32,8 @@ GPUS = {  # gigabytes; dense bfloat16 TFLOP/s; of the data sheets
     "H100": (80, 989),
     "H200": (141, 989),
     "B200": (180, 2250),
+    "3090": (24, 71),
+    "4090": (24, 165),
 }
 FLOAT32 = 4   # bytes
 BFLOAT16 = 2  # bytes
@@ -43,24 +45,35 @@ class CostError(ValueError):
 
 # --- a step ---
 
-def flops(config, frames, length, code_frames):
+def flops(config, frames, length, code_frames, trained=lora.Trained()):
     """Floating-point operations of forward and backward pass over `frames` in rows of `length`,
     `code_frames` of them with loss on codes.
 
     Work that serves the result: pads, frames computed again and the masked half of attention do not
-    count. A product with a matrix of m entries costs 2 m forward and 4 m backward."""
+    count. A product with a matrix of m entries costs 2 m forward and 4 m backward, half of it for
+    the gradient of the matrix, which one that stays as it is does not need. Adapters count as
+    nothing beside their matrices."""
     D = config.hidden_size
     n = config.depth_dim
     query_width = config.num_attention_heads * config.head_dim
     key_width = config.num_key_value_heads * config.head_dim
     block = 2 * D * query_width + 2 * D * key_width + 3 * D * config.intermediate_size
-    block += query_width * length  # scores and values, of length / 2 frames in the mean
+    scores = query_width * length  # scores and values, of length / 2 frames in the mean
     mlp = 8 * n * n
     if config.depth_swiglu:
         mlp = 3 * n * int(8 * n / 3)
-    depth = K * (n * D + config.depth_layers * (4 * n * n + mlp) + n * config.aud_vocab_size)
-    backbone = config.num_hidden_layers * block + D * config.vocab_size
-    return 6 * (frames * backbone + code_frames * depth)
+    depth_blocks = K * config.depth_layers * (4 * n * n + mlp)
+    depth_ends = K * (n * D + n * config.aud_vocab_size)
+    layers = config.num_hidden_layers
+    backbone = passes(trained, "model.layers.") * layers * block + 6 * layers * scores
+    backbone += passes(trained, "lm_head.") * D * config.vocab_size
+    depth = passes(trained, lora.DEPTH_BLOCKS) * depth_blocks + 6 * depth_ends
+    return frames * backbone + code_frames * depth
+
+
+def passes(trained, name):
+    """Operations of each entry of the matrices whose names begin so: 6, or 4 where they stay."""
+    return 6 if trained.is_whole(name) else 4
 
 
 def peak(device):
@@ -83,11 +96,12 @@ def memory(device):
 
 
 class Meter:
-    """How fast a run is. length: frames of a row."""
+    """How fast a run is. length: frames of a row; trained: lora.Trained."""
 
-    def __init__(self, config, length, device):
+    def __init__(self, config, length, device, trained):
         self.config = config
         self.length = length
+        self.trained = trained
         self.device = device
         self.peak = peak(device)
 
@@ -101,7 +115,8 @@ class Meter:
             "gigabytes": memory(self.device) / 1e9,
         }
         if self.peak:
-            work = flops(self.config, frames, self.length, counts[Loss.SEMANTIC].item())
+            code_frames = counts[Loss.SEMANTIC].item()
+            work = flops(self.config, frames, self.length, code_frames, self.trained)
             numbers["mfu"] = work / seconds / processes.count() / self.peak
         return numbers
 
@@ -118,6 +133,7 @@ def plan(settings, hours, gpu, gpus):
     model = flm.FLM(preset) if preset else model_files.load(settings.init, "meta")
     config = model.config
     settings = settings.resolve(config)
+    trained = lora.Trained.of(vars(settings))
     if settings.grids:
         frames_an_epoch = sum(Grids(settings.grids).lengths)
     elif hours:
@@ -126,12 +142,13 @@ def plan(settings, hours, gpu, gpus):
         raise CostError("--plan needs grids, or --hours of audio")
     frames = settings.epochs * frames_an_epoch
     steps = math.ceil(frames / (settings.batch * settings.length))
+    counts = flm.count_parameters(model)
+    lora.adapt(model, trained, bfloat16=True)
     parts = memory_plan(model, settings, gpus)
     total = sum(parts.values())
     gigabytes, tera = GPUS[gpu]
-    work = flops(config, frames, settings.length, frames)
+    work = flops(config, frames, settings.length, frames, trained)
     days = work / (gpus * tera * 1e12 * EXPECTED_MFU) / 86_400
-    counts = flm.count_parameters(model)
     by_part = ", ".join(f"{part} {count / 1e6:,.0f} M" for part, count in counts.items())
     verdict = ""
     if total > gigabytes * 1e9:
@@ -144,6 +161,8 @@ def plan(settings, hours, gpu, gpus):
         f"{frames * (1 + 2 * K) / 1e6:,.1f} M tokens",
         f"memory of each of {gpus} {gpu}, estimated, in GB of {gigabytes}:",
     ]
+    if not trained.everything:
+        lines.insert(1, training_log.trained_parameters(model))
     lines += [f"{size / 1e9:9.1f}  {what}" for what, size in parts.items()]
     lines.append(f"{total / 1e9:9.1f}  in all{verdict}")
     lines.append(f"{work:.2e} FLOP: {days:,.2f} days at {EXPECTED_MFU:.0%} MFU")
@@ -156,9 +175,15 @@ def memory_plan(model, settings, gpus):
     D = config.hidden_size
     n = config.depth_dim
     blocks = [*model.model.layers, *model.aud_output_layers.transformer["h"]]
-    block_sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
-    parameters = sum(p.numel() for p in model.parameters())
-    whole_at_once = parameters - sum(block_sizes) + 2 * max(block_sizes)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() * p.itemsize for p in model.parameters() if not p.requires_grad)
+    if gpus == 1 and settings.lora:  # what is trained is read in 16 bits, and nothing is gathered
+        copies = "copies in bfloat16 of what is trained"
+        copied = BFLOAT16 * trained
+    else:
+        sizes = [gathered_bytes(block) for block in blocks]
+        copies = "root and two blocks gathered in bfloat16, their gradients"
+        copied = gathered_bytes(model) - sum(sizes) + 2 * max(sizes)
     rows = settings.micro or math.ceil(settings.batch / gpus)
     frames = rows * settings.length
     # Bytes a frame in bfloat16: what a block hands on, and what stands within it until the
@@ -173,14 +198,27 @@ def memory_plan(model, settings, gpus):
     else:
         activations = config.num_hidden_layers * within + config.depth_layers * depth_within
     logits = config.vocab_size + K * config.aud_vocab_size
-    return {
-        "weights, gradients and two moments in float32, sharded": 4 * FLOAT32 * parameters / gpus,
-        "root and two blocks gathered in bfloat16, their gradients":
-            (2 * BFLOAT16 + FLOAT32) * whole_at_once,
+    parts = {"weights, gradients and two moments in float32, sharded": 4 * FLOAT32 * trained / gpus}
+    if frozen:
+        parts["weights that stay, sharded"] = frozen / gpus
+    return parts | {
+        copies: copied,
         f"activations of {rows} x {settings.length} frames": frames * activations,
         # bfloat16, float32, and the gradient of the float32 ones
         "logits and their gradients": frames * (BFLOAT16 + 2 * FLOAT32) * logits,
     }
+
+
+def gathered_bytes(module):
+    """What a module takes while FSDP has it gathered: its weights in bfloat16; and of what is
+    trained, gradients in bfloat16 and in float32."""
+    size = 0
+    for parameter in module.parameters():
+        each = BFLOAT16
+        if parameter.requires_grad:
+            each += BFLOAT16 + FLOAT32
+        size += each * parameter.numel()
+    return size
 
 
 # --- the bench ---

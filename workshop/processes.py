@@ -10,7 +10,8 @@ function here still works.
 
 Unusual here:
 - A lone GPU forms a group of one process, so that FSDP gives it the same mixed precision as many
-  GPUs have.
+  GPUs have. With adapters it does not (`alone`): FSDP would gather copies of what is there already,
+  and adapters are for GPUs without room to spare.
 - A stop is a question that all processes answer together: they leave the loop at the same step.
 """
 import os
@@ -28,14 +29,15 @@ class ProcessError(ValueError):
     """A device that is not there; the message is one sentence."""
 
 
-def connect(device):
-    """Join the other processes of a torchrun. device: "cpu" or "cuda" -> this process's
-    torch.device. Raises ProcessError where there is no GPU."""
+def connect(device, alone=False):
+    """Join the other processes of a torchrun. device: "cpu" or "cuda"; alone: a lone GPU forms no
+    group -> this process's torch.device. Raises ProcessError where there is no GPU."""
     device = torch.device(device)
     by_torchrun = "RANK" in os.environ
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ProcessError("--device cuda was asked for, and PyTorch sees no GPU")
-    if not dist.is_initialized() and (by_torchrun or device.type == "cuda"):
+    forms_group = by_torchrun or (device.type == "cuda" and not alone)
+    if forms_group and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if by_torchrun:
             dist.init_process_group(backend)

@@ -9,9 +9,10 @@ train.Settings.
 import argparse
 import math
 from dataclasses import fields
+from pathlib import Path
 
 import flm
-from workshop import costs
+from workshop import costs, lora
 
 
 class SettingError(ValueError):
@@ -28,6 +29,7 @@ LIMITS = {
     "acoustic_weight": (0, 1e6),
     "monologue_weight": (0, 1e6),
     "wait_weight": (0, 1e6),
+    "lora": (1, math.inf),
     "depth_share": (0, 1),
     "repeats": (0, 1),
     "hide": (0, 1),
@@ -56,9 +58,33 @@ def check(settings):
     for name in ("init", "out"):
         if not getattr(settings, name):
             raise SettingError(f"{option_name(name)} must be given")
+    if Path(settings.init).is_dir() and Path(settings.init).resolve() == Path(settings.out).resolve():
+        raise SettingError(f"--out {settings.out} is the folder of --init, whose model would be "
+                           "overwritten: choose another --out")
+    check_trained(settings)
     if settings.qwen and settings.init not in flm.PRESETS:
         raise SettingError(f"--qwen starts a preset ({', '.join(flm.PRESETS)}), and --init is "
                            f"{settings.init}")
+
+
+def check_trained(settings):
+    """Raise SettingError where adapters or frozen parts make no sense."""
+    names = ", ".join(lora.PARTS)
+    for part in settings.freeze:
+        if part not in lora.PARTS:
+            raise SettingError(f"--freeze takes {names}, not {part}")
+    if set(settings.freeze) == set(lora.PARTS):
+        raise SettingError("--freeze names all parts of the model, and nothing is left to train")
+    if settings.lora_full_audio and not settings.lora:
+        raise SettingError("--lora-full-audio has no effect without --lora RANK")
+
+
+def check_keeps_something(settings):
+    """Raise SettingError where a run would keep random weights as they are. A plan may."""
+    is_fresh = settings.init in flm.PRESETS and not settings.qwen
+    if is_fresh and (settings.lora or settings.freeze):
+        raise SettingError(f"--init {settings.init} has random weights, and --lora and --freeze "
+                           "keep weights as they are: give a trained model, or --qwen")
 
 
 def check_number(name, number):
@@ -144,6 +170,13 @@ def add_run_options(run, stages):
     add("--monologue-weight", type=float, help="beta of equation 3" + DEFAULT)
     add("--wait-weight", type=float,
         help="gamma of equation 3; more makes the model slower to speak" + DEFAULT)
+    add("--lora", type=int, metavar="RANK",
+        help="train adapters of this rank beside the large matrices, which stay as they are, and "
+        "the small audio parts whole; rates are about ten times the stage's")
+    add("--lora-full-audio", action="store_true",
+        help="with --lora, train the depth transformer whole (as with --qwen)")
+    add("--freeze", nargs="+", metavar="PART", help="leave these as they are: "
+        + ", ".join(lora.PARTS))
     add("--depth-share", type=float,
         help="share of the spoken frames that train the depth transformer" + DEFAULT)
     add("--repeats", type=float, help="factor on --depth-share for frames whose codes repeat those "
