@@ -59,7 +59,7 @@ from workshop import check, encoding, importers, shards, sound_file, synthesis
 from workshop.encoding import recordings
 from workshop.manifests import DataError, read_manifest
 from workshop.sound_file import loudness
-from workshop.training_set import Grids, read_index  # noqa: F401 (eval.py reads data.Grids)
+from workshop.training_set import read_index
 
 SAMPLE_RATE = 24_000  # Hz
 FRAME = 1920          # samples

@@ -81,7 +81,7 @@ def test_dialog_stands_where_the_format_says(folder, encoder, tmp_path):
     """Catches recordings laid at another time than their words: the answer sounds from two frames
     after the response's first word, and silence is elsewhere."""
     data.encode(folder / "dialogs.jsonl", tmp_path / "g", folder, Settings("asr-response-tts"))
-    grids = list(data.Grids([tmp_path / "g"]))
+    grids = list(training_set.Grids([tmp_path / "g"]))
     assert len(grids) == 3
     for grid in grids:
         drawing = stream.draw(grid, IDS)
@@ -137,7 +137,7 @@ def test_one_channel_formats(folder, tmp_path):
     for format, empty in (("tts", "listen"), ("asr", "speak")):
         settings = Settings(format, join=(1, 3))
         data.encode(folder / "pairs.jsonl", tmp_path / format, folder, settings)
-        for grid in data.Grids([tmp_path / format]):
+        for grid in training_set.Grids([tmp_path / format]):
             assert (getattr(grid, empty)[1:] == IDS.empty).all()
             assert bool((grid.loss[:, 1:] != 0).any()) == (format == "tts")
 
@@ -184,7 +184,7 @@ def test_a_sample_is_no_longer_than_was_asked_for(folder, tmp_path):
     settings = Settings("response-tts-free", join=(3, 3), draws=8, backchannels=(folder,),
                         longest_sample=60)
     data.encode(folder / "dialogs.jsonl", tmp_path / "g", folder, settings)
-    grids = list(data.Grids([tmp_path / "g"]))
+    grids = list(training_set.Grids([tmp_path / "g"]))
     assert len(grids) == 8
     assert max(len(grid) for grid in grids) <= 60
     assert all((grid.text == 7).any() for grid in grids), "at least one turn is in each"
@@ -211,7 +211,7 @@ def test_aligned_words_stand_in_the_frames_of_their_sound(folder, encoder, tmp_p
     row = {"audio": "a.wav", "text": "I am Joe", "words": words}
     write_lines(folder / "words.jsonl", [row])
     data.encode(folder / "words.jsonl", tmp_path / "g", folder, Settings("word-aligned"))
-    grid, = data.Grids([tmp_path / "g"])
+    grid, = training_set.Grids([tmp_path / "g"])
     text = grid.text.tolist()
     start = text.index(7)
     wait, word_follows = IDS.wait, IDS.answer
@@ -230,7 +230,7 @@ def test_what_is_spoken_may_be_given_as_codes(folder, tmp_path):
             "spoken": "a.npy", "response": "I am Joe"}
     write_lines(tmp_path / "dialogs.jsonl", [{"turns": [turn]}])
     data.encode(tmp_path / "dialogs.jsonl", tmp_path / "g", folder, Settings("response-tts"))
-    grid, = data.Grids([tmp_path / "g"])
+    grid, = training_set.Grids([tmp_path / "g"])
     start = (grid.text != IDS.wait).nonzero()[0].item() + stream.SPEECH_DELAY
     assert grid.speak[start:start + 5].tolist() == codes.tolist()
     for wrong in (codes[:, :7], codes.astype(float), codes[:0], codes - 1, codes + 512):
@@ -251,7 +251,7 @@ def test_what_is_heard_may_have_a_codec_of_its_own(folder, encoder, tmp_path):
     for name, more in (("one", {}), ("two", {"hearing": tmp_path}), ("soon", {"reaction": 0.0})):
         settings = Settings("response-tts-free", join=(2, 2), **more)
         data.encode(folder / "dialogs.jsonl", tmp_path / name, folder, settings)
-        grids[name] = data.Grids([tmp_path / name])[0]
+        grids[name] = training_set.Grids([tmp_path / name])[0]
     sounding = {name: (grid.speak != encoder.silence).any(1).sum() for name, grid in grids.items()}
     assert sounding["soon"] < sounding["one"] - 3
     assert torch.equal(grids["one"].speak, grids["two"].speak)
@@ -457,7 +457,7 @@ def test_a_stopped_run_goes_on_to_the_same_grids(folder, tmp_path, monkeypatch):
     second.unlink()
     data.encode(manifest, tmp_path / "stopped", folder, settings)
     assert first.stat().st_mtime_ns == before
-    pairs = zip(data.Grids([tmp_path / "whole"]), data.Grids([tmp_path / "stopped"]), strict=True)
+    pairs = zip(training_set.Grids([tmp_path / "whole"]), data.Grids([tmp_path / "stopped"]), strict=True)
     for one, other in pairs:
         assert_same(one, other, IDS)
     with pytest.raises(DataError, match="grids of another manifest, model or setting"):
@@ -481,7 +481,7 @@ def test_processes_and_parts_make_the_same_shards(folder, tmp_path, monkeypatch)
     data.encode(manifest, many, folder, settings, part="1/2")
     for shard in one.glob("shard-*"):
         assert shard.read_bytes() == (many / shard.name).read_bytes()
-    assert data.Grids([many]).formats[0] == "response-tts-free"
+    assert training_set.Grids([many]).formats[0] == "response-tts-free"
 
 
 def test_broken_audio_costs_its_sample_alone(folder, tmp_path, capsys):
@@ -495,7 +495,7 @@ def test_broken_audio_costs_its_sample_alone(folder, tmp_path, capsys):
     messages = capsys.readouterr().err
     assert "SKIPPED" in messages
     assert "broken.wav" in messages
-    assert len(data.Grids([tmp_path / "g"])) == 2
+    assert len(training_set.Grids([tmp_path / "g"])) == 2
 
 
 def made_up_shard(path, lengths, code):
@@ -515,7 +515,7 @@ def test_weights_repeat_and_halve_a_source(tmp_path):
         (tmp_path / name).mkdir()
         made_up_shard(tmp_path / name / "shard-00000.safetensors", range(1, 11), code)
     (tmp_path / "plain" / "grids.json").write_text('{"format": "asr"}')
-    grids = data.Grids([f"{tmp_path / 'plain'}:0.5", f"{tmp_path / 'annotated'}:5"])
+    grids = training_set.Grids([f"{tmp_path / 'plain'}:0.5", f"{tmp_path / 'annotated'}:5"])
     assert grids.lengths == [*range(1, 11)] * 2
     assert grids.formats == ["asr"] * 10 + ["unknown"] * 10
     assert [int(grids[i].speak.unique()) for i in (0, 9, 10, 19)] == [0, 0, 1, 1]
@@ -535,28 +535,28 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path, capsys):
     remembered past their shard."""
     for name in "ab":
         made_up_shard(tmp_path / f"shard-{name}.safetensors", [3, 4], 1)
-    assert len(data.Grids([tmp_path])) == 4
+    assert len(training_set.Grids([tmp_path])) == 4
     assert capsys.readouterr().err == ""
     content = (tmp_path / "shard-a.safetensors").read_bytes()
     (tmp_path / "shard-a.safetensors").write_bytes(content[:-9])
-    grids = data.Grids([tmp_path])
+    grids = training_set.Grids([tmp_path])
     assert grids.lengths == [3, 4]
     assert len(grids[1]) == 4
     assert "shard-a.safetensors" in capsys.readouterr().err
     (tmp_path / "shard-b.safetensors").unlink()
     with pytest.raises(DataError, match="holds no grids"):
-        data.Grids([tmp_path])
+        training_set.Grids([tmp_path])
 
 
 def test_a_known_shard_is_not_opened_again(tmp_path, monkeypatch):
     """Catches a start of training that opens each of ten thousand shards."""
     made_up_shard(tmp_path / "shard-a.safetensors", [3, 4], 1)
-    data.Grids([tmp_path])
+    training_set.Grids([tmp_path])
 
     def open_again(path):
         raise AssertionError(f"{path} was opened")
     monkeypatch.setattr(training_set.shards, "Shard", open_again)
-    assert data.Grids([tmp_path]).lengths == [3, 4]
+    assert training_set.Grids([tmp_path]).lengths == [3, 4]
 
 
 # --- what a user, or a machine, can get wrong ---

@@ -17,7 +17,7 @@ import data
 import eval as evaluate
 import flm
 import stream
-from workshop import measures, model_files, shards, sound_file
+from workshop import grid_losses, measures, model_files, shards, sound_file
 from workshop.manifests import write_lines
 
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
@@ -58,7 +58,7 @@ class Judge:
         grids = self.grids(name)
         for grid in grids:
             grid.loss[grid.text == self.ids.answer, 0] = stream.Loss.NONE
-        sums, counts = evaluate.losses(self.model, grids)
+        sums, counts = grid_losses.losses(self.model, grids)
         return measures.number(torch.stack([sums, counts], -1)[:, stream.Loss.MONOLOGUE].tolist(), "nats a token")
 
     def begins(self, texts):

@@ -17,6 +17,7 @@ Decision: the benchmark takes words and their times from a speech recogniser. He
 waveform's and a word is the monologue's, so that a recogniser's errors cannot enter.
 """
 import json
+import sys
 
 from workshop.measures import words
 
@@ -27,6 +28,29 @@ BACKCHANNEL_WORDS = 2  # a back-channel is shorter than TURN_SECONDS and has at 
 # The file beside input.wav -> the task, and which of its first entry's times ends the user's turn.
 TASKS = {"pause": ("pause", 0), "turn_taking": ("turn-taking", 0), "interrupt": ("interruption", 1)}
 VERSION_15 = "version 1.5"  # the task that is not graded here
+
+
+def samples(folder):
+    """A folder of the benchmark -> [(recording, its row)], by name. `output` of a row is the file
+    in which the answer goes. Raises ValueError where there are none."""
+    recordings = []
+    ungraded = 0
+    for file in sorted(folder.rglob("input.wav")):
+        row = dict(question=str(file.parent), **task_of(file))
+        recordings.append((file, row))
+        clean = file.with_name("clean_input.wav")
+        if clean.exists():
+            recordings.append((clean, row))
+        if row["task"] == VERSION_15:
+            ungraded += 1
+    if not recordings:
+        raise ValueError(f"{folder} holds no input.wav")
+    if ungraded:
+        print(f"eval.py: {ungraded} folders are of Full-Duplex-Bench 1.5: output.wav and "
+              "clean_output.wav are written for its own scripts, and are not graded here",
+              file=sys.stderr)
+    return [(file, dict(row, output=str(file.with_name(file.name.replace("input", "output")))))
+            for file, row in recordings]
 
 
 def task_of(file):

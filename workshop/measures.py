@@ -88,3 +88,38 @@ def bootstrap(values, unit):
         estimates = samples[..., 0].sum(1) / samples[..., 1].sum(1).clip(1)
     low, high = np.percentile(estimates[1:], (2.5, 97.5)).tolist()
     return float(estimates[0]), low, high
+
+
+def unit_of(values):
+    """The unit of a measure's values, as `number` takes it."""
+    kinds = {type(value) for value in values}
+    if kinds == {bool}:
+        return "share"
+    if kinds == {tuple}:
+        return "a second"
+    return "s"
+
+
+def numbers_of(rows, grades, language):
+    """The rows of a part and their grades (dicts of booleans, seconds, pairs, None) -> {measure:
+    number}, and the errors of `heard` against the text of a pair or else against the monologue."""
+    numbers = {}
+    for measure in dict.fromkeys(measure for one in grades for measure in one):
+        values = [one[measure] for one in grades if one.get(measure) is not None]
+        numbers[measure] = number(values, unit_of(values))
+    errors = []
+    for row in rows:
+        if "heard" not in row:
+            continue
+        text = row.get("expected") or " ".join(text for _, text in row["lines"])
+        truth = words(text, language)
+        errors.append((word_errors(words(row["heard"], language), truth), len(truth)))
+    if errors:
+        numbers["CER" if language == "zh" else "WER"] = number(errors, "rate")
+    return numbers
+
+
+def spaced(things, most):
+    """At most so many things of a list, evenly spaced."""
+    step = -(-len(things) // most)
+    return things[::step]

@@ -1,0 +1,97 @@
+"""The command line of eval.py.
+
+What this is: its options, and the refusal of those that cannot be used together. What this is not:
+what is measured (eval.py, which it serves).
+
+    python eval.py --help
+"""
+import argparse
+from pathlib import Path
+
+from workshop.recogniser import check_packages
+
+SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(
+        description="Measure a model. Ask for one part or for many. What OUT holds is not measured "
+        "again: the same command goes on after a stop, and a later command adds parts.",
+        epilog="OUT: results.txt (a table), results.json (value, n, low, high), results.png, "
+        "failures.md, and every conversation, the user left, the model right.")
+    add_conversation_options(parser)
+    group = parser.add_argument_group("the paper's tables, for post-trained models, and others'")
+    group.add_argument("--asr", type=Path, metavar="JSONL",
+                       help="pairs, heard in ASR style: errors of the monologue (Table 4)")
+    group.add_argument("--tts", type=Path, metavar="JSONL",
+                       help="pairs, spoken in TTS style: errors of what --whisper hears (Table 5)")
+    group.add_argument("--grids", nargs="+", default=[], metavar="FOLDER",
+                       help="folders of data.py encode: teacher-forced loss by class")
+    group.add_argument("--fdb", type=Path, metavar="FOLDER",
+                       help="Full-Duplex-Bench v1: write output.wav beside each input.wav")
+    group.add_argument("--overwrite", action="store_true",
+                       help="replace an output.wav that is there already")
+    add_run_options(parser)
+    return parser
+
+
+def add_conversation_options(parser):
+    group = parser.add_argument_group(
+        "conversation: questions alone, with a pause in them, interrupted, five in a row")
+    group.add_argument("--dialogs", type=Path, metavar="JSONL",
+                       help="dialogs of voices that the model was not trained on "
+                       "(workshop/manifests.py has the format); their first turns are asked")
+    group.add_argument("--backchannels", type=Path, metavar="FOLDER",
+                       help="recordings of uh-huh and the like, spoken into answers")
+    group.add_argument("--snr", type=float, nargs="+", default=[], metavar="DB",
+                       help="ask the questions again, in noise so many dB below the voice")
+    group.add_argument("--noise", nargs="+", default=[], metavar="FOLDER",
+                       help="recordings for --snr (default: pink noise)")
+    group.add_argument("--rooms", action="store_true",
+                       help="ask the questions again, in made-up rooms")
+    group.add_argument("--talk", type=float, default=10, metavar="MINUTES",
+                       help="length of the long conversations that are full of "
+                       "questions; questions after a hundred seconds of silence belong to them; "
+                       "0 for neither (default: %(default)s)")
+    group.add_argument("--leakage", type=float, nargs="+", default=[], metavar="GAIN",
+                       help="ask the questions again, while the model hears itself at this gain")
+
+
+def add_run_options(parser):
+    group = parser.add_argument_group("how")
+    group.add_argument("--out", type=Path, required=True, metavar="FOLDER",
+                       help="for results and conversations")
+    group.add_argument("--model", default=SHIPPED,
+                       help="folder or Hub id (default: the small model shipped here)")
+    group.add_argument("--whisper", nargs="?", const="", metavar="MODEL",
+                       help="transcribe what the model says: faster-whisper folder or id "
+                       "(default: a packaged Whisper tiny)")
+    group.add_argument("--language", default="en",
+                       help="language of the texts; zh counts characters (default: %(default)s)")
+    group.add_argument("--most", type=int, default=200, metavar="N",
+                       help="use at most N entries of a manifest, evenly spaced "
+                       "(default: %(default)s)")
+    group.add_argument("--batch", type=int, default=32, metavar="N",
+                       help="conversations at once (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
+    group.add_argument("--bfloat16", action="store_true", help="weights in 16 bits, for GPUs")
+
+
+def check(args):
+    """Raise ValueError, one sentence, for options that cannot be used."""
+    if min(args.batch, args.most) < 1:
+        raise ValueError("--batch and --most must be 1 or more")
+    if not 0 <= args.talk <= 600:
+        raise ValueError(f"--talk must be 0 .. 600 minutes, not {args.talk:g}")
+    for name, lowest, highest in (("snr", -100, 100), ("leakage", 0, 10)):
+        for value in getattr(args, name):
+            if not lowest <= value <= highest:
+                raise ValueError(f"--{name} must be {lowest} .. {highest}, not {value}")
+    for name in ("backchannels", "snr", "noise", "rooms", "leakage"):
+        if getattr(args, name) and not args.dialogs:
+            raise ValueError(f"--{name} needs the questions of --dialogs")
+    if not (args.dialogs or args.asr or args.tts or args.grids or args.fdb):
+        raise ValueError("nothing to measure: name --dialogs, --asr, --tts, --grids or --fdb")
+    if args.whisper is not None:
+        check_packages(args.whisper)

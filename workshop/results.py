@@ -1,0 +1,170 @@
+"""A folder of results: every conversation that was held, and the numbers of all parts.
+
+What this is: what eval.py keeps on disk, so that nothing is measured twice and no two settings are
+mixed. What this is not: what is measured (eval.py), or the table and the plots (report.py). Serves
+eval.py.
+
+    OUT/settings.json             what the numbers depend on
+    OUT/PART/0000.json, .wav      a conversation: its row, and its sound, user left, model right
+    OUT/results.json              {part: {measure: value, n, low, high, unit}}
+    OUT/results.txt, failures.md, results.png     report.py
+"""
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import soundfile
+import torch
+from tqdm import tqdm
+
+from workshop import report, sound_file
+from workshop.manifests import write_lines
+from workshop.measures import numbers_of
+from workshop.recogniser import Recogniser
+from workshop.sounds import SAMPLE_RATE, spans
+
+# Options that must stay the same in a folder of results.
+SETTINGS = ("dialogs", "backchannels", "noise", "talk", "asr", "tts", "fdb", "most", "seed",
+            "language", "whisper")
+
+
+def settings_of(args, folder, sampling):
+    """What numbers depend on: options, weights, sampling -> dict of JSON values."""
+    settings = {key: str(getattr(args, key)) for key in SETTINGS if getattr(args, key) is not None}
+    if not args.snr:
+        del settings["noise"]
+    if not args.talk:
+        del settings["talk"]  # a later command may add the long conversations
+    times = sorted(file.stat().st_mtime for file in folder.glob("*.safetensors"))
+    return settings | dict(model=[str(folder.resolve()), *times], sampling=asdict(sampling))
+
+
+def known_settings(out, settings):
+    """The settings of a folder of results; {} where it is new. Raises ValueError where they are
+    others, or where the folder holds other things."""
+    file = out / "settings.json"
+    if not file.exists():
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out} holds other things than results: choose another folder")
+        return {}
+    known = json.loads(file.read_text())
+    changed = [key for key in settings if known.get(key, settings[key]) != settings[key]]
+    if changed:
+        raise ValueError(f"{out} holds results of another {', '.join(changed)}: choose another "
+                         "folder, or remove it")
+    return known
+
+
+class Run:
+    """A model that is measured, and the folder args.out. Raises ValueError where that holds
+    something else.
+
+    parts: {name: (numbers, rows, grades)}, those that were measured so far. partner: the model;
+    converse(partner, waves, seeds, batch, **forced) holds conversations, and yields (which one, an
+    eval.Conversation). grade: a row -> {measure: value}."""
+
+    def __init__(self, args, folder, sampling, converse, grade):
+        self.args = args
+        self.out = args.out
+        self.parts = {}
+        self.partner = None  # it is loaded when the folder is known to be right
+        self.converse = converse
+        self.grade = grade
+        self.recogniser = None
+        settings = settings_of(args, folder, sampling)
+        known = known_settings(self.out, settings)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_lines(self.out / "settings.json", [known | settings])
+
+    def draws(self, *what):
+        """Random draws that belong to one thing alone, the same in every run."""
+        return random.Random(" ".join(str(word) for word in (self.args.seed, *what)))
+
+    # --- conversations ---
+
+    def measure(self, part, scenes, grade=None, **forced):
+        """Hold scenes, and grade them."""
+        self.count(part, self.hold(part, scenes, **forced), grade)
+
+    def hold(self, part, scenes, **forced):
+        """Hold scenes (waveform, row), or read those that were held before -> rows. A None among
+        the scenes is left out. forced: of `converse`, lists with an item for each scene."""
+        files = {i: self.file(part, i) for i, scene in enumerate(scenes) if scene}
+        missing = [i for i, file in files.items() if not file.exists()]
+        waves = [scenes[i].wave for i in missing]
+        seeds = [self.args.seed + i for i in missing]
+        forced = {name: [values[i] for i in missing] for name, values in forced.items()}
+        talks = self.converse(self.partner, waves, seeds, self.args.batch, **forced)
+        done = len(files) - len(missing)
+        for n, talk in tqdm(talks, total=len(files), initial=done, desc=part, unit="talk"):
+            i = missing[n]
+            save(files[i], scenes[i].row, talk)
+        return [json.loads(file.read_text()) for file in files.values()]
+
+    def file(self, part, i):
+        """The row of conversation i of a part."""
+        return self.out / part.replace(" ", "-") / f"{i:04d}.json"
+
+    def may_write(self, output, part, i):
+        """Raise ValueError where a file is there that conversation i of a part did not write."""
+        if Path(output).exists() and not self.file(part, i).exists() and not self.args.overwrite:
+            raise ValueError(f"{output} exists: move it, or add --overwrite")
+
+    def transcribe(self, rows):
+        """Add `heard` to rows: what the recogniser hears of the model. Without --whisper, nothing
+        is added."""
+        if self.args.whisper is None:
+            return rows
+        todo = [row for row in rows if "heard" not in row]
+        if todo and self.recogniser is None:
+            self.recogniser = Recogniser(self.args.whisper, self.args.device, self.args.language)
+        for row in tqdm(todo, desc="transcribing", unit="talk", disable=not todo):
+            file = self.out / row["audio"]
+            audio, rate = soundfile.read(file, dtype="float32")
+            row["heard"] = self.recogniser.transcribe(audio[:, 1], rate)
+            write_lines(file.with_suffix(".json"), [row])
+        return rows
+
+    # --- numbers ---
+
+    def count(self, part, rows, grade=None):
+        """Grade the rows of a part, and keep its numbers."""
+        grades = [(grade or self.grade)(row) for row in rows]
+        self.parts[part] = numbers_of(rows, grades, self.args.language), rows, grades
+
+    def count_groups(self, part, rows, keys):
+        """The same for the rows of each value of some keys."""
+        groups = {(key, row[key]) for row in rows for key in keys if row.get(key)}
+        for key, value in sorted(groups, key=in_order):
+            group = [row for row in rows if row.get(key) == value]
+            self.count(f"{part}, {key} {value}", group)
+
+    def write(self):
+        """Write results.json, the table, the failures and the plots -> the text of the table."""
+        numbers = {part: numbers for part, (numbers, _, _) in self.parts.items()}
+        write_lines(self.out / "results.json", [numbers])
+        return report.write(self.parts, self.out)
+
+
+def in_order(group):
+    """(key, value) such that numbers are sorted as numbers, and before texts."""
+    key, value = group
+    if isinstance(value, int):
+        return key, value, ""
+    return key, float("inf"), str(value)
+
+
+def save(file, row, talk):
+    """Write an eval.Conversation: its sound, and then the row of its scene with what came of it.
+    The row comes last, because a row that exists is not held again."""
+    file.parent.mkdir(exist_ok=True)
+    sound = file.with_suffix(".wav")
+    both = torch.stack([talk.user_audio, talk.model_audio], 1).numpy()
+    sound_file.write_audio(sound, both, SAMPLE_RATE)
+    if row.get("output"):
+        sound_file.write_audio(Path(row["output"]), talk.model_audio.numpy(), SAMPLE_RATE)
+    result = dict(seconds=len(talk.model_audio) / SAMPLE_RATE,
+                  audio=f"{file.parent.name}/{sound.name}", lines=talk.lines,
+                  transcripts=talk.transcripts, spans=spans(talk.model_audio))
+    write_lines(file, [row | result])

@@ -1,0 +1,74 @@
+"""When a recording sounds, and noise that is so much softer than a voice.
+
+What this is: the stretches of sound in a waveform, a recording of the user with these times, and
+the noise in which eval.py asks again. What this is not: the noise that training lays under what is
+heard (data.py). Serves eval.py.
+
+    spans(audio) -> [[1.0, 3.0], [3.6, 4.0]]     # seconds
+
+Decision: the paper does not say when a sound begins or ends.
+"""
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from workshop import sound_file
+
+SAMPLE_RATE = 24_000  # Hz
+AUDIBLE = 0.01        # root mean square, of full scale, above which a window of sound is heard
+WINDOW = 0.02         # seconds of a window
+GAP = 0.5             # seconds of silence that end a stretch of speech
+
+
+def spans(audio):
+    """Where a waveform [N] sounds: [[start, end]] in seconds."""
+    size = round(WINDOW * SAMPLE_RATE)
+    windows = audio[:len(audio) // size * size].view(-1, size)
+    level = windows.square().mean(1).sqrt()
+    stretches = []
+    for i in (level > AUDIBLE).nonzero()[:, 0].tolist():
+        end = round((i + 1) * WINDOW, 2)
+        if stretches and i * WINDOW - stretches[-1][1] < GAP:
+            stretches[-1][1] = end
+        else:
+            stretches.append([round(i * WINDOW, 2), end])
+    return stretches
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording of the user, float32 [N], with the seconds at which its sound starts and ends. A
+    question has the answer that is expected. about: what else is known of it."""
+    wave: torch.Tensor
+    start: float
+    end: float
+    question: str = ""
+    expected: str | None = None
+    about: dict = field(default_factory=dict)
+
+
+def clip(wave, **known):
+    """A recording [N] -> Clip. known: question, expected, about."""
+    sound = spans(wave)
+    if not sound:
+        sound = [[0, len(wave) / SAMPLE_RATE]]
+    return Clip(wave, sound[0][0], sound[-1][1], **known)
+
+
+def noise_below(voice, snr, n, recordings, rng):
+    """n samples of noise, `snr` dB below a voice [N]: one of some recordings, again and again or,
+    without any, pink noise (3 dB less an octave)."""
+    if recordings:
+        noise = sound_file.read_audio(rng.choice(recordings)).numpy()
+    else:
+        noise = pink(n, rng.getrandbits(64))
+    noise = torch.from_numpy(np.resize(noise, n).astype(np.float32))
+    as_loud = (voice.square().mean() / noise.square().mean()).sqrt()
+    return noise * 10 ** (-snr / 20) * as_loud
+
+
+def pink(n, seed):
+    """Pink noise [n]: white noise whose power falls with the frequency."""
+    white = np.fft.rfft(np.random.default_rng(seed).standard_normal(n))
+    return np.fft.irfft(white / np.sqrt(np.arange(1, len(white) + 1)), n)
