@@ -457,8 +457,9 @@ def test_a_stopped_run_goes_on_to_the_same_grids(folder, tmp_path, monkeypatch):
     second.unlink()
     data.encode(manifest, tmp_path / "stopped", folder, settings)
     assert first.stat().st_mtime_ns == before
-    pairs = zip(training_set.Grids([tmp_path / "whole"]), data.Grids([tmp_path / "stopped"]), strict=True)
-    for one, other in pairs:
+    whole = training_set.Grids([tmp_path / "whole"])
+    stopped = training_set.Grids([tmp_path / "stopped"])
+    for one, other in zip(whole, stopped, strict=True):
         assert_same(one, other, IDS)
     with pytest.raises(DataError, match="grids of another manifest, model or setting"):
         data.encode(manifest, tmp_path / "stopped", folder, Settings("response-tts"))
