@@ -14,12 +14,16 @@ No loss: codes heard, empty and pad tokens, and the first frame of a sample.
 What this is: the method of training (sections 3.1, 3.2.2, 3.3): the loss and its weights, the
 stages, the optimizer, the loop. What this is not: what stands in a grid (stream.py), how recordings
 become grids (data.py), how grids become batches (workshop/batches.py); checkpoints, processes,
-costs, the log and the options stand in workshop/ files of these names.
+costs, adapters, the log and the options stand in workshop/ files of their own.
 
     python train.py run grids/ft2 --init tiny/model --out runs/ft2 --stage fine-tuning-2
-    torchrun --nproc-per-node 8 train.py run grids/pt1 --init 7b --qwen Qwen/Qwen2.5-7B \\
-        --out runs/pt1 --paper --device cuda --bfloat16 --recompute --compile
     python train.py export runs/ft2 somewhere/model      # at any time
+
+From a language model, with `release` a folder that has tokenizer and codec; on many GPUs behind
+`torchrun --nproc-per-node 8`, with --device cuda --bfloat16 --recompute --compile:
+
+    python train.py run grids/tts grids/asr --init 0.5b --qwen Qwen/Qwen2.5-0.5B \\
+        --beside release --out runs/pt1 --stage post-training-1 --paper
 
 Why these weights. Section 3.1 observed them to be effective and derives none. What they do:
 - Each CE is a mean over its own tokens. So a kind of token weighs the same whether it is rare or
@@ -57,14 +61,11 @@ Unusual here:
 Shapes: B rows, T frames of a row, K = 8 codebooks, D model width, V and C the text and audio
 vocabularies; beside them M positions with loss on text and N positions with loss on codes.
 """
-import json
 import math
-import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from workshop import command
 
@@ -77,10 +78,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-import flm
-from stream import FORMATS, FRAME_RATE, Loss
-from workshop import checkpoints, costs, lora, model_files, processes, training_log
-from workshop import training_options
+from stream import FORMATS, Loss
+from workshop import checkpoints, costs, lora, model_files, processes, starting
+from workshop import training_notes, training_options
 from workshop.batches import Batches
 from workshop.checkpoints import Checkpoints
 from workshop.processes import sum_over_processes
@@ -154,49 +154,24 @@ STAGES = {
 # --- settings ---
 
 @dataclass(frozen=True)
-class Settings:
-    """One run. None: the value follows from the stage, or from the model's size; see `resolve`.
-    The help of each stands in workshop/training_options.py. Raises SettingError."""
-    # What is trained on what.
-    grids: tuple = ()            # folders, or FOLDER:WEIGHT
-    init: str | None = None      # folder, Hub id or preset
-    out: str | None = None
-    qwen: str | None = None      # folder or Hub id
-    beside: str | None = None    # folder or Hub id
-    # The method.
+class Settings(training_options.Options):
+    """One run: the method here, the rest in workshop/training_options.py, which has the help of
+    all. None: the value follows from the stage or from the model's size; see `resolve`. Raises
+    SettingError."""
     stage: str = "post-training-1"
     epochs: float | None = None
     lr: tuple | None = None      # start and end
-    paper: bool = False
     batch: int | None = None     # rows a step, over all processes
     length: int | None = None    # frames a row
+    paper: bool = False          # batch and length of the paper
     semantic_weight: float = ALPHA_1
     acoustic_weight: float = ALPHA_2
     monologue_weight: float = BETA
     wait_weight: float = GAMMA
-    lora: int | None = None      # rank of adapters
-    lora_full_audio: bool = False
-    freeze: tuple = ()           # names of flm.PARTS
     depth_share: float = 1.0     # of the frames with codes
     repeats: float = 1.0         # factor on depth_share for frames that repeat the one before
     hide: float = 0.0            # share of the codes heard
     seed: int = 0
-    # Validation.
-    valid: tuple = ()            # folders
-    hold_out: float = 0.0        # share of the samples
-    valid_every: int = 200       # steps
-    # The machine.
-    micro: int | None = None     # rows a forward pass; None: all that a process has
-    device: str = "cpu"
-    bfloat16: bool = False
-    recompute: bool = False
-    compile: bool = False
-    # Checkpoints.
-    save_every: int = 100        # steps
-    keep: int = 2
-
-    def __post_init__(self):
-        training_options.check(self)
 
     def resolve(self, config):
         """The same with every None of the method filled in for a model of this flm.Config."""
@@ -230,13 +205,6 @@ class Settings:
             Loss.WAIT: self.wait_weight,
         }
         return torch.tensor([by_class[kind] for kind in Loss], dtype=torch.float64)
-
-
-# A run may go on from a checkpoint with these changed; all else must be as it was.
-MAY_CHANGE = {
-    "out", "beside", "paper", "valid", "valid_every", "micro", "device", "bfloat16", "recompute",
-    "compile", "save_every", "keep",
-}
 
 
 # --- equation 3 ---
@@ -346,42 +314,20 @@ def validation(equation, batches, weights):
 
 def build(settings, device):
     """The Equation3 to train, whole in one process or sharded over all, and a fingerprint of the
-    weights that it starts from, or None where all of them are trained. Only the first process reads
-    the model's files. Raises model_files.LoadError."""
-    model = None
-    config = None
-    base = None
-    weights = {}
-    trained = lora.Trained.of(vars(settings))
-    if processes.rank() == 0:
-        model = checkpoints.starting_model(settings.init, settings.qwen, settings.seed)
-        config = model.config
-        if not trained.everything:
-            base = lora.fingerprint(model)
-        lora.adapt(model, trained, settings.bfloat16)
-        weights = model.state_dict()
-    if not dist.is_initialized():
-        equation = Equation3(model)
-        prepare_blocks(equation, settings)
-        if settings.bfloat16:
-            equation.forward = torch.autocast(device.type, torch.bfloat16)(equation.forward)
-        return equation.to(device), base
-    config, base = processes.from_first((config, base))
-    model = flm.FLM(config)  # without values, which come from the first process
-    lora.adapt(model, trained, settings.bfloat16)
+    weights that it starts from, or None where all of them are trained. Raises LoadError."""
+    model, base = starting.model_to_train(settings)
     equation = Equation3(model)
-    prepare_blocks(equation, settings)
-    processes.shard(equation, equation.blocks, equation.flm, weights, device, settings.bfloat16)
-    return equation, base
-
-
-def prepare_blocks(equation, settings):
-    """Compile each block, or recompute it in the backward pass; within what FSDP wraps."""
-    for block in equation.blocks:
+    for block in equation.blocks:  # within what FSDP wraps
         if settings.compile:
             block.forward = torch.compile(block.forward)  # blocks of a kind share one compilation
         if settings.recompute:
             block.forward = partial(recompute, block.forward, use_reentrant=False)
+    if dist.is_initialized():
+        processes.shard(equation, equation.blocks, equation.flm, device, settings.bfloat16)
+        return equation, base
+    if settings.bfloat16:
+        equation.forward = torch.autocast(device.type, torch.bfloat16)(equation.forward)
+    return equation.to(device), base
 
 
 def make_optimizer(equation):
@@ -442,7 +388,6 @@ def train(settings):
 
 def start(settings):
     """Settings -> the Run of this process, at its first step or where its newest checkpoint is."""
-    training_options.check_keeps_something(settings)
     device = processes.connect(settings.device, alone=settings.lora is not None)
     rank = processes.rank()
     if rank == 0 and settings.beside:
@@ -452,16 +397,15 @@ def start(settings):
     settings = settings.resolve(config)
     batches = Batches(settings, config, rank, processes.count())
     optimizer = make_optimizer(equation)
-    about = describe(settings, config, batches, base)
+    about = checkpoints.describe(settings, config, batches, base)
     folder = Checkpoints(settings.out, settings.keep)
     run = Run(settings, equation, optimizer, batches, folder, about)
     newest = run.checkpoints.newest()
     if newest:
-        defaults = {f.name: f.default for f in fields(Settings)}
-        run.step = checkpoints.resume(newest, equation.flm, optimizer, about["method"], defaults)
+        run.step = checkpoints.resume(newest, equation.flm, optimizer, about["method"], Settings)
     if rank == 0:
         run.checkpoints.remove_parts()
-        announce(run)
+        training_notes.announce(run, STAGES[settings.stage])
         run.log = Log(settings.out, run.step, batches.steps, settings.weights())
     return run
 
@@ -525,106 +469,11 @@ def update(run, micro_batches, weights, rate):
     return Update(loss, terms, counts, norm, rate)
 
 
-# --- what a run says of itself ---
-
-def describe(settings, config, batches, base):
-    """What a checkpoint says of its run, as JSON has it: method, config, beside. base: the
-    fingerprint of weights that are not in the checkpoint."""
-    names = [f.name for f in fields(settings) if f.name not in MAY_CHANGE]
-    method = {name: getattr(settings, name) for name in names}
-    method["samples"] = len(batches.grids)
-    method["base"] = base
-    about = {"method": method, "config": config.to_json(), "beside": settings.beside}
-    return json.loads(json.dumps(about, default=str))
-
-
-def announce(run):
-    """Print what this run is about to do, and what of it may surprise."""
-    settings = run.settings
-    config = run.equation.flm.config
-    batches = run.batches
-    stage = STAGES[settings.stage]
-    others = set(batches.grids.formats) - {*stage.formats, "unknown"}
-    if others:
-        print(f"note: Table 3 has no {', '.join(sorted(others))} in {settings.stage}")
-    if config.trained_frames and config.trained_frames > settings.length:
-        seconds = settings.length / FRAME_RATE
-        print(f"note: {settings.init} was trained on rows of {config.trained_frames} frames, and "
-              f"this run has rows of {settings.length} (--length): the model that comes out will "
-              f"remember {settings.length} frames ({seconds:.0f} s) and no more")
-    start, end = settings.lr
-    mixture = " and ".join(f"{often:g} x {source}" for source, often in stage.mixture.items())
-    print(f"{settings.stage}: {settings.epochs:g} epochs, learning rate {start:g} to {end:g}; "
-          f"in the paper: {', '.join(stage.formats)}, of {mixture}")
-    begin = f", resumed at step {run.step}" if run.step else ""
-    if settings.lora or settings.freeze:
-        print(training_log.trained_parameters(run.equation))
-    print(f"{len(batches.grids)} samples, {sum(batches.grids.lengths):,} frames, "
-          f"{batches.steps_per_epoch} steps an epoch, {batches.steps} steps, "
-          f"{processes.count()} processes{begin}")
-
-
-def bench(preset, frames, steps, settings):
-    """Print how fast this machine trains a preset: forward and backward pass over one packed row of
-    so many frames, and on a GPU the update. On a CPU the larger models' optimizer would not fit in
-    memory."""
-    device = processes.connect(settings.device)
-    equation, _ = build(replace(settings, init=preset), device)
-    optimizer = make_optimizer(equation)
-    weights = settings.weights()
-
-    def step(batch):
-        terms, counts = gradients(equation, [batch], weights)
-        if device.type == "cuda":
-            optimizer.step()
-        optimizer.zero_grad()
-        return (weights * terms).sum().item(), counts
-    costs.bench(preset, equation, step, frames, steps, settings)
-
-
 # --- command line ---
 
-def run_command(args):
-    """Do what the parsed command line asks for."""
-    for name in ("gpus", "steps"):
-        if getattr(args, name, 1) < 1:
-            raise TrainError(f"--{name} must be 1 or more, not {getattr(args, name)}")
-    if args.command == "export":
-        checkpoints.export(args.checkpoint, args.folder, getattr(torch, args.dtype))
-        return
-    if args.command == "plot":
-        training_log.plot(args.folder, Path(args.folder) / "curves.png")
-        return
-    options = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
-    if args.command == "bench":
-        del options["length"]
-        for preset in args.presets:
-            bench(preset, args.length, args.steps, Settings(**options, init=preset, out="-"))
-    elif args.plan:
-        options["out"] = args.out or "-"
-        print(costs.plan(Settings(**options), args.hours, args.gpu, args.gpus))
-    else:
-        train(Settings(**options))
-
-
 def main(arguments=None):
-    defaults = {f.name: f.default for f in fields(Settings)}
-    parser = training_options.make_parser(defaults, list(STAGES), PAPER_LENGTH)
-    args = parser.parse_args(arguments)
-    try:
-        run_command(args)
-    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
-        raise
-    except (OSError, ValueError, KeyboardInterrupt) as error:
-        sys.exit(f"train.py: {str(error) or 'stopped before the first step'}")
-    except torch.OutOfMemoryError:
-        sys.exit("train.py: the GPU's memory is full: take --recompute, a smaller --micro or "
-                 "--length, or more GPUs")
-    except RuntimeError as error:
-        if not processes.another_died(error):
-            raise
-        sys.exit("train.py: another process of this run died or cannot be reached; the same "
-                 "command goes on from the last checkpoint")
+    bench = partial(costs.bench, build, make_optimizer, gradients)
+    training_options.main(arguments, Settings, STAGES, PAPER_LENGTH, train, bench)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import os
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_state_dict, set_state_dict)
 
 import flm
-from workshop import lora, model_files, processes
+from workshop import lora, model_files, processes, starting
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -53,20 +54,27 @@ def reason(failure):
     return str(first).splitlines()[0]
 
 
-def starting_model(init, qwen, seed):
-    """The model that a run starts from -> flm.FLM: that of a folder or Hub id `init`; or the preset
-    `init` with the weights of a `qwen`, and with fresh ones, which follow from the seed, where
-    there are no others. Raises model_files.LoadError."""
-    torch.manual_seed(seed)
-    preset = flm.PRESETS.get(init)
-    if qwen:
-        return model_files.from_qwen(qwen, preset)
-    if preset:
-        return flm.init_weights(flm.FLM(preset))
-    return model_files.load(init)
-
-
 # --- writing ---
+
+# A run may go on from a checkpoint with these settings changed; all else must be as it was.
+MAY_CHANGE = {
+    "out", "beside", "paper", "valid", "valid_every", "micro", "device", "bfloat16", "recompute",
+    "compile", "save_every", "keep",
+}
+
+
+def describe(settings, config, batches, base):
+    """What a checkpoint says of its run, as JSON has it: method, config, beside. settings:
+    train.Settings; base: the fingerprint of weights that are not in the checkpoint, or None."""
+    method = {}
+    for field in fields(settings):
+        if field.name not in MAY_CHANGE:
+            method[field.name] = getattr(settings, field.name)
+    method["samples"] = len(batches.grids)
+    method["base"] = base
+    about = {"method": method, "config": config.to_json(), "beside": settings.beside}
+    return json.loads(json.dumps(about, default=str))
+
 
 class Checkpoints:
     """The checkpoints of one run, in OUT/checkpoints. keep: how many of the newest stay."""
@@ -149,11 +157,13 @@ def load(path, state, no_dist=False):
                               "the run goes on from the one before") from None
 
 
-def resume(path, model, optimizer, method, defaults):
+def resume(path, model, optimizer, method, settings_class):
     """Load a checkpoint into model and optimizer -> its step.
 
-    method: the settings that must be those of the checkpoint; defaults: what a checkpoint had that
-    is older than a setting. Raises CheckpointError that names the settings that differ."""
+    method: the settings that must be those of the checkpoint; settings_class: train.Settings, whose
+    defaults a checkpoint had that is older than a setting. Raises CheckpointError that names the
+    settings that differ."""
+    defaults = {field.name: field.default for field in fields(settings_class)}
     about = json.loads((path / "run.json").read_text())
     before = json.loads(json.dumps(defaults)) | about["method"]
     differing = ", ".join(name for name in method if method[name] != before.get(name))
@@ -198,7 +208,7 @@ def whole_model(path, about):
         load(path, {"model": model.state_dict()}, no_dist=True)
         return model
     start = method["qwen"] or method["init"]
-    model = starting_model(method["init"], method["qwen"], method["seed"])
+    model = starting.starting_model(method["init"], method["qwen"], method["seed"])
     if lora.fingerprint(model) != method["base"]:
         raise CheckpointError(f"{path} holds what was trained beside the weights of {start}, and "
                               "other weights are there now: put those of the run's start back")

@@ -14,6 +14,7 @@ import random
 import resource
 import sys
 import time
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 import flm
 import stream
 from stream import FRAME_RATE, K, Loss
-from workshop import lora, model_files, processes, training_log
+from workshop import lora, model_files, processes, training_notes
 from workshop.batches import collate
 from workshop.training_set import Grids
 
@@ -162,7 +163,7 @@ def plan(settings, hours, gpu, gpus):
         f"memory of each of {gpus} {gpu}, estimated, in GB of {gigabytes}:",
     ]
     if not trained.everything:
-        lines.insert(1, training_log.trained_parameters(model))
+        lines.insert(1, training_notes.trained_parameters(model))
     lines += [f"{size / 1e9:9.1f}  {what}" for what, size in parts.items()]
     lines.append(f"{total / 1e9:9.1f}  in all{verdict}")
     lines.append(f"{work:.2e} FLOP: {days:,.2f} days at {EXPECTED_MFU:.0%} MFU")
@@ -278,12 +279,23 @@ def seconds_a_step(step, batch, steps, device):
     return (time.time() - began) / steps, result
 
 
-def bench(name, equation, step, length, steps, settings):
-    """Print frames/s of `step` on a packed row, and with `straightforward` in place of the forward
-    pass and a row for each of the same samples. equation: train.Equation3; step: a function of a
-    Batch that returns loss and counts, as train.py's `bench` makes it."""
+def bench(build, make_optimizer, gradients, name, length, steps, settings):
+    """Print how fast this machine trains a preset: forward and backward pass over one packed row of
+    so many frames, and on a GPU the update. On a CPU the larger models' optimizer would not fit in
+    memory. Then the same with `straightforward` in place of the forward pass, and a row for each of
+    the same samples. build, make_optimizer, gradients: of train.py."""
+    device = processes.connect(settings.device)
+    equation, _ = build(replace(settings, init=name), device)
+    optimizer = make_optimizer(equation)
+    weights = settings.weights()
+
+    def step(batch):
+        terms, counts = gradients(equation, [batch], weights)
+        if device.type == "cuda":
+            optimizer.step()
+        optimizer.zero_grad()
+        return (weights * terms).sum().item(), counts
     config = equation.flm.config
-    device = equation.flm.lm_head.weight.device
     samples = made_up_pairs(config, length)
     frames = sum(len(sample) for sample in samples)
     longest = max(len(sample) for sample in samples)

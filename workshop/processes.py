@@ -80,12 +80,16 @@ def gather(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shard(root, blocks, model, weights, device, bfloat16):
+def shard(root, blocks, model, device, bfloat16):
     """FSDP: each process keeps its part of every weight, and gathers a block only while it runs.
 
     root: the module whose forward pass is trained; blocks: its modules that are gathered one at a
-    time; model: the part of root that `weights`, a state dict, fills. Only the first process has
-    weights, the others pass {}. bfloat16: compute in bfloat16, and reduce gradients in float32."""
+    time; model: the part of root that has weights; those of the first process go to all, and in the
+    others they need no values. bfloat16: compute in bfloat16, and reduce gradients in float32."""
+    weights = {}
+    if rank() == 0:
+        weights = model.state_dict()
+    root.to("meta")
     precision = MixedPrecisionPolicy()
     if bfloat16:
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

@@ -98,15 +98,6 @@ class Log:
         print(f"step {line['step']}/{self.steps}  " + "  ".join(columns), flush=True)
 
 
-def trained_parameters(model):
-    """How much of a model is trained, as a line for the screen."""
-    counts = {True: 0, False: 0}
-    for parameter in model.parameters():
-        counts[parameter.requires_grad] += parameter.numel()
-    return (f"{counts[True] / 1e6:,.2f} M parameters are trained, {counts[False] / 1e6:,.2f} M "
-            "stay as they are")
-
-
 # --- curves ---
 
 PANELS = (  # the curves that share a panel

@@ -1,22 +1,57 @@
 """The command line of train.py, and what makes sense of its numbers.
 
-What this is: the options of `run`, `export`, `plot` and `bench`, each with its help, and a check of
-a run's settings. It serves train.py. What this is not: the defaults, which are those of
-train.Settings.
+What this is: the options of `run`, `export`, `plot` and `bench`, each with its help, a check of a
+run's settings, and errors as one sentence. It serves train.py. What this is not: the settings of
+the method, which are train.Settings.
 
     python train.py run --help
 """
 import argparse
 import math
-from dataclasses import fields
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
+
 import flm
-from workshop import costs, lora
+from workshop import checkpoints, costs, lora, processes, training_log
 
 
 class SettingError(ValueError):
     """A setting that makes no sense; the message is one sentence that names the option."""
+
+
+# --- settings ---
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is told beside the method, which train.Settings adds."""
+    grids: tuple = ()            # folders, or FOLDER:WEIGHT
+    init: str | None = None      # folder, Hub id or preset
+    out: str | None = None
+    qwen: str | None = None      # folder or Hub id
+    beside: str | None = None    # folder or Hub id
+    # A part of the weights.
+    lora: int | None = None      # rank of adapters
+    lora_full_audio: bool = False
+    freeze: tuple = ()           # names of flm.PARTS
+    # Validation.
+    valid: tuple = ()            # folders
+    hold_out: float = 0.0        # share of the samples
+    valid_every: int = 200       # steps
+    # The machine.
+    micro: int | None = None     # rows a forward pass; None: all that a process has
+    device: str = "cpu"
+    bfloat16: bool = False
+    recompute: bool = False
+    compile: bool = False
+    # Checkpoints.
+    save_every: int = 100        # steps
+    keep: int = 2
+
+    def __post_init__(self):
+        check(self)
 
 
 # The smallest and the largest value of each number.
@@ -77,14 +112,6 @@ def check_trained(settings):
         raise SettingError("--freeze names all parts of the model, and nothing is left to train")
     if settings.lora_full_audio and not settings.lora:
         raise SettingError("--lora-full-audio has no effect without --lora RANK")
-
-
-def check_keeps_something(settings):
-    """Raise SettingError where a run would keep random weights as they are. A plan may."""
-    is_fresh = settings.init in flm.PRESETS and not settings.qwen
-    if is_fresh and (settings.lora or settings.freeze):
-        raise SettingError(f"--init {settings.init} has random weights, and --lora and --freeze "
-                           "keep weights as they are: give a trained model, or --qwen")
 
 
 def check_number(name, number):
@@ -225,3 +252,43 @@ def add_plan_options(run):
     add("--hours", type=float, help="of audio, where there are no grids yet")
     add("--gpu", choices=costs.GPUS, default="H100", help="planned for" + DEFAULT)
     add("--gpus", type=int, default=8, help="how many of them" + DEFAULT)
+
+
+def main(arguments, settings_class, stages, paper_length, train, bench):
+    """Do what a command line asks for. settings_class, stages, train: of train.py; bench: a
+    function of (preset, length, steps, settings). Ends the program with one sentence where that
+    cannot be done."""
+    defaults = {field.name: field.default for field in fields(settings_class)}
+    args = make_parser(defaults, list(stages), paper_length).parse_args(arguments)
+    names = [name for name in defaults if hasattr(args, name)]
+    options = {name: getattr(args, name) for name in names}
+    try:
+        for name in ("gpus", "steps"):
+            if getattr(args, name, 1) < 1:
+                raise SettingError(f"--{name} must be 1 or more, not {getattr(args, name)}")
+        if args.command == "export":
+            checkpoints.export(args.checkpoint, args.folder, getattr(torch, args.dtype))
+        elif args.command == "plot":
+            training_log.plot(args.folder, Path(args.folder) / "curves.png")
+        elif args.command == "bench":
+            del options["length"]
+            for preset in args.presets:
+                settings = settings_class(**options, init=preset, out="-")
+                bench(preset, args.length, args.steps, settings)
+        elif args.plan:
+            options["out"] = args.out or "-"
+            print(costs.plan(settings_class(**options), args.hours, args.gpu, args.gpus))
+        else:
+            train(settings_class(**options))
+    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
+        raise
+    except (OSError, ValueError, KeyboardInterrupt) as error:
+        sys.exit(f"train.py: {str(error) or 'stopped before the first step'}")
+    except torch.OutOfMemoryError:
+        sys.exit("train.py: the GPU's memory is full: take --recompute, a smaller --micro or "
+                 "--length, or more GPUs")
+    except RuntimeError as error:
+        if not processes.another_died(error):
+            raise
+        sys.exit("train.py: another process of this run died or cannot be reached; the same "
+                 "command goes on from the last checkpoint")
