@@ -1,9 +1,9 @@
 """From manifests to token grids: recordings and their words become what train.py reads.
 
-What this is: joining turns with random silences (section 3.1), augmenting what the user's
-microphone hears (sections 3.2.1 and 3.2.2), encoding, and the files that hold the grids. What this
-is not: manifests (workshop/manifests.py and its neighbours, whose commands are here too), the
-formats (stream.py), or the reading of a training set (workshop/training_set.py).
+What this is: joining turns with random silences (section 3.1), what is done to the user's sound
+(sections 3.2.1 and 3.2.2), interruptions, and how sound becomes codes and a grid. What this is not:
+manifests (workshop/manifests.py and its neighbours, whose commands are here too), the formats
+(stream.py), the files of grids (workshop/encoding.py, workshop/shards.py).
 
     python data.py encode pairs.jsonl grids/tts --format tts --join 1 4
     python data.py encode dialogs.jsonl grids/ft2 --format response-tts-free --join 1 4
@@ -15,7 +15,14 @@ A sample is one or more turns, with a random silence before, between and after t
                 |silence |            |c|         |silence   |            |c|         |silence  |
 
 `~` is noise, `0` are the codes of digital silence, and `c` is CLOSING_SILENCE, behind which the
-model may write. `GridMaker` makes a grid in five steps:
+model may write. What each format has in its two channels:
+
+    tts, word-aligned  heard: nothing (empty codes)      spoken: the pairs, silence between them
+    asr                heard: the pairs, in noise        spoken: nothing (empty codes)
+    stereo             heard: one channel, in noise      spoken: the other channel
+    all others         heard: the questions, in noise    spoken: the answers, silence between them
+
+`GridMaker` makes a grid in five steps:
 
     read_turn       a turn of the manifest -> Exchange: its clips, its codes, its length in frames
     free_user       (response-tts-free)       some questions interrupt, some users say "uh-huh"
@@ -27,17 +34,13 @@ Unusual here:
 - What is heard is one continuous waveform, silence and noise included, and is encoded whole.
 - Decision: what is spoken is encoded clip by clip, each from the start of a frame on. So a clip has
   one set of codes wherever it stands, and is encoded once for many samples.
-- A shard depends on the settings and on its number alone. A stopped run goes on, and any number of
-  processes make the same shards.
+- A shard depends on the settings and on its number alone, so any process may make it.
 
-Shapes: N samples of a waveform (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks,
-B clips.
+Shapes: N samples of a waveform (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks.
 """
-import argparse
-import json
 import math
 import random
-import sys
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import parent_process
@@ -52,17 +55,12 @@ import numpy as np
 import soxr
 import torch
 
-import mimi
 import stream
 from stream import Turn
-from workshop import check, encoding, importers, shards, sound_file, synthesis
+from workshop import acoustics, data_commands, encoding, sound_file
 from workshop.encoding import recordings
-from workshop.manifests import DataError, read_manifest
+from workshop.model_folder import FRAME, SAMPLE_RATE, ModelFolder
 from workshop.sound_file import loudness
-from workshop.training_set import read_index
-
-SAMPLE_RATE = 24_000  # Hz
-FRAME = 1920          # samples
 
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are
 # common; long ones are rare but present, because a model that never met ten quiet seconds starts to
@@ -82,7 +80,8 @@ CLOSING_SILENCE = 2              # frames
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the contents of grids, beside the manifest and the model. Raises DataError.
+    """What decides the contents of grids, beside the manifest and the model. Raises
+    ValueError.
 
     Grids of the same settings are the same to the byte, within one VERSION of this file."""
     format: str                 # of stream.FORMATS
@@ -102,21 +101,7 @@ class Settings:
     longest_sample: int | None = None  # frames; the last turns of a longer sample are left out
 
     def __post_init__(self):
-        if self.format not in stream.FORMATS:
-            raise DataError(f"there is no format {self.format}, only {', '.join(stream.FORMATS)}")
-        fewest, most = self.join
-        slowest, fastest = self.speeds
-        if not 1 <= fewest <= most or self.draws < 1 or not 0.1 <= slowest <= fastest <= 10:
-            raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, "
-                            "--speeds SLOWEST and FASTEST from 0.1 to 10")
-        if not 0 <= self.reaction < 60:
-            raise DataError(f"--reaction must be 0 .. 60 seconds, not {self.reaction:g}")
-        least = LONG_SILENCE[1] / stream.FRAME_RATE
-        if not least <= self.longest_silence < 3600:
-            raise DataError(f"--longest-silence must be {least:g} seconds or more, "
-                            f"not {self.longest_silence:g}")
-        if not 0 <= self.long_silences <= 1:
-            raise DataError(f"--long-silences must be a share, 0 .. 1, not {self.long_silences:g}")
+        encoding.check_settings(self)
 
     @property
     def leaks(self):
@@ -130,23 +115,24 @@ class Settings:
 
 # --- a sample: turns, and the silences around them ---
 
-def join(dialogs, settings):
-    """Lists of turns, one for each line of a manifest -> samples, lists of the turns of some lines.
+def join(lines, settings):
+    """The number of lines of a manifest -> (order, starts): order are the numbers of the lines,
+    sample by sample; sample i is order[starts[i]:starts[i + 1]].
 
     Each of the `draws` passes over the manifest has an order and a grouping of its own."""
     fewest, most = settings.join
-    samples = []
+    orders = []
+    starts = []
     for draw in range(settings.draws):
-        rng = random.Random(f"{settings.seed} {draw}")
-        order = list(dialogs)
+        # RandomState gives the same numbers in every version of numpy.
+        rng = np.random.RandomState(zlib.crc32(f"{settings.seed} {draw}".encode()))
+        order = np.arange(lines, dtype=np.uint32)
         if settings.shuffled:
             rng.shuffle(order)
-        start = 0
-        while start < len(order):
-            stop = start + rng.randint(fewest, most)
-            samples.append([turn for dialog in order[start:stop] for turn in dialog])
-            start = stop
-    return samples
+        orders.append(order)
+        ends = np.cumsum(rng.randint(fewest, most + 1, lines))
+        starts.append(draw * lines + np.concatenate([[0], ends[ends < lines]]))
+    return np.concatenate(orders), np.concatenate([*starts, [settings.draws * lines]])
 
 
 def random_silence(settings, rng):
@@ -226,12 +212,8 @@ def recorded_noise(most, rng, paths):
 
 
 def synthetic_noise(n, rng):
-    """n samples of noise of a random colour, from white (all octaves of one amplitude) to brown."""
-    steepness = rng.uniform(0, 1)
-    generator = np.random.default_rng(rng.getrandbits(64))
-    spectrum = np.fft.rfft(generator.standard_normal(n, np.float32))
-    spectrum *= np.arange(1, n // 2 + 2, dtype=np.float32) ** -steepness
-    return np.fft.irfft(spectrum, n).astype(np.float32)
+    """n samples of noise of a random colour, from white to brown."""
+    return acoustics.coloured_noise(n, rng.uniform(0, 1), rng.getrandbits(64))
 
 
 def draw_leak(rng):
@@ -288,40 +270,24 @@ def hesitate(audio, seconds, rng):
 
 
 def microphone(audio, rng):
-    """audio [N] through a microphone that favours some octaves: a random gain at each of the eight
-    below 12 kHz, and a line between them."""
-    octaves = np.arange(-8, 1)
-    gains = [rng.gauss(0, MICROPHONE) for _ in octaves]  # dB
-    size = 1 << len(audio).bit_length()
-    frequencies = np.arange(1, size // 2 + 2) / (size // 2)  # as shares of 12 kHz
-    response = 10 ** (np.interp(np.log2(frequencies), octaves, gains) / 20)
-    return np.fft.irfft(np.fft.rfft(audio, size) * response, size)[:len(audio)].astype(np.float32)
+    """audio [N] through a microphone that favours some octaves."""
+    return acoustics.microphone(audio, [rng.gauss(0, MICROPHONE) for _ in acoustics.OCTAVES])
 
 
 def room(audio, rng):
-    """audio [N] as a microphone across a room hears it, [N + echo]: the room's response is a noise
-    that decays exponentially."""
-    n = round(rng.uniform(*ROOM_DECAY) * SAMPLE_RATE)
+    """audio [N] as a microphone across a room hears it, [N + echo]."""
+    seconds = rng.uniform(*ROOM_DECAY)
     direct = rng.uniform(*ROOM_DIRECT)
-    generator = np.random.default_rng(rng.getrandbits(64))
-    decay = np.exp(-6.9 * np.arange(n, dtype=np.float32) / n)  # e ** -6.9 is -60 dB
-    response = generator.standard_normal(n, np.float32) * decay
-    response /= np.linalg.norm(response)
-    length = len(audio) + n
-    size = 1 << length.bit_length()
-    echo = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[:length]
-    return np.pad(audio, (0, n)) + (amplitude(-direct) * echo).astype(np.float32)
+    echo = acoustics.echo(audio, seconds, rng.getrandbits(64))
+    direct_sound = np.pad(audio, (0, len(echo) - len(audio)))
+    return direct_sound + (amplitude(-direct) * echo).astype(np.float32)
 
 
 def telephone(audio, rng):
     """audio [N] as a telephone or a file of 8 kHz carries it: a random band of its frequencies."""
     lowest = rng.uniform(*TELEPHONE_LOWEST)
     highest = rng.uniform(*TELEPHONE_HIGHEST)
-    size = 1 << len(audio).bit_length()
-    frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    spectrum = np.fft.rfft(audio, size)
-    spectrum[(frequencies < lowest) | (frequencies > highest)] = 0
-    return np.fft.irfft(spectrum, size)[:len(audio)].astype(np.float32)
+    return acoustics.band(audio, lowest, highest)
 
 
 def from_afar(audio, rng):
@@ -335,9 +301,8 @@ def from_afar(audio, rng):
     return audio
 
 
-# --- a model folder's codec and tokenizer ---
+# --- recordings -> codes ---
 
-ENCODED_AT_ONCE = 16
 # The codes of a clip depend on what stands before it. In a grid that is silence: so much of it is
 # encoded before a clip, and dropped.
 SILENCE_BEFORE = 4  # frames
@@ -346,89 +311,27 @@ SILENCE_BEFORE = 4  # frames
 RINGING = 1         # frames
 
 
-class Encoder:
-    """Sounds -> codes and words -> ids, with codec, tokenizer and special ids of a model folder.
-
-    hearing: a folder with another codec for what is heard, of the same codebooks. Raises DataError
-    where tokenizer and model, or the two codecs, do not fit each other."""
+class Encoder(ModelFolder):
+    """Sounds -> codes, with the codec of a model folder. Its arguments are ModelFolder's."""
 
     def __init__(self, folder, device="cpu", hearing=None):
-        self.device = device
-        self.ids = stream.Ids.read(folder)
-        self.tokenizer = read_tokenizer(folder)
-        self.codec = mimi.load(folder, device)
-        self.hearing = self.codec
-        if hearing:
-            self.hearing = mimi.load(hearing, device)
-            if not torch.equal(codebooks(self.codec), codebooks(self.hearing)):
-                raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must "
-                                "be written in the same codes")
+        super().__init__(folder, device, hearing)
         quiet = np.zeros(50 * FRAME, np.float32)
         self.silence = self.encode([quiet])[0][-1]  # [K]: the codes that digital silence settles at
         # One clip of the model is in many samples.
-        self.speak_codes = lru_cache(maxsize=20_000)(self.read_speak_codes)
-        self.model_audio = lru_cache(maxsize=2_000)(self.read_model_audio)
+        self.speak_codes = lru_cache(maxsize=20_000)(self.encode_clip)
+        self.model_audio = lru_cache(maxsize=2_000)(self.read_clip)
 
-    def words(self, text):
-        """A text -> a list of ids."""
-        return self.tokenizer.encode(text).ids
-
-    def encode(self, waves, codec=None):
-        """A list of B waveforms [N] of whole frames -> a list of B codes [T, K].
-
-        Waveforms of about one length are encoded together. The codec is causal, so the padding
-        behind a waveform changes none of its codes."""
-        codec = codec or self.codec
-        order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
-        codes = [None] * len(waves)
-        for start in range(0, len(order), ENCODED_AT_ONCE):
-            chunk = order[start:start + ENCODED_AT_ONCE]
-            tensors = [torch.from_numpy(waves[i]) for i in chunk]
-            batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)[:, None]  # [B, 1, N]
-            encoded = codec.encode(batch.to(self.device)).transpose(1, 2).cpu()          # [B, T, K]
-            for i, row in zip(chunk, encoded):
-                codes[i] = row[:len(waves[i]) // FRAME]
-        return codes
-
-    def read_speak_codes(self, path):
-        """Codes [T, K] of a clip that the model speaks, as they follow silence. `path` is a
-        recording, or a .npy file of codes [T, K], as tiny/replay.py writes them. Raises
+    def encode_clip(self, recording):
+        """A clip that the model speaks -> its codes [T, K], as they follow silence. Raises
         ValueError."""
-        if Path(path).suffix == ".npy":
-            return shards.read_codes(path, self.codec.config.codebook_size)
-        audio = sound_file.read_audio(path).numpy()
+        codes = self.read_codes(recording)
+        if codes is not None:
+            return codes
+        audio = self.read_clip(recording)
         to_whole_frames = -len(audio) % FRAME
         padded = np.pad(audio, (SILENCE_BEFORE * FRAME, to_whole_frames + RINGING * FRAME))
         return self.encode([padded])[0][SILENCE_BEFORE:]
-
-    def read_model_audio(self, path):
-        """The same clip as a waveform [N]."""
-        if Path(path).suffix != ".npy":
-            return sound_file.read_audio(path).numpy()
-        codes = self.speak_codes(path).T[None].to(self.device)  # [1, K, T]
-        return self.codec.decode(codes)[0, 0].cpu().numpy()
-
-
-def codebooks(codec):
-    """All entries of a codec's codebooks, in one tensor."""
-    parts = [part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)]
-    return torch.cat(parts)
-
-
-def read_tokenizer(folder):
-    """The tokenizer of a model folder. Raises DataError where it has ids that its model lacks."""
-    from tokenizers import Tokenizer
-    path = Path(folder) / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
-        raise DataError(f"{path} cannot be read: {error}") from None
-    largest = max(tokenizer.get_vocab().values())
-    size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
-    if largest >= size:
-        raise DataError(f"{path} is another model's: its ids go up to {largest}, "
-                        f"config.json's to {size - 1}")
-    return tokenizer
 
 
 # --- samples -> grids ---
@@ -440,12 +343,9 @@ BACKCHANNEL_PROBABILITY = 0.8
 
 @dataclass
 class Clip:
-    """A recording of the user, as it will be heard from the start of its span on.
-
-    audio: [N], which begins within the first frame and ends with a room's echo; frames: until its
-    voice ends."""
-    audio: np.ndarray
-    frames: int
+    """A recording of the user, as it will be heard from the start of its span on."""
+    audio: np.ndarray   # [N], which begins within the first frame and ends with a room's echo
+    frames: int         # until its voice ends
 
     @property
     def onset(self):
@@ -456,27 +356,20 @@ class Clip:
 
 @dataclass
 class Exchange:
-    """A turn and what it sounds like; what its format lacks is None.
-
-    turn: its lengths and words, of which stream.py makes the script; user_clip: the question;
-    speak_codes [T, K]: the answer; model_path: its recording; backchannel: a clip of the user that
-    may fall into the answer."""
-    turn: Turn
-    user_clip: Clip | None = None
-    speak_codes: torch.Tensor | None = None
-    model_path: Path | None = None
-    backchannel: Clip | None = None
+    """A turn and what it sounds like; what its format lacks is None."""
+    turn: Turn                                # lengths and words, of which stream.py makes a script
+    user_clip: Clip | None = None             # the question
+    speak_codes: torch.Tensor | None = None   # [T, K], the answer
+    model_path: Path | None = None            # its recording
+    backchannel: Clip | None = None           # of the user, which may fall into the answer
 
 
 @dataclass
 class Plan:
-    """A sample before what is heard of it is encoded.
-
-    speak_codes: [T, K] of each span of script.speak_spans; user_audio: [T * FRAME], None where
-    nothing is heard."""
+    """A sample before what is heard of it is encoded."""
     script: stream.Script
-    speak_codes: list
-    user_audio: np.ndarray | None
+    speak_codes: list                 # [T, K] of each span of script.speak_spans
+    user_audio: np.ndarray | None     # [T * FRAME]; None where nothing is heard
 
 
 class GridMaker:
@@ -593,29 +486,13 @@ class GridMaker:
 
     def write_script(self, exchanges, rng):
         """Exchanges, with random silences around them -> (stream.Script, the exchanges that are in
-        it).
-
-        The last exchanges of a sample that is longer than `longest_sample` are left out. Where the
-        first alone is too long, its longest silence is made shorter."""
-        longest = self.settings.longest_sample
+        it: all, unless the settings ask for shorter samples)."""
         silences = [random_silence(self.settings, rng) for _ in range(len(exchanges) + 1)]
-        script = self._script(exchanges, silences)
-        if longest is None:
-            return script, exchanges
-        while len(script) > longest and len(exchanges) > 1:
-            exchanges = exchanges[:-1]
-            silences = silences[:len(exchanges)] + silences[-1:]
-            script = self._script(exchanges, silences)
-        excess = len(script) - longest
-        if excess > 0:
-            i = silences.index(max(silences))
-            silences[i] = max(0, silences[i] - excess)
-            script = self._script(exchanges, silences)
-        return script, exchanges
 
-    def _script(self, exchanges, silences):
-        turns = [exchange.turn for exchange in exchanges]
-        return stream.write(self.settings.format, turns, silences, self.encoder.ids)
+        def write(exchanges, silences):
+            turns = [exchange.turn for exchange in exchanges]
+            return stream.write(self.settings.format, turns, silences, self.encoder.ids)
+        return encoding.fit(write, exchanges, silences, self.settings.longest_sample)
 
     def lay_user_audio(self, script, exchanges, rng):
         """What the user's microphone hears in a sample -> user_audio [T * FRAME].
@@ -654,15 +531,7 @@ def lay(audio, spans, clips):
 SAMPLES_PER_SHARD = 64
 # Counts the versions of this file that drew other random numbers for the same settings: a folder of
 # grids that another version began is read, but not continued.
-VERSION = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """A shard to be made: its file, the number of its first sample among all, and its samples."""
-    path: Path
-    first: int
-    samples: list
+VERSION = 3
 
 
 def encode(manifest, out, model, settings, device="cpu", workers=1, part="1/1"):
@@ -671,24 +540,12 @@ def encode(manifest, out, model, settings, device="cpu", workers=1, part="1/1"):
     Shards that are there stay. part "I/N": every N-th shard, from the I-th on. Returns how many
     samples there are, and how many were left out now. Raises ValueError or OSError, one
     sentence."""
-    number, parts = encoding.parse_part(part)
-    mimi.check_device(device)
-    out = Path(out)
-    samples = join(read_manifest(manifest, settings.format), settings)
-    encoding.write_about(out, manifest, model, settings, VERSION)
-    jobs = []
-    for first in range(0, len(samples), SAMPLES_PER_SHARD):
-        path = out / f"shard-{first // SAMPLES_PER_SHARD:05d}.safetensors"
-        jobs.append(Job(path, first, samples[first:first + SAMPLES_PER_SHARD]))
-    jobs = jobs[number - 1::parts]
-    work = partial(encode_shard, model=model, device=device, settings=settings)
-    left_out = encoding.make_shards(work, jobs, workers, out.name)
-    total = sum(len(job.samples) for job in jobs)
-    if any(job.path.exists() for job in jobs):
-        read_index(out)  # which writes it
-    elif jobs:
-        raise DataError(f"nothing was encoded: all {total} samples were left out")
-    return total - left_out, left_out
+    constants = encoding.constants_of(globals(), vars(stream), vars(acoustics))
+    run = encoding.Run(Path(manifest), Path(out), Path(model), settings, constants,
+                       SAMPLES_PER_SHARD, device, workers, part)
+    samples = run.samples(join)
+    work = partial(make_grids, samples=samples, model=model, device=device, settings=settings)
+    return run.make_shards(samples, work)
 
 
 @lru_cache(maxsize=1)
@@ -697,39 +554,16 @@ def grid_maker(model, device, settings):
     return GridMaker(Encoder(model, device, settings.hearing), settings)
 
 
-def encode_shard(job, model, device, settings):
-    """Make one shard -> (its samples, its hours of audio, a sentence for each sample left out)."""
+def make_grids(numbers, samples, model, device, settings):
+    """Samples, by their numbers -> GridMaker.grids of them. Each has random numbers of its own."""
     if parent_process():  # one of several processes, which have a core each
         torch.set_num_threads(1)
-    rngs = []
-    for i in range(len(job.samples)):
-        rngs.append(random.Random(f"{settings.seed} {settings.format} {job.first + i}"))
-    grids, problems = grid_maker(model, device, settings).grids(job.samples, rngs)
-    if grids:
-        shards.save(grids, job.path)
-    hours = sum(len(grid) for grid in grids) / stream.FRAME_RATE / 3600
-    return len(job.samples), hours, problems
+    rngs = [random.Random(f"{settings.seed} {settings.format} {i}") for i in numbers]
+    return grid_maker(model, device, settings).grids([samples[i] for i in numbers], rngs)
 
-
-# --- command line ---
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="From recordings to token grids.",
-                                     epilog="More: python data.py COMMAND --help")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    importers.add_command(commands)
-    synthesis.add_command(commands)
-    check.add_command(commands)
-    encoding.add_command(commands, Settings, encode)
-    args = parser.parse_args(arguments)
-    try:
-        print(args.run(args))
-    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
-        raise
-    except (OSError, ValueError) as error:
-        sys.exit(f"data.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("data.py: stopped; the same command goes on from what is finished")
+    data_commands.main(arguments, Settings, encode)
 
 
 if __name__ == "__main__":

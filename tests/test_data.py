@@ -19,7 +19,7 @@ import stream
 from conftest import assert_same
 from data import Settings
 from stream import Ids
-from workshop import shards, training_set
+from workshop import encoding, shards, training_set
 from workshop.manifests import DataError
 from workshop.parallel import in_parallel
 
@@ -144,13 +144,17 @@ def test_one_channel_formats(folder, tmp_path):
 
 def test_every_line_is_used_once_a_draw():
     """Catches dialogs that joining loses or repeats, and an order that is not the one asked for."""
-    dialogs = [[i] for i in range(50)]
+    def joined(settings):
+        order, starts = data.join(50, settings)
+        return [order[start:stop].tolist() for start, stop in zip(starts, starts[1:])]
     settings = Settings("tts", join=(1, 4), draws=3)
-    samples = data.join(dialogs, settings)
+    samples = joined(settings)
     assert sorted(sum(samples, [])) == sorted(list(range(50)) * 3)
     assert {len(sample) for sample in samples} == {1, 2, 3, 4}
-    assert samples == data.join(dialogs, settings)
-    assert data.join(dialogs, Settings("tts", shuffled=False)) == dialogs
+    assert samples == joined(settings)
+    draws = [sum(samples, [])[start:start + 50] for start in (0, 50, 100)]
+    assert len({tuple(draw) for draw in draws}) == 3
+    assert joined(Settings("tts", shuffled=False)) == [[i] for i in range(50)]
 
 
 def test_an_interruption_is_heard_where_the_answer_ends(folder, encoder, monkeypatch):
@@ -582,6 +586,56 @@ def test_a_full_disk_is_one_sentence(folder, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not list((tmp_path / "g").glob("*shard*"))
+
+
+def test_a_full_disk_is_one_sentence_for_the_index_too(folder, tmp_path):
+    """Catches a traceback of the library that writes the index of samples."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(DataError, match="samples.index cannot be written"):
+            data.encode(folder / "dialogs.jsonl", tmp_path / "g", folder, Settings("response-tts"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize("change", ["config.json", "mimi.safetensors", "constant", "noise"])
+def test_a_run_goes_on_with_what_it_began_with_alone(folder, tmp_path, monkeypatch, change):
+    """Catches a folder whose shards are of two kinds: by a model whose configuration or codec
+    changed, a constant that was edited, or another recording of noise under the same name."""
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "n.wav", sine(0.2), RATE)
+    settings = Settings("response-tts", noise=(tmp_path / "noise",))
+    manifest = folder / "dialogs.jsonl"
+    for _ in range(2):  # nothing has changed
+        data.encode(manifest, tmp_path / "g", model, settings)
+    if change == "config.json":
+        config = json.loads((model / change).read_text())
+        (model / change).write_text(json.dumps(config | {"other": 1}))
+    elif change == "mimi.safetensors":
+        with open(model / change, "ab") as file:
+            file.write(b" ")
+    elif change == "constant":
+        monkeypatch.setattr(data, "CLOSING_SILENCE", 3)
+    else:
+        soundfile.write(tmp_path / "noise" / "n.wav", sine(0.3), RATE)
+    with pytest.raises(DataError, match="grids of another manifest, model or setting"):
+        data.encode(manifest, tmp_path / "g", model, settings)
+
+
+def test_the_released_codec_counts_in_what_grids_are_made_from(folder, tmp_path):
+    """Catches a fingerprint that knows the codec by our name for its file alone."""
+    prints = set()
+    for content in (b"one", b"two"):
+        for name in ("config.json", "tokenizer.json"):
+            (tmp_path / name).write_text("{}")
+        (tmp_path / mimi.MOSHI_FILE).write_bytes(content)
+        run = encoding.Run(folder / "dialogs.jsonl", tmp_path / "g", tmp_path, Settings("tts"), {},
+                           64)
+        prints.add(encoding.fingerprint(run))
+    assert len(prints) == 2
 
 
 def test_another_model_s_tokenizer_is_refused(folder, tmp_path):

@@ -124,7 +124,7 @@ def test_the_format_decides_what_is_needed(folder):
 def test_words_in_a_turn_are_a_key_that_nobody_reads(folder, capsys):
     """Catches a KeyError for word times in a dialog, whose turns have no `audio`."""
     file = write(folder / "m.jsonl", {"turns": [TURN | {"words": [["It", 0.1, 0.2]]}]})
-    assert len(data.read_manifest(file, "response-tts")) == 1
+    assert len(read_manifest(file, "response-tts")) == 1
     assert check(file, longest=60)["none"] == 1
     assert "words (1)" in capsys.readouterr().err
 

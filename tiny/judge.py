@@ -18,7 +18,7 @@ import eval as evaluate
 import flm
 import stream
 from workshop import grid_losses, measures, model_files, shards, sound_file
-from workshop.manifests import write_lines
+from workshop.manifests import read_manifest, write_lines
 
 INTERRUPTED = 4  # frames of an answer that sound before it is interrupted
 
@@ -34,7 +34,7 @@ class Judge:
     def __init__(self, model, work):
         self.model, self.work, self.ids, self.sampling = model_files.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        dialogs = data.read_manifest(work / "test.jsonl", "asr-response-tts")
+        dialogs = read_manifest(work / "test.jsonl", "asr-response-tts")
         grids = self.grids("test-response-tts")  # in the order of the manifest
         self.turns = [turns[0] for turns in dialogs]
         self.heard, self.quiet = [grid.listen for grid in grids], grids[0].speak[1, 0]

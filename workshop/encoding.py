@@ -1,9 +1,9 @@
 """What a run of `data.py encode` is, beside the grids: its options, its shards, and what they are
 made from.
 
-What this is: which shards are missing, the bar on the screen, grids.json, by which a run that was
-stopped goes on with the same settings or not at all, and the command line. What this is not: how a
-grid is made (data.py, which it serves).
+What this is: which numbers the options take, which shards are missing, the bar on the screen,
+grids.json, by which a run that was stopped goes on with the same settings or not at all, and the
+command line. What this is not: how a grid is made (data.py, which it serves).
 
     python data.py encode pairs.jsonl grids/tts --format tts --join 1 4
 """
@@ -11,72 +11,225 @@ import hashlib
 import json
 import re
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
 
+import mimi
 import stream
-from workshop.manifests import DataError, write_lines
+from workshop import sample_index, shards
+from workshop.manifests import DataError, index_lines, write_lines
+from workshop.model_files import BESIDE
 from workshop.parallel import in_parallel
+from workshop.training_set import read_index
 
 SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
+# What counts of a model folder: the weights of the language model do not.
+MODEL_PARTS = ("config.json", *(name for name in BESIDE if name != "sampling.json"))
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
-# --- shards ---
+# --- the numbers of the options ---
 
-def make_shards(work, jobs, workers, name):
-    """Do the jobs whose shards are not there yet, with a bar on the screen -> how many samples were
-    left out."""
-    missing = [job for job in jobs if not job.path.exists()]
-    total = sum(len(job.samples) for job in jobs)
-    there = total - sum(len(job.samples) for job in missing)
-    hours = 0.0
-    left_out = 0
-    with tqdm(total=total, initial=there, desc=name, unit="sample") as bar:
-        for count, more_hours, problems in in_parallel(work, missing, workers):
-            for problem in problems:
-                tqdm.write(f"SKIPPED: a sample, for {problem}", file=sys.stderr)
-            left_out += len(problems)
-            hours += more_hours
-            speed = hours / bar.format_dict["elapsed"] * 3600
-            bar.set_postfix_str(f"{hours:.2f} h of audio, {speed:.0f} an hour")
-            bar.update(count)
-    return left_out
+def check_settings(settings):
+    """Raise DataError, one sentence, for a data.Settings with which nothing can be made."""
+    if settings.format not in stream.FORMATS:
+        formats = ", ".join(stream.FORMATS)
+        raise DataError(f"there is no format {settings.format}, only {formats}")
+    fewest, most = settings.join
+    slowest, fastest = settings.speeds
+    if not 1 <= fewest <= most or settings.draws < 1 or not 0.1 <= slowest <= fastest <= 10:
+        raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, "
+                        "--speeds SLOWEST and FASTEST from 0.1 to 10")
+    if not 0 <= settings.reaction < 60:
+        raise DataError(f"--reaction must be 0 .. 60 seconds, not {settings.reaction:g}")
+    least = type(settings).longest_silence  # its default: that of the usual long silence
+    if not least <= settings.longest_silence < 3600:
+        raise DataError(f"--longest-silence must be {least:g} seconds or more, "
+                        f"not {settings.longest_silence:g}")
+    if not 0 <= settings.long_silences <= 1:
+        raise DataError(f"--long-silences must be a share, 0 .. 1, not {settings.long_silences:g}")
 
 
-def write_about(out, manifest, model, settings, version):
-    """Write grids.json, which says what the shards of a folder are made from.
+def parse_part(part):
+    """"I/N" -> (I, N). Raises DataError."""
+    numbers = re.fullmatch(r"(\d+)/(\d+)", part)
+    if numbers:
+        number, parts = int(numbers[1]), int(numbers[2])
+        if 1 <= number <= parts:
+            return number, parts
+    raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
 
-    Raises DataError where the folder has shards that are made from something else."""
-    about = asdict(settings)
+
+def fit(write, exchanges, silences, longest):
+    """Exchanges and the silences around them -> (script, the exchanges that are in it), at most
+    `longest` frames long (None: as long as it is).
+
+    The last exchanges of a sample that is too long are left out. Where the first alone is too long,
+    its longest silence is made shorter. write(exchanges, silences) -> stream.Script."""
+    script = write(exchanges, silences)
+    if longest is None:
+        return script, exchanges
+    while len(script) > longest and len(exchanges) > 1:
+        exchanges = exchanges[:-1]
+        silences = silences[:len(exchanges)] + silences[-1:]
+        script = write(exchanges, silences)
+    excess = len(script) - longest
+    if excess > 0:
+        i = silences.index(max(silences))
+        silences[i] = max(0, silences[i] - excess)
+        script = write(exchanges, silences)
+    return script, exchanges
+
+
+# --- a run ---
+
+@dataclass(frozen=True)
+class Run:
+    """One call of `data.py encode`. constants: all numbers that shape a sample, beside the
+    settings; samples_per_shard: as many as a shard holds."""
+    manifest: Path
+    out: Path
+    model: Path
+    settings: object
+    constants: dict
+    samples_per_shard: int
+    device: str = "cpu"
+    workers: int = 1
+    part: str = "1/1"
+
+    def samples(self, join):
+        """The samples of the run, whose index is written unless it is there -> Samples.
+
+        join(number of lines, settings) -> (order, starts) of sample_index.write. Raises DataError
+        for a manifest that cannot be used, and for a folder that holds other grids."""
+        parse_part(self.part)
+        mimi.check_device(self.device)
+        about = about_grids(self)
+        check_folder(self.out, about)
+        index = self.out / "samples.index"
+        made_from = about["made_from"]
+        if not sample_index.is_current(index, made_from):
+            offsets = index_lines(self.manifest, self.settings.format)
+            order, starts = join(len(offsets), self.settings)
+            self.out.mkdir(parents=True, exist_ok=True)
+            sample_index.write(index, offsets, order, starts, made_from)
+        write_lines(self.out / "grids.json", [about])
+        return sample_index.Samples(index, self.manifest, self.settings.format)
+
+    def make_shards(self, samples, make_grids):
+        """Make the shards of this part that are not there yet, with a bar on the screen.
+
+        make_grids(numbers of samples) -> (list of Grid, a sentence for each sample that is left
+        out). Returns how many samples there are in this part, and how many were left out now.
+        Raises DataError where nothing is left."""
+        number, parts = parse_part(self.part)
+        jobs = []
+        firsts = range(0, len(samples), self.samples_per_shard)
+        for shard in range(number - 1, len(firsts), parts):
+            last = min(firsts[shard] + self.samples_per_shard, len(samples))
+            path = self.out / f"shard-{shard:05d}.safetensors"
+            jobs.append(Job(path, range(firsts[shard], last), make_grids))
+        missing = [job for job in jobs if not job.path.exists()]
+        total = sum(len(job.numbers) for job in jobs)
+        there = total - sum(len(job.numbers) for job in missing)
+        left_out = 0
+        hours = 0.0
+        with tqdm(total=total, initial=there, desc=self.out.name, unit="sample") as bar:
+            for count, more_hours, problems in in_parallel(make_shard, missing, self.workers):
+                for problem in problems:
+                    tqdm.write(f"SKIPPED: a sample, for {problem}", file=sys.stderr)
+                left_out += len(problems)
+                hours += more_hours
+                speed = hours / bar.format_dict["elapsed"] * 3600
+                bar.set_postfix_str(f"{hours:.2f} h of audio, {speed:.0f} an hour")
+                bar.update(count)
+        if any(job.path.exists() for job in jobs):
+            read_index(self.out)  # which writes it
+        elif jobs:
+            raise DataError(f"nothing was encoded: all {total} samples were left out")
+        return total - left_out, left_out
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard to be made: its file, the numbers of its samples, and what makes their grids."""
+    path: Path
+    numbers: range
+    make_grids: object
+
+
+def make_shard(job):
+    """Make one shard -> (its samples, its hours of audio, a sentence for each sample left out)."""
+    grids, problems = job.make_grids(job.numbers)
+    if grids:
+        shards.save(grids, job.path)
+    hours = sum(len(grid) for grid in grids) / stream.FRAME_RATE / 3600
+    return len(job.numbers), hours, problems
+
+
+# --- what grids are made from ---
+
+def constants_of(*modules):
+    """{name: value} of all numbers, and tuples of numbers, that stand in capitals in some modules,
+    each as `vars` gives it."""
+    constants = {}
+    for module in modules:
+        for name, value in module.items():
+            if name.isupper() and isinstance(value, (int, float, tuple)):
+                constants[f"{module['__file__'].rpartition('/')[2]} {name}"] = value
+    return constants
+
+
+def about_grids(run):
+    """What grids.json says: the settings, and a hash of all else that goes into grids."""
+    about = asdict(run.settings)
     for name in ("noise", "backchannels", "leakage", "hearing"):
         del about[name]  # what they hold counts, and not where they are
-    about["made_from"] = fingerprint(manifest, model, settings, version)
-    about = json.loads(json.dumps(about))
+    about["made_from"] = fingerprint(run)
+    return json.loads(json.dumps(about))
+
+
+def fingerprint(run):
+    """A hash of all that goes into grids and is no plain setting: the manifest; configuration,
+    tokenizer and codec of the model; the other codec; the lists of recordings; the constants.
+
+    Recordings count by their names and sizes, and not by their sound."""
+    settings = run.settings
+    content = hashlib.sha1()
+    hash_file(content, run.manifest)
+    folders = [run.model]
+    if settings.hearing:
+        folders.append(settings.hearing)
+    for folder in folders:
+        for name in MODEL_PARTS:
+            hash_file(content, Path(folder) / name)
+    lists = []
+    for folder in (*settings.noise, *settings.backchannels):
+        for path in recordings([folder]):
+            lists.append((str(Path(path).relative_to(folder)), Path(path).stat().st_size))
+    content.update(repr((lists, settings.leaks, sorted(run.constants.items()))).encode())
+    return content.hexdigest()
+
+
+def hash_file(content, path):
+    """Put the name and the bytes of a file into a hash, a block at a time; no such file is no
+    error."""
+    if not Path(path).is_file():
+        return
+    content.update(Path(path).name.encode())
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            content.update(block)
+
+
+def check_folder(out, about):
+    """Raise DataError where a folder holds grids that are made from something else."""
     path = out / "grids.json"
     if path.exists() and json.loads(path.read_text()) != about:
         raise DataError(f"{out} holds grids of another manifest, model or setting, or of another "
                         "version of data.py: choose another folder, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_lines(path, [about])
-
-
-def fingerprint(manifest, model, settings, version):
-    """A hash of all that goes into grids and is no plain setting: manifest, tokenizer, codecs, the
-    lists of recordings, the version."""
-    paths = [Path(manifest), Path(model) / "tokenizer.json", Path(model) / "mimi.safetensors"]
-    if settings.hearing:
-        paths.append(Path(settings.hearing) / "mimi.safetensors")
-    content = hashlib.sha1()
-    for path in paths:
-        if path.exists():
-            content.update(path.read_bytes())
-    noise = recordings(settings.noise)
-    backchannels = recordings(settings.backchannels)
-    content.update(repr((noise, backchannels, settings.leaks, version)).encode())
-    return content.hexdigest()
 
 
 def recordings(folders):
@@ -93,16 +246,6 @@ def recordings(folders):
 
 
 # --- command line ---
-
-def parse_part(part):
-    """"I/N" -> (I, N). Raises DataError."""
-    numbers = re.fullmatch(r"(\d+)/(\d+)", part)
-    if numbers:
-        number, parts = int(numbers[1]), int(numbers[2])
-        if 1 <= number <= parts:
-            return number, parts
-    raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
-
 
 def add_command(commands, settings_class, encode):
     """The command `encode`: its options become a `settings_class`, with which it calls `encode`."""

@@ -27,8 +27,11 @@ Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, a
 names them, because one of them may be a slip of the pen.
 """
 import json
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 import stream
 from workshop.files import replacing
@@ -57,39 +60,65 @@ class Problem:
 
 # --- reading and writing ---
 
-def open_text(file, newline=""):
-    """Open a text file in UTF-8, with or without a byte-order mark. newline: as of `open`.
+def open_text(file):
+    """Open a text file in UTF-8, with or without a byte-order mark, its line ends as they are.
 
     Raises DataError."""
     try:
         with open(file, "rb") as raw:
-            start = raw.read(4)
+            check_encoding(file, raw.read(4))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
+    return open(file, encoding="utf-8-sig", newline="")
+
+
+def check_encoding(file, start):
+    """Raise DataError where a file starts with the byte-order mark of UTF-16."""
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{file} is in UTF-16, and must be in UTF-8: "
                         "save it again in that encoding")
-    return open(file, encoding="utf-8-sig", newline=newline)
 
 
-def not_utf8(file, error):
-    """The DataError for a file whose bytes are in another encoding."""
+def not_utf8(file, error, offset=0):
+    """The DataError for a file whose bytes are in another encoding. offset: the byte at which the
+    part starts that could not be read."""
     byte = error.object[error.start:error.start + 1].hex()
-    return DataError(f"{file} is not in UTF-8 (byte {error.start}: {byte}): "
+    return DataError(f"{file} is not in UTF-8 (byte {offset + error.start}: {byte}): "
                      "save it again in that encoding")
 
 
 def text_lines(file):
     """(number, line) of a text file, one at a time, without their ends. A line ends at a line feed,
     and nowhere else: U+2028 and its like are text. Raises DataError."""
+    for number, _, line in placed_lines(file):
+        yield number, line
+
+
+def placed_lines(file):
+    """(number, the byte at which it starts, line) of a text file, as `text_lines` gives them."""
     try:
-        with open_text(file, newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                yield number, line.rstrip("\r\n")
+        with open(file, "rb") as lines:
+            check_encoding(file, lines.peek(4))
+            offset = 0
+            for number, raw in enumerate(lines, 1):
+                encoding = "utf-8" if offset else "utf-8-sig"
+                yield number, offset, raw.decode(encoding).rstrip("\r\n")
+                offset += len(raw)
     except UnicodeDecodeError as error:
-        raise not_utf8(file, error) from None
+        raise not_utf8(file, error, offset) from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def parse_row(line):
+    """A line of a JSONL file -> its JSON object, or a Problem."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Problem("malformed", f"no JSON: {error}")
+    if not isinstance(row, dict):
+        return Problem("malformed", f"a line is a JSON object, not {brief(row)}")
+    return row
 
 
 def read_rows(file):
@@ -97,17 +126,17 @@ def read_rows(file):
 
     A row that is no JSON object is a Problem. Raises DataError for a file that cannot be read."""
     for number, line in text_lines(file):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, Problem("malformed", f"no JSON: {error}")
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            yield number, Problem("malformed", f"a line is a JSON object, not {brief(row)}")
+        if line.strip():
+            yield number, parse_row(line)
+
+
+def read_line(lines, offset):
+    """The row of a JSONL file, open as bytes, that starts at a byte. Raises DataError."""
+    lines.seek(offset)
+    row = parse_row(lines.readline().decode("utf-8-sig"))
+    if isinstance(row, Problem):
+        raise DataError(f"{lines.name}, byte {offset}: {row.detail}")
+    return row
 
 
 def read_lines(file):
@@ -336,27 +365,45 @@ def turns_of(row, folder, format):
     return turns
 
 
-def read_manifest(file, format):
-    """A manifest -> a list of dialogs, each a list of turns (`turns_of`).
+def usable_rows(file, format):
+    """(the byte at which it starts, row) of each line of a manifest that is not empty.
 
     Decision: one line that cannot be used stops the command, and all such lines are counted.
-    Whoever encodes for hours wants to know beforehand. Raises DataError."""
+    Whoever encodes for hours wants to know beforehand. Raises DataError, after the last line."""
     folder = Path(file).parent
-    dialogs = []
     offenders = []
-    for number, row in read_rows(file):
+    is_empty = True
+    for number, offset, line in placed_lines(file):
+        if not line.strip():
+            continue
+        is_empty = False
+        row = parse_row(line)
         problems = problems_of(row, folder, format)
         if problems:
             offenders.append(f"line {number}: {problems[0].detail}")
         else:
-            dialogs.append(turns_of(row, folder, format))
+            yield offset, row
     if offenders:
         raise DataError(f"{file}: {len(offenders)} lines cannot be used for format {format}: "
                         f"{first_of(offenders)}. `python data.py check` writes a manifest without "
                         "them")
-    if not dialogs:
-        raise DataError(f"the manifest {file} is empty")
-    return dialogs
+    if is_empty:
+        raise DataError(f"the manifest {file} is empty: it needs a line of JSON for each pair or "
+                        "dialog")
+
+
+def read_manifest(file, format):
+    """A manifest -> a list of dialogs, each a list of turns (`turns_of`). Raises DataError."""
+    folder = Path(file).parent
+    return [turns_of(row, folder, format) for _, row in usable_rows(file, format)]
+
+
+def index_lines(file, format):
+    """A manifest -> the byte at which each of its lines starts, an array of whole numbers. Raises
+    DataError where a line cannot be used."""
+    rows = tqdm(usable_rows(file, format), desc=f"lines of {Path(file).name}", unit="line",
+                leave=False)
+    return array("Q", (offset for offset, _ in rows))
 
 
 # --- what eval.py asks ---

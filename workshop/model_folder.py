@@ -1,0 +1,103 @@
+"""The codec and the tokenizer of a model folder, loaded and checked, as data.py needs them.
+
+What this is: waveforms to codes in batches, words to ids, and the errors for folders whose parts do
+not fit each other. What this is not: what a clip's codes are in a grid (data.Encoder, which this
+serves).
+
+Shapes: B waveforms of N samples (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks.
+"""
+import json
+from pathlib import Path
+
+import torch
+
+import mimi
+import stream
+from workshop import shards, sound_file
+from workshop.manifests import DataError
+
+SAMPLE_RATE = 24_000  # Hz
+FRAME = 1920          # samples
+ENCODED_AT_ONCE = 16
+
+
+class ModelFolder:
+    """Codec, tokenizer and special ids of a model folder.
+
+    hearing: a folder with another codec for what is heard, of the same codebooks. Raises DataError
+    where tokenizer and model, or the two codecs, do not fit each other."""
+
+    def __init__(self, folder, device="cpu", hearing=None):
+        self.device = device
+        self.ids = stream.Ids.read(folder)
+        self.tokenizer = read_tokenizer(folder)
+        self.codec = mimi.load(folder, device)
+        self.hearing = self.codec
+        if hearing:
+            self.hearing = mimi.load(hearing, device)
+            if not torch.equal(codebooks(self.codec), codebooks(self.hearing)):
+                raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must "
+                                "be written in the same codes")
+
+    def words(self, text):
+        """A text -> a list of ids."""
+        return self.tokenizer.encode(text).ids
+
+    def encode(self, waves, codec=None):
+        """A list of B waveforms [N] of whole frames -> a list of B codes [T, K].
+
+        Waveforms of about one length are encoded together. The codec is causal, so the padding
+        behind a waveform changes none of its codes."""
+        codec = codec or self.codec
+        order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
+        codes = [None] * len(waves)
+        for start in range(0, len(order), ENCODED_AT_ONCE):
+            chunk = order[start:start + ENCODED_AT_ONCE]
+            tensors = [torch.from_numpy(waves[i]) for i in chunk]
+            batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)[:, None]  # [B, 1, N]
+            encoded = codec.encode(batch.to(self.device)).transpose(1, 2).cpu()          # [B, T, K]
+            for i, row in zip(chunk, encoded):
+                codes[i] = row[:len(waves[i]) // FRAME]
+        return codes
+
+    def decode(self, codes):
+        """Codes [T, K] -> a waveform [N]."""
+        batch = codes.T[None].to(self.device)  # [1, K, T]
+        return self.codec.decode(batch)[0, 0].cpu().numpy()
+
+
+    def read_codes(self, recording):
+        """Codes [T, K] of a .npy file, as tiny/replay.py writes them, or None for a recording."""
+        if Path(recording).suffix != ".npy":
+            return None
+        return shards.read_codes(recording, self.codec.config.codebook_size)
+
+    def read_clip(self, recording):
+        """A recording, or the sound of a .npy file of codes -> a waveform [N]. Raises
+        ValueError."""
+        codes = self.read_codes(recording)
+        if codes is not None:
+            return self.decode(codes)
+        return sound_file.read_audio(recording).numpy()
+
+
+def codebooks(codec):
+    """All entries of a codec's codebooks, in one tensor."""
+    parts = [part.entries for part in codec.modules() if isinstance(part, mimi.Codebook)]
+    return torch.cat(parts)
+
+
+def read_tokenizer(folder):
+    """The tokenizer of a model folder. Raises DataError where it has ids that its model lacks."""
+    from tokenizers import Tokenizer
+    path = Path(folder) / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise DataError(f"{path} cannot be read: {error}") from None
+    largest = max(tokenizer.get_vocab().values())
+    size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
+    if largest >= size:
+        raise DataError(f"{path} is another model's: its ids go up to {largest}, "
+                        f"config.json's to {size - 1}")
+    return tokenizer
