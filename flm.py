@@ -3,7 +3,7 @@
 What this is: the network of FLM-Audio (section 2.1), exact against the released weights, and the
 caches that let it go on one frame at a time. What this is not: a sampler (chat.py), a loss or an
 optimizer (train.py), the meaning of channels and delays (stream.py), or files
-(workshop/model_files.py).
+(workshop/config_files.py, workshop/model_files.py).
 
     text   [T]    --embed--+
     speak  [T, K] --embed--+--sum--> e_t --> backbone --> h_t --text head--> next text token
@@ -24,21 +24,29 @@ Unusual here:
   own; attention is shared.
 - Parameter names are the release's, so that its files load without renaming.
 
+To start from Qwen2.5-0.5B: the preset 0.5b has its shape, so that all its weights fit. They become
+the text embeddings, the layers, the norm and the text head, which begins as a copy of the
+embeddings where Qwen has one matrix for both. The 16 audio embeddings and the depth transformer
+begin with random values (`init_weights`). RELEASE is a folder with tokenizer and codec, which also
+names the special ids; the grids are encoded with it.
+
+    python train.py run grids/tts grids/asr --init 0.5b --qwen Qwen/Qwen2.5-0.5B --beside RELEASE \\
+        --out runs/pt1 --stage post-training-1
     python flm.py 0.5b          # parameters by part, of a preset, a folder or a Hub id
 
 Shapes: B batch, T frames, K = 8 codebooks, D model width, V text vocabulary, C = card, the audio
 vocabulary. Besides: H heads, H_kv key and value heads, d a head's width, N = B * T frames for the
 depth transformer, S its positions in one pass, n its width.
 """
-import argparse
 import math
-import sys
 from collections import OrderedDict
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from workshop import config_checks
 
 K = 8  # codebooks of a frame: one semantic code and seven acoustic ones, section 2.1
 
@@ -63,8 +71,8 @@ class Config:
     depth_layers: int
     depth_heads: int
     depth_dim: int                      # n
-    asr_token: int | None = None        # text id that opens a transcript; the release has none
-    answer_token: int | None = None     # text id that opens an answer; the release has none
+    asr_token: int | None = None        # text id that opens a transcript; None: a free row
+    answer_token: int | None = None     # text id that opens an answer; None: a free row
     head_dim: int | None = None         # d; None: hidden_size / heads
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
@@ -81,163 +89,22 @@ class Config:
     depth_rmsnorm: bool = False
     depth_swiglu: bool = False
     # Frames of the rows that it was trained on. Attention never saw a larger distance in training.
-    # The key is ours; it stands at the top level of the file, where the release ignores it.
     trained_frames: int | None = None
 
     def __post_init__(self):
-        for field in fields(self):
-            self._check_kind(field)
-        self._check_multiple("num_attention_heads", "num_key_value_heads")
-        self._check_multiple("depth_dim", "depth_heads")
+        config_checks.check(self)
         if self.head_dim is None:
-            self._check_multiple("hidden_size", "num_attention_heads")
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} must be even, because RoPE turns pairs")
-        for name in ("wait_token", "asr_token", "answer_token"):
-            self._check_id(name, "vocab_size")
-        for name in ("pad_token", "empty_token"):
-            self._check_id(name, "aud_vocab_size")
+            self._set("head_dim", self.hidden_size // self.num_attention_heads)
+        # Decision: the release has neither <asr> nor <answer>. Where a file names no ids for them,
+        # they take the last rows of the vocabulary: Qwen's tokenizer ends before these.
+        for name in ("answer_token", "asr_token"):
+            if getattr(self, name) is None:
+                taken = (self.wait_token, self.asr_token, self.answer_token)
+                rows = range(self.vocab_size - 1, -1, -1)
+                self._set(name, next(row for row in rows if row not in taken))
 
-    def _check_kind(self, field):
-        """Raise ValueError for a value of the wrong kind: a file may hold anything."""
-        value = getattr(self, field.name)
-        if value is None and field.default is None:
-            return
-        if field.type in (int, int | None):
-            lowest = 0 if field.name.endswith("_token") else 1
-            if type(value) is not int or value < lowest:
-                bound = "0 or more" if lowest == 0 else "above 0"
-                raise ValueError(f"{field.name} must be a whole number {bound}, not {value!r}")
-        elif field.type is float:
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ValueError(f"{field.name} must be a number above 0, not {value!r}")
-        elif type(value) is not bool:
-            raise ValueError(f"{field.name} must be true or false, not {value!r}")
-
-    def _check_multiple(self, size, parts):
-        if getattr(self, size) % getattr(self, parts):
-            raise ValueError(f"{size} {getattr(self, size)} must be a multiple of "
-                             f"{parts} {getattr(self, parts)}")
-
-    def _check_id(self, name, size):
-        token = getattr(self, name)
-        if token is not None and token >= getattr(self, size):
-            raise ValueError(f"{name} must be an id below {size} {getattr(self, size)}, "
-                             f"not {token}")
-
-    @classmethod
-    def from_json(cls, values):
-        """The release's config.json, as a dict -> Config. Raises ValueError that names unknown,
-        missing or impossible keys."""
-        values = flat_settings(values)
-        for key, allowed in ONLY.items():
-            value = values.pop(key, allowed[0])
-            if value not in allowed:
-                raise ValueError(f"{key} must be {' or '.join(map(repr, allowed))}, not {value!r}")
-        known = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-        names = {field.name for field in fields(cls)}
-        unknown = known.keys() - names
-        if unknown:
-            raise ValueError(f"unknown model setting(s) {', '.join(sorted(unknown))}")
-        needed = [field.name for field in fields(cls) if field.default is MISSING]
-        missing = [name for name in needed if name not in known]
-        if missing:
-            raise ValueError(f"missing model setting(s) {', '.join(missing)}")
-        return cls(**known)
-
-    def to_json(self):
-        """The release's config.json as a dict; from_json gives this Config again."""
-        flat = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                flat[field.name] = value
-        values = {"model_type": "FLMAudio", "architectures": ["FLMAudioForCausalLM"],
-                  "aud_channel": K, "hidden_act": "silu", "tie_word_embeddings": False}
-        for group, keys in GROUPS.items():
-            values[group] = {key: flat.pop(name) for key, name in keys.items() if name in flat}
-        values["aud_depthgpt"]["dropout"] = 0.0
-        return values | flat
-
-
-# config.json nests two groups, whose keys are fields of Config like all others.
-GROUPS = {
-    "mm_token_info": {
-        "text_wait_token_id": "wait_token",
-        "text_asr_token_id": "asr_token",
-        "text_answer_token_id": "answer_token",
-        "aud_pad_token_id": "pad_token",
-        "aud_emp_token_id": "empty_token",
-    },
-    "aud_depthgpt": {
-        "n_layer": "depth_layers",
-        "n_head": "depth_heads",
-        "n_embd": "depth_dim",
-        "bias": "depth_bias",
-        "use_cmlp": "depth_cmlp",
-        "use_rmsnorm": "depth_rmsnorm",
-        "use_swiglu": "depth_swiglu",
-    },
-}
-# mrope is plain RoPE here: without images its three position ids are equal.
-ROPE_TYPES = ("mrope", "default")
-# What a file may say in these ways only. Tied heads are refused, since a start from Qwen copies the
-# embedding into a head of its own.
-ONLY = {
-    "aud_channel": (K,),
-    "hidden_act": ("silu",),
-    "tie_word_embeddings": (False,),
-    "use_sliding_window": (False,),
-    "rope_type": ROPE_TYPES,
-}
-# Bookkeeping of the transformers library, and sizes that follow from others.
-WITHOUT_EFFECT = {
-    "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map",
-    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout",
-    "initializer_range", "sliding_window", "max_window_layers", "layer_types", "_name_or_path",
-    "mrope_section", "aud_depthgpt.dropout", "aud_depthgpt.block_size", "aud_depthgpt.vocab_size",
-    "aud_depthgpt.main_hidden_size", "aud_depthgpt.pad_token_id",
-}
-
-
-def flat_settings(values):
-    """The release's config.json without its groups -> a dict by names of Config's fields, or
-    "group.key" for keys of a group that are none. Raises ValueError where a group is no object."""
-    if not isinstance(values, dict):
-        raise ValueError(f"a configuration is an object of settings, not {values!r}")
-    flat = rope_settings(values)
-    for key, value in values.items():
-        if key in ("rope_scaling", "rope_parameters"):
-            continue
-        if key in GROUPS:
-            if not isinstance(value, dict):
-                raise ValueError(f"{key} must be an object of settings, not {value!r}")
-            for inner_key, inner in value.items():
-                flat[GROUPS[key].get(inner_key, f"{key}.{inner_key}")] = inner
-        elif value is not None or key not in flat:
-            flat[key] = value
-    return flat
-
-
-def rope_settings(values):
-    """What a config.json says of RoPE, in the older group (rope_scaling) or the newer one
-    (rope_parameters), as one dict with `rope_type`. Raises ValueError where a group is no
-    object."""
-    settings = {"rope_type": "default"}
-    for group in ("rope_scaling", "rope_parameters"):
-        inner = values.get(group)
-        if inner is None:
-            continue
-        if not isinstance(inner, dict):
-            raise ValueError(f"{group} must be an object of settings, not {inner!r}")
-        inner = dict(inner)
-        older_name = inner.pop("type", "default")
-        kind = inner.pop("rope_type", older_name)
-        if kind != "default":
-            settings["rope_type"] = kind
-        settings |= inner
-    return settings
+    def _set(self, name, value):
+        object.__setattr__(self, name, value)  # the way past `frozen`, for what follows from others
 
 
 def qwen_shape(hidden, intermediate, layers, heads, kv_heads, vocab=151_936):
@@ -616,26 +483,6 @@ class FLM(nn.Module):
         return self.aud_output_layers(h, inputs, c, cache)
 
 
-# Which part of the model a parameter belongs to, by the beginning of its name; the first that fits.
-# "heads" are the text head and the 8 audio heads.
-PARTS = {
-    "model.embed_tokens.": "embeddings",
-    "model.": "backbone",
-    "aud_output_layers.lm_heads.": "heads",
-    "aud_output_layers.": "depth",
-    "lm_head.": "heads",
-}
-
-
-def count_parameters(model):
-    """Parameters by part: a dict of whole numbers that sum to the model's."""
-    counts = dict.fromkeys(PARTS.values(), 0)
-    for name, parameter in model.named_parameters():
-        part = next(part for prefix, part in PARTS.items() if name.startswith(prefix))
-        counts[part] += parameter.numel()
-    return counts
-
-
 def init_weights(model, device="cpu", dtype=torch.float32):
     """Give every parameter that has no values yet its first ones. Returns the model. They are drawn
     on the CPU, so that the same seed gives the same model anywhere.
@@ -666,31 +513,6 @@ def initial_deviation(config, name):
     return 0.02 / math.sqrt(2 * layers) if writes_to_stream else 0.02
 
 
-# --- command line ---
-
-def main(arguments=None):
-    # Files are the workshop's, which imports this one: the book can be read without them.
-    from workshop import model_files
-    parser = argparse.ArgumentParser(
-        description="Show a model's parameters by part, and check that its files are whole.")
-    parser.add_argument(
-        "model", help=f"a folder, a Hub id (owner/name), or a preset: {', '.join(PRESETS)}")
-    name = parser.parse_args(arguments).model
-    try:
-        if name in PRESETS:
-            model = FLM(PRESETS[name])
-        else:
-            model = model_files.load(name, "meta", dtype=None)
-    except ValueError as error:
-        sys.exit(f"flm.py: {error}")
-    dtype = model.lm_head.weight.dtype
-    print(f"{name}, {str(dtype).removeprefix('torch.')}")
-    print(f"{'part':<12}{'parameters':>16}{'bytes':>18}")
-    counts = count_parameters(model)
-    counts["all"] = sum(counts.values())
-    for part, count in counts.items():
-        print(f"{part:<12}{count:>16,}{count * dtype.itemsize:>18,}")
-
-
 if __name__ == "__main__":
-    main()
+    from workshop import parameters
+    parameters.main()

@@ -1,8 +1,9 @@
 """The token grid: what stands in every frame of every channel, and what the model learns to write.
 
 What this is: the formats of Figures 2 and 3 (sections 2.2, 3.1, 3.2.2), the delay between semantic
-and acoustic codes, the loss class of every token, and a drawing of any grid. What this is not: a
-model (flm.py), audio (data.py), a batch (workshop/batches.py), or a file (workshop/shards.py).
+and acoustic codes, and the loss class of every token. What this is not: a model (flm.py), audio
+(data.py), a batch (workshop/batches.py), a file (workshop/shards.py), or the drawing of a grid
+(workshop/drawing.py).
 
     frame      0 1 2 3 4 5   6  7     8 9 10 11 12 13
     text       ~ ~ ~ ~ ~ ~ All is fine. ~  ~  ~  ~  ~
@@ -16,19 +17,54 @@ This is one exchange in the format of the last stage. The user speaks in the fra
 model writes its response at once (`~` is <wait>), and its speech (codes 1 .. 5, silence is 0)
 begins two frames after its first word. `#` is a pad. Of the 8 codebooks of each channel the first
 is shown, which is semantic. The last lines say in which term of equation 3 a token counts: `S`
-semantic, `A` acoustic, `M` monologue, `W` wait.
+semantic, `A` acoustic, `M` monologue, `W` wait. Nothing else carries loss: not what the user says,
+no empty channel, no word and no semantic code of frame 0, no pad.
+
+A grid has frames: text, 8 codes and 8 codes of one moment of 80 ms. The model reads rows, in which
+acoustic codes come one row later (`delay`; `undelay` takes it back). It reads row t and predicts
+row t + 1. These are the rows of a live conversation, and what the steps that read them do:
+
+    row               0        1        2        3
+    text         <wait>   word 1   word 2   word 3
+    speak 0         pad    sem 1    sem 2    sem 3
+    speak 1-7       pad     ac 0     ac 1     ac 2
+    listen 0      sem 0    sem 1    sem 2    sem 3
+    listen 1-7      pad     ac 0     ac 1     ac 2
+
+    step              0        1        2        3
+    new text     word 1   word 2   word 3   word 4
+    new sem       sem 1    sem 2    sem 3    sem 4
+    new ac         ac 0     ac 1     ac 2     ac 3
+    returns     nothing  frame 1  frame 2  frame 3
+
+A word, sem (semantic code) or ac (acoustic codes) has the number of its frame. Step s writes the
+acoustic codes that complete frame s and returns this frame. Step 0 returns nothing, because frame 0
+is where a conversation starts: text <wait>, and a pad in place of its semantic code.
+
+From a sound at the microphone to the first sound of the loudspeaker that can say something else
+because of it:
+
+    milliseconds           least  most   because
+    the frame is complete      0    80   a code needs all 1920 samples of its frame
+    computing                  0    80   a machine that needs more for a step falls behind
+    acoustic delay            80    80   the acoustic codes are written in the next step
+    codec                      0    30   the released one has no lag, the small one 30
+    loudspeaker                0    40   it takes blocks of 40 ms
+    together                  80   310
+
+Only what the model says depends on it so late. How its voice sounds can change one frame earlier,
+because the acoustic codes of frame s are written when frame s of the user is known.
+
+A transcript of the user's words begins in the frame after the user's last sound. In the ASR-style
+of post-training 1 and 2 it has no marks and ends with its last word (`Script.transcribe`). In
+fine-tuning 1 it begins with <asr> and ends with <answer> (`Script.quote`). In fine-tuning 2, and
+in a conversation with the finished model, there is none.
 
 A grid is made in two steps. `write` lays out turns, of which only lengths and words are known, as a
 `Script`: the text of every frame, and the spans of frames in which somebody speaks. data.py lays
 recordings into these spans and encodes them. Then `Script.grid` sets text and codes side by side.
-
-Unusual here:
-- A grid has frames: text, 8 codes and 8 codes of one moment of 80 ms. The model reads rows, in
-  which acoustic codes come later (`delay`; `undelay` takes it back). It reads row t and predicts
-  row t + 1.
-- Frame 0 is where a conversation starts: text <wait>, nothing spoken yet, no loss on them.
-- Nothing in a grid marks where a turn ends. Decision: later turns see the earlier ones. Section 3.1
-  concatenates pairs and masks nothing, and a live conversation is one long stream too.
+Nothing in a grid marks where a turn ends. Decision: later turns see the earlier ones. Section 3.1
+concatenates pairs and masks nothing, and a live conversation is one long stream too.
 
     python stream.py                              # the method in six pictures, then every format
     python stream.py --format tts --delayed       # one format, as the model reads it
@@ -36,12 +72,8 @@ Unusual here:
 
 Shapes: T frames, K = 8 codebooks. A span is a pair (start, stop) of frames.
 """
-import itertools
-import json
-import shutil
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 from workshop import command
 
@@ -51,7 +83,6 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 
-import flm
 from flm import K  # it stands once, in the first file of the book: the model's embeddings fix it
 
 FRAME_RATE = 12.5   # frames a second, section 2.1
@@ -84,7 +115,7 @@ class Loss(IntEnum):
 @dataclass(frozen=True)
 class Ids:
     """The special tokens of a grid: three text ids and two audio ids. flm.Config says what each
-    means, flm.GROUPS how a config.json calls it."""
+    means."""
     wait: int
     asr: int
     answer: int
@@ -93,22 +124,9 @@ class Ids:
 
     @classmethod
     def of(cls, config):
-        """The ids of an flm.Config. Raises GridError where it has no <asr> and <answer>."""
-        if config.asr_token is None or config.answer_token is None:
-            raise GridError("this model's config.json names no text_asr_token_id and "
-                            "text_answer_token_id")
+        """The ids of an flm.Config."""
         return cls(wait=config.wait_token, asr=config.asr_token, answer=config.answer_token,
                    empty=config.empty_token, pad=config.pad_token)
-
-    @classmethod
-    def read(cls, folder):
-        """The ids in a model folder's config.json. Raises GridError, one sentence."""
-        path = Path(folder) / "config.json"
-        try:
-            config = flm.Config.from_json(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise GridError(f"{path} gives no special ids: {error}") from None
-        return cls.of(config)
 
 
 @dataclass
@@ -404,101 +422,6 @@ def undelay(rows):
                 speak=advance_columns(rows.speak, 1),
                 listen=advance_columns(rows.listen, 1),
                 loss=advance_columns(rows.loss, 2))
-
-
-# --- drawing ---
-
-MARGIN = 10  # characters for the name of a channel
-LEGEND = (". empty   # pad   ~ <wait>   "
-          "loss: S semantic, A acoustic, M monologue, W wait, blank none")
-
-
-def draw(grid, ids, names=str, width=None, only=None):
-    """The grid as text: a column for each frame and a line for each channel, wrapped at `width`
-    characters (None: the terminal's). names: text id -> its spelling. only: the lines to draw, by
-    name (None: all).
-
-    LEGEND says what the signs are. Below the channels stand the loss classes of text, semantic and
-    acoustic codes, by their first letters."""
-    lines = spell(grid, ids, names)
-    if only is not None:
-        lines = {name: lines[name] for name in only}
-    if width is None:
-        width = shutil.get_terminal_size((120, 24)).columns
-    return lay_out(lines, width)
-
-
-def spell(grid, ids, names):
-    """A Grid -> {name of a line: its cells, one for each frame}, all of them text."""
-    def word(token):
-        special = {ids.wait: "~", ids.asr: "<asr>", ids.answer: "<answer>"}
-        return special.get(token) or names(token).strip().replace("\n", " ")
-
-    def code(token):
-        signs = {ids.pad: "#", ids.empty: "."}  # one id may be both
-        return signs.get(token, str(token))
-
-    def initial(kind):
-        return Loss(kind).name[0] if kind else ""
-
-    lines = {"frame": [str(t) for t in range(len(grid))],
-             "text": [word(token) for token in grid.text.tolist()]}
-    for channel, codes in (("speak", grid.speak), ("listen", grid.listen)):
-        for c in range(K):
-            lines[f"{channel} {c}"] = [code(token) for token in codes[:, c].tolist()]
-    for c, name in enumerate(("loss text", "  semantic", "  acoustic")):
-        lines[name] = [initial(kind) for kind in grid.loss[:, c].tolist()]
-    return lines
-
-
-def lay_out(lines, width):
-    """{name: cells} -> text with the names on the left, in blocks of at most `width` characters."""
-    columns = list(zip(*lines.values()))
-    widths = [1 + max(len(cell) for cell in column) for column in columns]
-    blocks = []
-    start = 0
-    while start < len(widths):
-        used = itertools.accumulate(widths[start:], initial=MARGIN)
-        count = sum(end <= width for end in used) - 1
-        stop = start + max(1, count)
-        for name, cells in lines.items():
-            padded = [f"{cell:>{widths[t]}}" for t, cell in enumerate(cells[start:stop], start)]
-            blocks.append(f"{name:<{MARGIN}}{''.join(padded)}".rstrip())
-        blocks.append("")
-        start = stop
-    return "\n".join(blocks)
-
-
-def example(format):
-    """Made-up turns in one format -> (Grid, Ids, names). Frame i of a clip has the code i + 1,
-    silence the code 0."""
-    spellings = ["~", "<asr>", "<answer>", "What's", "up?", "All", "is", "fine."]
-    ids = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
-    if format == "response-tts-free":
-        turns = [Turn(listen_frames=2, speak_frames=12, response=(5, 6, 7), murmur=(1, 1)),
-                 Turn(listen_frames=7, speak_frames=3, response=(7,), interrupts=3)]
-    elif format == "stereo":
-        turns = [Turn(listen_frames=8, speak_frames=8, words=((3, [5, 6, 7]),))]
-    else:
-        turns = [Turn(listen_frames=4, speak_frames=5, transcript=(3, 4), response=(5, 6, 7),
-                      words=((0, [5]), (1, [6]), (4, [7])))]
-    script = write(format, turns, [1] * (len(turns) + 1), ids)
-    return made_up_grid(format, script), ids, spellings.__getitem__
-
-
-def made_up_grid(format, script):
-    """A Script -> a Grid in whose channels frame i of a clip has the code i + 1, silence the code
-    0."""
-    def channel(spans):
-        clips = []
-        for start, stop in spans:
-            clip = torch.arange(1, stop - start + 1)
-            clips.append(clip[:, None].expand(-1, K))
-        return place(spans, clips, torch.zeros(K, dtype=torch.int64), len(script))
-
-    speak = channel(script.speak_spans) if format in SPEAKS else None
-    listen = channel(script.listen_spans) if format in LISTENS else None
-    return script.grid(speak, listen)
 
 
 if __name__ == "__main__":

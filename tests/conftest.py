@@ -15,14 +15,14 @@ import chat  # noqa: E402
 import flm  # noqa: E402
 import mimi  # noqa: E402
 import stream  # noqa: E402
-from workshop import model_files  # noqa: E402
+from workshop import drawing, model_files  # noqa: E402
 
 
 
 def assert_same(found, expected, ids):
     """Raise AssertionError with both drawings where two grids differ."""
     same = all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("text", "speak", "listen", "loss"))
-    assert same, f"the grid is\n{stream.draw(found, ids)}\nand should be\n{stream.draw(expected, ids)}"
+    assert same, f"the grid is\n{drawing.draw(found, ids)}\nand should be\n{drawing.draw(expected, ids)}"
 
 
 def pytest_addoption(parser):

@@ -19,7 +19,8 @@ import stream
 from conftest import assert_same
 from data import Settings
 from stream import Ids
-from workshop import encoding, shards, training_set
+from workshop import config_files, encoding, shards, training_set
+from workshop.drawing import draw
 from workshop.manifests import DataError
 from workshop.parallel import in_parallel
 
@@ -48,7 +49,7 @@ def folder(tmp_path_factory):
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps(flm.PRESETS["tiny"].to_json()))
+    (folder / "config.json").write_text(json.dumps(config_files.to_json(flm.PRESETS["tiny"])))
     soundfile.write(folder / "q.wav", sine(0.5), RATE)
     soundfile.write(folder / "a.wav", sine(0.7), RATE)
     pairs = [{"audio": "q.wav", "text": "who are you"}, {"audio": "a.wav", "text": "I am Joe"}]
@@ -84,7 +85,7 @@ def test_dialog_stands_where_the_format_says(folder, encoder, tmp_path):
     grids = list(training_set.Grids([tmp_path / "g"]))
     assert len(grids) == 3
     for grid in grids:
-        drawing = stream.draw(grid, IDS)
+        drawing = draw(grid, IDS)
         text = grid.text.tolist()
         asr = text.index(IDS.asr)
         assert text[asr:asr + 8] == [IDS.asr, 4, 5, 6, IDS.answer, 7, 8, 9], drawing

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flm
-from workshop import model_files
+from workshop import config_files, model_files, parameters
 
 REFERENCE = Path(__file__).parent / "reference"
 QWEN_SMALL = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
@@ -210,7 +210,7 @@ def test_initial_weights_follow_the_seed_and_every_one_learns():
     weights = [m.lm_head.weight for m in models]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert models[0].model.layers[0].mlp.down_proj.weight.std().item() == pytest.approx(0.01, rel=0.02)
-    assert sum(flm.count_parameters(models[0]).values()) == sum(p.numel() for p in models[0].parameters())
+    assert sum(parameters.count_parameters(models[0]).values()) == sum(p.numel() for p in models[0].parameters())
     h = models[0].hidden(*frames(config, 2, 4))
     depth = models[0].depth_logits(h.flatten(0, 1), torch.zeros(8, 7).long())
     (models[0].text_logits(h).logsumexp(-1).sum() + depth.logsumexp(-1).sum()).backward()
@@ -317,14 +317,14 @@ def test_a_wrong_path_is_one_sentence(folder):
 @pytest.mark.parametrize("name", flm.PRESETS)
 def test_config_round_trip(name):
     """Catches a field that is not written to, or read from, the release's format."""
-    assert flm.Config.from_json(json.loads(json.dumps(flm.PRESETS[name].to_json()))) == flm.PRESETS[name]
+    assert config_files.from_json(json.loads(json.dumps(config_files.to_json(flm.PRESETS[name])))) == flm.PRESETS[name]
 
 
 def test_command_line(folder, capsys):
     """Catches a table whose parts do not sum, and a traceback for a broken folder."""
-    flm.main(["7b"])
-    flm.main([str(folder)])
+    parameters.main(["7b"])
+    parameters.main([str(folder)])
     assert capsys.readouterr().out.split()[-2:] == ["166,168", "664,672"]
     truncate(folder)
     with pytest.raises(SystemExit, match="flm.py: .*cannot be read"):
-        flm.main([str(folder)])
+        parameters.main([str(folder)])

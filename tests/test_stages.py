@@ -15,7 +15,8 @@ import flm
 import mimi
 import stream
 import train
-from workshop import importers, manifests
+from workshop import config_files, importers, manifests
+from workshop.drawing import draw
 
 HOUSE = Path(__file__).resolve().parent.parent
 PAGE = (HOUSE / "STAGES.md").read_text()
@@ -46,7 +47,7 @@ def folder(tmp_path):
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text(json.dumps(flm.PRESETS["tiny"].to_json()))
+    (tmp_path / "config.json").write_text(json.dumps(config_files.to_json(flm.PRESETS["tiny"])))
     left = tone_at([span for _, span in WORDS], 8, 300)
     right = tone_at([(0.2, 0.9), (2.0, 6.0)], 8, 500)
     soundfile.write(tmp_path / "talk.wav", np.stack([left, right], 1), RATE)
@@ -85,7 +86,7 @@ def test_both_channels_are_whole_and_side_by_side(folder, monkeypatch):
     for second, ids in ((1.0, [4]), (3.0, [5, 6]), (7.0, [7])):
         frame = start + int(second * stream.FRAME_RATE) - stream.SPEECH_DELAY
         expected[frame:frame + len(ids)] = ids
-    assert text == expected, stream.draw(grid, IDS)
+    assert text == expected, draw(grid, IDS)
 
 
 def test_a_long_conversation_is_cut_into_pieces(folder, monkeypatch):

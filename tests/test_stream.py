@@ -8,8 +8,9 @@ import torch
 import chat
 import stream
 from conftest import assert_same
-from stream import FORMATS, K, GridError, Ids, Loss, Turn, delay, draw, example, undelay, write
+from stream import FORMATS, K, GridError, Ids, Loss, Turn, delay, undelay, write
 from workshop import model_files, pictures, shards
+from workshop.drawing import MARGIN, draw, example
 
 ROOT = Path(__file__).parent.parent
 IDS = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
@@ -43,7 +44,7 @@ def random_grid(rng):
 def cells(drawing, name):
     """The cells of one line of a drawing that was not wrapped."""
     line = next(line for line in drawing.splitlines() if line.startswith(name))
-    return line[stream.MARGIN:].split()
+    return line[MARGIN:].split()
 
 
 # --- formats ---
@@ -210,7 +211,7 @@ def test_the_figure_that_opens_the_file_is_what_it_draws():
 def test_a_grid_of_a_file_is_drawn(tmp_path, untrained, capsys):
     """Catches a command line that draws another grid of a file, or ends in a traceback where there
     is none."""
-    ids = Ids.read(untrained)
+    ids = Ids.of(model_files.read_config(untrained))
     grids = []
     for response in ([5], [6, 7]):
         script = write("tts", [Turn(speak_frames=2, response=response)], [0, 0], ids)
@@ -232,6 +233,13 @@ def test_the_readme_shows_the_pictures_as_they_are_drawn():
         assert f"```\n{picture.body()}\n```" in readme, (
             "README.md needs what pictures.markdown() returns now")
         assert max(len(line) for line in picture.body().splitlines()) <= 100
+
+
+def test_the_opening_of_the_file_shows_the_loop_as_it_is_drawn():
+    """Catches rows or milliseconds at the top of stream.py that have drifted from picture 6."""
+    for drawing in (pictures.first_rows(), pictures.latency()):
+        for line in drawing.splitlines():
+            assert line in stream.__doc__
 
 
 def replies(model, listen):
@@ -270,7 +278,7 @@ def test_the_rows_of_a_conversation_by_hand():
     """Catches a row of picture 6 that is not the release's: row t has semantic codes of frame t
     beside acoustic codes of frame t - 1, and row 0 pads."""
     drawing = pictures.first_rows()
-    rows = {line[:stream.MARGIN].strip(): line[stream.MARGIN:] for line in drawing.splitlines()}
+    rows = {line[:MARGIN].strip(): line[MARGIN:] for line in drawing.splitlines()}
     assert rows["text"].split() == "<wait> word 1 word 2 word 3".split()
     assert rows["speak 0"].split() == "pad sem 1 sem 2 sem 3".split()
     assert rows["speak 1-7"].split() == "pad ac 0 ac 1 ac 2".split()

@@ -20,7 +20,7 @@ import codec as trainer  # noqa: E402
 import make  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
-from workshop import model_files
+from workshop import model_files, parameters
 
 
 def ask(capsys, source, target, *more):
@@ -146,7 +146,7 @@ def test_no_sound_card_is_one_sentence(monkeypatch):
 def test_shipped_files_are_small():
     """Catches weights that outgrow the repository: all of tiny/ is at most 60 MB."""
     assert sum(f.stat().st_size for f in (ROOT / "tiny").rglob("*") if f.is_file() and "work" not in f.relative_to(ROOT / "tiny").parts) < 60e6
-    counts = flm.count_parameters(model_files.load(ROOT / "tiny" / "model"))
+    counts = parameters.count_parameters(model_files.load(ROOT / "tiny" / "model"))
     assert 4e6 <= counts["backbone"] <= 20e6
 
 

@@ -24,8 +24,8 @@ import flm
 import stream
 import train
 from stream import K, Ids, Loss, Turn
-from workshop import (batches, checkpoints, costs, lora, model_files, processes, shards,
-                      training_set)
+from workshop import (batches, checkpoints, costs, lora, model_files, parameters, processes,
+                      shards, training_set)
 from workshop.training_log import read_log
 from workshop.training_options import option_name
 
@@ -639,7 +639,7 @@ def test_plan_counts_without_starting(capsys):
     train.main(["run", "--init", "7b", "--paper", "--plan", "--hours", "1e6", "--gpus", "8",
                 "--recompute"])
     plan = capsys.readouterr().out
-    size = sum(flm.count_parameters(flm.FLM(flm.PRESETS["7b"])).values())
+    size = sum(parameters.count_parameters(flm.FLM(flm.PRESETS["7b"])).values())
     assert f"{size / 1e9:.3f} G parameters" in plan
     assert f"{3.3e6 * 3600 * 12.5 * 17 / 1e6:,.1f} M tokens" in plan
     assert f"{16 * size / 8 / 1e9:.1f}  weights" in plan

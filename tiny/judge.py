@@ -32,7 +32,7 @@ class Judge:
     each with its count and interval."""
 
     def __init__(self, model, work):
-        self.model, self.work, self.ids, self.sampling = model_files.load(model), work, stream.Ids.read(model), chat.Sampling.of(chat.SHIPPED)
+        self.model, self.work, self.ids, self.sampling = model_files.load(model), work, stream.Ids.of(model_files.read_config(model)), chat.Sampling.of(chat.SHIPPED)
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         dialogs = read_manifest(work / "test.jsonl", "asr-response-tts")
         grids = self.grids("test-response-tts")  # in the order of the manifest

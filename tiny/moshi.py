@@ -20,7 +20,7 @@ from tqdm import tqdm
 import data
 import stream
 from codec import LETTERS, spelled
-from workshop import shards, sound_file
+from workshop import model_files, shards, sound_file
 
 RECORDINGS, STEPS, BATCH, RATE = 1000, 400, 64, 0.1  # of the table
 HEARING_DELAY = 12  # frames; Decision: a word that is heard is written 1 s after it begins (Moshi's recognizer waits 2 s)
@@ -78,7 +78,7 @@ class Aligner:
 
     def __init__(self, source):
         start = Path(source) / "start"
-        self.tokenizer, self.ids = Tokenizer.from_file(str(start / "tokenizer.json")), stream.Ids.read(start)
+        self.tokenizer, self.ids = Tokenizer.from_file(str(start / "tokenizer.json")), stream.Ids.of(model_files.read_config(start))
         self.scores = letters_of_codes(Path(source))  # [codes, 2, letters]
 
     def words(self, tokens, codes, start):

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_state_dict, set_state_dict)
 
 import flm
-from workshop import lora, model_files, processes, starting
+from workshop import config_files, lora, model_files, processes, starting
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -72,7 +72,7 @@ def describe(settings, config, batches, base):
             method[field.name] = getattr(settings, field.name)
     method["samples"] = len(batches.grids)
     method["base"] = base
-    about = {"method": method, "config": config.to_json(), "beside": settings.beside}
+    about = {"method": method, "config": config_files.to_json(config), "beside": settings.beside}
     return json.loads(json.dumps(about, default=str))
 
 
@@ -201,7 +201,7 @@ def whole_model(path, about):
     CheckpointError or model_files.LoadError."""
     method = about["method"]
     # chat.py remembers as many frames as a row of training held, and no more.
-    config = flm.Config.from_json(about["config"] | {"trained_frames": method["length"]})
+    config = config_files.from_json(about["config"] | {"trained_frames": method["length"]})
     trained = lora.Trained.of(method)
     if trained.everything:
         model = flm.FLM(config).to_empty(device="cpu")

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import flm
 import stream
 from stream import FRAME_RATE, K, Loss
-from workshop import lora, model_files, processes, training_notes
+from workshop import lora, model_files, parameters, processes, training_notes
 from workshop.batches import collate
 from workshop.training_set import Grids
 
@@ -143,7 +143,7 @@ def plan(settings, hours, gpu, gpus):
         raise CostError("--plan needs grids, or --hours of audio")
     frames = settings.epochs * frames_an_epoch
     steps = math.ceil(frames / (settings.batch * settings.length))
-    counts = flm.count_parameters(model)
+    counts = parameters.count_parameters(model)
     lora.adapt(model, trained, bfloat16=True)
     parts = memory_plan(model, settings, gpus)
     total = sum(parts.values())

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import flm
+from workshop import config_files
 from workshop.files import LoadError, replacing
 
 # What stands beside the weights in a model folder, and is carried along with them.
@@ -150,6 +151,16 @@ def fill(model, folder, device, dtype, rename=None, optional=(), convert=None):
 
 # --- reading ---
 
+def read_config(folder):
+    """The flm.Config of a folder's config.json. Raises LoadError."""
+    file = Path(folder) / "config.json"
+    values = read_json(file)
+    try:
+        return config_files.from_json(values)
+    except ValueError as error:
+        raise LoadError(f"{file}: {error}") from None
+
+
 def load(path, device="cpu", dtype=torch.float32, convert=None):
     """The FLM of a folder or Hub id, ready to use; dtype None keeps the file's. The files are the
     release's. convert: (name, Linear) -> module replaces each Linear as it arrives, so that memory
@@ -158,11 +169,7 @@ def load(path, device="cpu", dtype=torch.float32, convert=None):
     Raises LoadError, one sentence, where config or weights are missing, unknown, misshapen, spoilt
     or damaged."""
     folder = resolve(path)
-    values = read_json(folder / "config.json")
-    try:
-        model = flm.FLM(flm.Config.from_json(values))
-    except ValueError as error:
-        raise LoadError(f"{folder / 'config.json'}: {error}") from None
+    model = flm.FLM(read_config(folder))
     fill(model, folder, device, dtype, convert=convert)
     return model
 
@@ -177,10 +184,10 @@ def qwen_settings(file):
     if not isinstance(values, dict):
         raise LoadError(f"{file} is no configuration: it must be an object of settings")
     try:
-        rope = flm.rope_settings(values)
+        rope = config_files.rope_settings(values)
     except ValueError as error:
         raise LoadError(f"{file}: {error}") from None
-    if rope["rope_type"] not in flm.ROPE_TYPES:
+    if rope["rope_type"] not in config_files.ROPE_TYPES:
         raise LoadError(f"{file} has RoPE of type {rope['rope_type']}, which turns every position "
                         "by other angles: only plain RoPE can be started from")
     layer_types = values.get("layer_types") or ["full_attention"]
@@ -245,7 +252,7 @@ def save(model, folder, max_shard_bytes=5 * 10**9):
         if not is_finite(tensor):
             raise ValueError(f"the model is not written to {folder}: its tensor {name} holds "
                              "values that are no finite numbers")
-    texts = {"config.json": model.config.to_json()}
+    texts = {"config.json": config_files.to_json(model.config)}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_bytes)
     if split.is_sharded:
         texts[INDEX] = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -13,7 +13,7 @@ import torch
 
 import mimi
 import stream
-from workshop import shards, sound_file
+from workshop import model_files, shards, sound_file
 from workshop.manifests import DataError
 
 SAMPLE_RATE = 24_000  # Hz
@@ -29,7 +29,7 @@ class ModelFolder:
 
     def __init__(self, folder, device="cpu", hearing=None):
         self.device = device
-        self.ids = stream.Ids.read(folder)
+        self.ids = stream.Ids.of(model_files.read_config(folder))
         self.tokenizer = read_tokenizer(folder)
         self.codec = mimi.load(folder, device)
         self.hearing = self.codec

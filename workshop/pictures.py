@@ -3,7 +3,7 @@
 What this is: drawings of a row, of a step, of the monologue's styles, of the stages, of an
 interruption and of the streaming loop. README.md shows them as they are drawn here. Numbers and
 frames come from the code that does the work, so that no picture can say something else. What this
-is not: the formats or the drawing of a grid (stream.py). Serves stream.py and README.md.
+is not: the formats (stream.py) or the drawing of a grid (drawing.py). Serves stream.py, README.md.
 
     python stream.py                              # the six pictures, then every format
     python stream.py --picture 6                  # one of them
@@ -22,7 +22,8 @@ import mimi
 import stream
 import train
 from stream import K, GridError, Ids, Loss, Turn
-from workshop import shards, sound_card
+from workshop import model_files, shards, sound_card
+from workshop.drawing import LEGEND, MARGIN, draw, example, lay_out, made_up_grid, spell
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 96                    # characters of a line
@@ -79,11 +80,11 @@ def picture_of_a_row():
         "kind": ["word", *kinds, *kinds],
         "loss": ["M,W", *terms, *["-"] * K],
     }
-    table = stream.lay_out(lines, WIDTH).rstrip()
+    table = lay_out(lines, WIDTH).rstrip()
     one = 1 + len("t-1")  # characters of a column
     group = one * K
-    head = f"{'row t':<{stream.MARGIN}} text{'speak':^{group}}{'listen':^{group}}".rstrip()
-    writers = (f"{'comes from':<{stream.MARGIN}}{'the model, one step before':^{5 + group}}"
+    head = f"{'row t':<{MARGIN}} text{'speak':^{group}}{'listen':^{group}}".rstrip()
+    writers = (f"{'comes from':<{MARGIN}}{'the model, one step before':^{5 + group}}"
                f"{'the user, through the codec':^{group}}").rstrip()
     text_ids, audio_ids = MODEL.vocab_size, MODEL.aud_vocab_size
     return Picture(
@@ -144,8 +145,8 @@ def picture_of_the_styles():
             ("tts", "leading (TTS-style): the words, then their sound", "speak 0"),
             ("asr", "following (ASR-style): the sound, then its words", "listen 0"),
             ("word-aligned", "Moshi: each word in the frame in which it sounds", "speak 0")):
-        grid, ids, names = stream.example(format)
-        drawing = stream.draw(grid, ids, names, WIDTH, only=("frame", "text", channel))
+        grid, ids, names = example(format)
+        drawing = draw(grid, ids, names, WIDTH, only=("frame", "text", channel))
         parts.append(f"{title}\n{drawing.rstrip()}")
     return Picture(
         "3. The monologue leads or follows",
@@ -185,7 +186,7 @@ def text_of(format):
 
 def terms_of(format):
     """The terms of equation 3 that an example of a format has."""
-    grid, *_ = stream.example(format)
+    grid, *_ = example(format)
     kinds = set(grid.loss.flatten().tolist())
     return ", ".join(name for kind, name in TERMS.items() if kind in kinds)
 
@@ -244,7 +245,7 @@ def table(lines, column):
             label = name if i == 0 else ""
             parts = [stack[i] if i < len(stack) else "" for stack in stacks]
             row = "".join(f"{part:<{column}}" for part in parts)
-            rows.append(f"{label:<{stream.MARGIN}}{row}".rstrip())
+            rows.append(f"{label:<{MARGIN}}{row}".rstrip())
     return "\n".join(rows)
 
 
@@ -263,8 +264,8 @@ def interruption():
 
 def picture_of_an_interruption():
     turns, script, names = interruption()
-    grid = stream.made_up_grid("response-tts-free", script)
-    lines = stream.spell(grid, IDS, names.__getitem__)
+    grid = made_up_grid("response-tts-free", script)
+    lines = spell(grid, IDS, names.__getitem__)
     speech_start, silent_from = script.speak_spans[0]
     first_sound = speech_start + turns[1].interrupts + turns[1].onset
     marks = [""] * len(grid)
@@ -279,7 +280,7 @@ def picture_of_an_interruption():
     exact = stream.REACTION_DELAY * stream.FRAME_RATE
     return Picture(
         "5. An interruption",
-        stream.lay_out(drawing, WIDTH).rstrip(),
+        lay_out(drawing, WIDTH).rstrip(),
         f"The model says a long sentence from frame {speech_start} on. The user starts to speak "
         f"in frame {first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; "
         f"{exact:g} frames, so {silent_from - first_sound}) words and speech are cut off (right "
@@ -335,7 +336,7 @@ def first_rows():
     for part in (lines, step):
         for name, row in part.items():
             part[name] = [f"{cell:>8}" for cell in row]
-    return f"{stream.lay_out(lines, WIDTH)}\n{stream.lay_out(step, WIDTH).rstrip()}"
+    return f"{lay_out(lines, WIDTH)}\n{lay_out(step, WIDTH).rstrip()}"
 
 
 def latency():
@@ -381,7 +382,7 @@ def markdown():
 
 def options(arguments):
     parser = argparse.ArgumentParser(
-        prog="stream.py", epilog=stream.LEGEND,
+        prog="stream.py", epilog=LEGEND,
         description="Draw the method in six pictures, made-up examples of the formats, or a grid.")
     parser.add_argument("--picture", type=int, choices=range(1, 1 + len(PICTURES)),
                         help="draw this picture only")
@@ -413,13 +414,13 @@ def open_grid(path, index, model):
     def names(token):
         return tokenizer.decode([token])
 
-    return shard[index], Ids.read(model), names
+    return shard[index], Ids.of(model_files.read_config(model)), names
 
 
 def print_grid(title, grid, ids, names, delayed):
     if delayed:
         grid = stream.delay(grid, ids)
-    print(f"{title}\n{stream.draw(grid, ids, names)}")
+    print(f"{title}\n{draw(grid, ids, names)}")
 
 
 def main(arguments=None):
@@ -427,7 +428,7 @@ def main(arguments=None):
     if args.grid:
         try:
             grid, ids, names = open_grid(args.grid, args.index, args.model)
-        except GridError as error:
+        except ValueError as error:
             sys.exit(f"stream.py: {error}")
         print_grid("", grid, ids, names, args.delayed)
         return
@@ -439,4 +440,4 @@ def main(arguments=None):
         for picture in PICTURES:
             print(picture())
     for format in formats:
-        print_grid(format, *stream.example(format), args.delayed)
+        print_grid(format, *example(format), args.delayed)
