@@ -38,12 +38,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import flm
+from workshop import parameters
+from workshop.parameters import part_of
 
 # Decision: the update is scaled by ALPHA / R, so that one learning rate serves many ranks. A usual
 # choice; good rates are about ten times those of a full training.
 ALPHA = 32
-PARTS = tuple(dict.fromkeys(flm.PARTS.values()))  # what --freeze knows
+PARTS = tuple(dict.fromkeys(parameters.PARTS.values()))  # what --freeze knows
 
 # Of the depth transformer only the blocks are large.
 DEPTH = "aud_output_layers."
@@ -56,7 +57,7 @@ class Trained:
     """Which weights of a model are trained."""
     rank: int | None = None    # of adapters; None: weights themselves
     full_audio: bool = False   # the depth transformer whole, beside adapters elsewhere
-    freeze: tuple = ()         # names of flm.PARTS
+    freeze: tuple = ()         # names of parameters.PARTS
 
     @classmethod
     def of(cls, settings):
@@ -91,11 +92,6 @@ class Trained:
         if name.startswith(DEPTH_BLOCKS):
             return self.full_audio
         return name.startswith(DEPTH)
-
-
-def part_of(name):
-    """The name of a parameter -> the part of flm.PARTS that it belongs to."""
-    return next(part for prefix, part in flm.PARTS.items() if name.startswith(prefix))
 
 
 # --- adapters ---

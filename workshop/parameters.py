@@ -2,7 +2,7 @@
 
 What this is: a table of parameters and bytes by part, of a preset, a folder or a Hub id; a folder's
 files are checked on the way. What this is not: the network (flm.py), or what a run costs
-(costs.py). Serves flm.py and costs.py.
+(costs.py). Serves flm.py, costs.py and lora.py.
 
     python flm.py 0.5b
 """
@@ -23,12 +23,16 @@ PARTS = {
 }
 
 
+def part_of(name):
+    """The name of a parameter -> the part that it belongs to."""
+    return next(part for prefix, part in PARTS.items() if name.startswith(prefix))
+
+
 def count_parameters(model):
     """Parameters of an FLM by part: a dict of whole numbers that sum to the model's."""
     counts = dict.fromkeys(PARTS.values(), 0)
     for name, parameter in model.named_parameters():
-        part = next(part for prefix, part in PARTS.items() if name.startswith(prefix))
-        counts[part] += parameter.numel()
+        counts[part_of(name)] += parameter.numel()
     return counts
 
 

@@ -35,7 +35,7 @@ class Options:
     # A part of the weights.
     lora: int | None = None      # rank of adapters
     lora_full_audio: bool = False
-    freeze: tuple = ()           # names of flm.PARTS
+    freeze: tuple = ()           # names of parameters.PARTS
     # Validation.
     valid: tuple = ()            # folders
     hold_out: float = 0.0        # share of the samples
