@@ -59,7 +59,8 @@ import flm
 import mimi
 from flm import K
 from stream import FRAME_RATE
-from workshop import bench, model_files, options, quantize, sound_card, sound_file
+from workshop import (bench, codec_files, devices, model_files, options, quantize, sound_card,
+                      sound_file)
 from workshop.answer_end import HESITATION, LONGEST_ANSWER, SILENT, AnswerWatch
 from workshop.graphs import Runner
 from workshop.record import Record, read_record
@@ -515,7 +516,7 @@ class Partner:
         from tokenizers import Tokenizer
         folder = model_files.resolve(folder)
         self.model = model_files.load(folder, device, dtype, quantize.packing(bits)).eval()
-        self.codec = mimi.load(folder, device)
+        self.codec = codec_files.load(folder, device, K)
         self.shape = shape
         path = folder / "tokenizer.json"
         try:
@@ -726,7 +727,7 @@ def run(args):
     """The way in that the options ask for. Raises OSError or ValueError, one sentence."""
     if args.list_devices:
         return sound_card.list_devices()
-    mimi.check_device(args.device)
+    devices.check_device(args.device)
     changed = changed_sampling(args)
     if options.way_of(args) == "microphone":
         sound_card.check_devices(args.input_device, args.output_device)

@@ -48,10 +48,10 @@ import torch.nn.functional as F
 
 import chat
 import data
-import mimi
 import stream
 from data import FRAME, SAMPLE_RATE
-from workshop import eval_options, full_duplex_bench, grid_losses, model_files, sound_file
+from workshop import (devices, eval_options, full_duplex_bench, grid_losses, model_files,
+                      sound_file)
 from workshop.encoding import recordings
 from workshop.full_duplex_bench import between, takes_turn
 from workshop.manifests import dialog_questions, read_manifest
@@ -526,7 +526,7 @@ def main(arguments=None):
     args = eval_options.make_parser().parse_args(arguments)
     try:
         eval_options.check(args)
-        mimi.check_device(args.device)
+        devices.check_device(args.device)
         print(measure(args), end="")
     except torch.OutOfMemoryError:
         sys.exit("eval.py: the GPU's memory is full: take --bfloat16, or a smaller --batch")

@@ -3,8 +3,8 @@
 What this is: the published codec (Moshi, arXiv 2410.00037, section 3.3; FLM-Audio section 2.1 uses
 it as is), exact against its weights, and the same skeleton at miniature size. One class serves
 both; `Config.ends` picks what stands between the waveform and the 25 Hz latent: SEANet convolutions
-(released) or a short-time spectrum (the miniature). What this is not: a trainer; tiny/codec.py
-trains the miniature through the same modules.
+(released) or a short-time spectrum (the miniature). What this is not: files
+(workshop/codec_files.py), or a trainer; tiny/codec.py trains the miniature through these modules.
 
     audio --ends--> 25 Hz --transformer--> --stride 2--> 12.5 Hz --split RVQ--> codes [B, K, T]
     audio <--ends-- 25 Hz <--transformer-- <--stride 2-- 12.5 Hz <-----sum----- codes
@@ -15,23 +15,17 @@ Unusual here:
   codec.streaming(batch_size):` enters and leaves all states at once.
 - A state has one shape and one address, and counts on the device: a frame can be compiled, and be a
   CUDA graph.
-- Parameter names are those of Moshi's checkpoint, so its file loads without renaming; transformers'
-  naming is mapped.
+- Parameter names are those of Moshi's checkpoint, so its file loads without renaming.
 
     python mimi.py voice.wav again.wav            # what the shipped codec keeps of a voice
 
 Shapes: B batch, N samples, T frames, K = 8 codebooks used, D latent width, S steps of the 25 Hz
 transformers.
 """
-import argparse
-import json
 import math
-import re
-import sys
 from collections import OrderedDict
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from workshop import command
 
@@ -42,9 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workshop.files import LoadError, replacing
+from workshop import codec_checks
 
-MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 # Seconds. A longer clip is coded chunk by chunk through the streaming states, so that memory stays
 # flat.
 LONG = 30
@@ -52,7 +45,8 @@ LONG = 30
 
 @dataclass(frozen=True)
 class Config:
-    """One codec's architecture, as in mimi.json. The defaults are the released Mimi."""
+    """One codec's architecture, as in mimi.json. The defaults are the released Mimi. Raises
+    ValueError, one sentence, for settings of which no codec can be built."""
     sample_rate: int = 24_000
     frame_rate: float = 12.5
     channels: int = 1
@@ -81,36 +75,8 @@ class Config:
     n_q_used: int = 8               # K: codebooks that the language model reads (flm.K)
 
     def __post_init__(self):
-        for field in fields(self):
-            self._check_kind(field.name, getattr(self, field.name), field.type)
-        object.__setattr__(self, "ratios", tuple(self.ratios))
-        if self.ends not in ("seanet", "stft"):
-            raise ValueError(f"ends must be 'seanet' or 'stft', not {self.ends!r}")
-        if self.dimension % (2 * self.num_heads):
-            raise ValueError(f"dimension {self.dimension} must be a multiple of twice num_heads "
-                             f"({self.num_heads})")
-        if not 1 < self.n_q_used <= self.n_q_total:
-            raise ValueError(f"n_q_used {self.n_q_used} must be above 1 and at most n_q_total "
-                             f"{self.n_q_total}")
-        step = math.prod(self.ratios) if self.ends == "seanet" else 4 * self.hop
-        if 2 * step != self.frame_size:
-            raise ValueError(f"two steps of {step} samples do not make a frame of "
-                             f"{self.frame_size}")
-
-    def _check_kind(self, name, value, kind):
-        """Raise ValueError for a value of the wrong kind: a file may hold anything."""
-        if kind is tuple:
-            if not isinstance(value, (tuple, list)) or not value:
-                raise ValueError(f"{name} must be a list of whole numbers, not {value!r}")
-            for number in value:
-                self._check_kind(name, number, int)
-        elif kind is str:
-            if not isinstance(value, str):
-                raise ValueError(f"{name} must be a text, not {value!r}")
-        else:
-            kinds = (int,) if kind is int else (int, float)
-            if type(value) not in kinds or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        codec_checks.check(self)
+        object.__setattr__(self, "ratios", tuple(self.ratios))  # a file has a list
 
     @property
     def frame_size(self):  # samples
@@ -122,13 +88,6 @@ class Config:
         last hop is complete only when the following windows have been added: three hops of the
         miniature are 30 ms."""
         return 0 if self.ends == "seanet" else self.window - self.hop
-
-    @classmethod
-    def from_json(cls, values):
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown codec setting(s) {', '.join(sorted(unknown))}")
-        return cls(**values)
 
 
 PRESETS = {
@@ -562,7 +521,7 @@ class SplitRVQ(nn.Module):
 # --- the codec ---
 
 class Mimi(nn.Module):
-    """The codec. Make one with `load`, or `Mimi(config)` for an untrained one."""
+    """The codec. Make one with codec_files.load, or `Mimi(config)` for an untrained one."""
     frames = 0  # of a chunk in a stream, at most; 0 offline
 
     def __init__(self, config):
@@ -665,208 +624,6 @@ class Mimi(nn.Module):
             self.start(0)
 
 
-# --- files ---
-
-# transformers' names of Mimi's tensors -> Moshi's, as patterns applied one after the other.
-# STRIDES stands for the places of the decoder's transposed convolutions.
-RENAMES = [
-    (r"semantic_residual_vector_quantizer", "rvq_first"),
-    (r"acoustic_residual_vector_quantizer", "rvq_rest"),
-    (r"^decoder\.layers\.(STRIDES)\.conv\.", r"decoder.model.\1.convtr.convtr."),
-    (r"^(encoder|decoder)\.layers\.(.+)\.conv\.(weight|bias)$", r"\1.model.\2.conv.conv.\3"),
-    (r"^downsample\.conv\.", "downsample.conv.conv.conv."),
-    (r"^upsample\.conv\.", "upsample.convtr.convtr.convtr."),
-    (r"transformer\.layers", "transformer.transformer.layers"),
-    (r"o_proj", "out_proj"),
-    (r"mlp\.fc", "linear"),
-    (r"input_layernorm", "norm1"),
-    (r"post_attention_layernorm", "norm2"),
-    (r"self_attn_layer_scale", "layer_scale_1"),
-    (r"mlp_layer_scale", "layer_scale_2"),
-    (r"(rvq_\w+)\.layers\.(\d+)\.codebook\.", r"\1.vq.layers.\2._codebook."),
-    (r"embed_sum$", "embedding_sum"),
-    (r"_codebook\.initialized$", "_codebook._initialized"),
-]
-# transformers' settings of Mimi -> ours.
-TRANSFORMERS_SETTINGS = {
-    "num_filters": "n_filters",
-    "upsampling_ratios": "ratios",
-    "hidden_size": "dimension",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "dim_feedforward",
-    "sliding_window": "context",
-    "codebook_size": "codebook_size",
-    "vector_quantization_hidden_dimension": "codebook_dim",
-    "num_quantizers": "n_q_total",
-}
-
-
-def moshi_name(name, config):
-    """transformers' name of a tensor -> Moshi's."""
-    places = range(2, 3 * len(config.ratios), 3)  # 2, 5, 8, 11
-    strides = "|".join(str(place) for place in places)
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern.replace("STRIDES", strides), replacement, name)
-    return name
-
-
-def from_transformers(tensors, config):
-    """Tensors of transformers' MimiModel -> Moshi's, by name. transformers' RoPE pairs halves and
-    Moshi's neighbours, so the rows of queries and keys change places; Moshi keeps q, k and v in one
-    matrix."""
-    renamed = {}
-    projections = {}  # name of a fused matrix -> its parts
-    for theirs, tensor in tensors.items():
-        name = moshi_name(theirs, config)
-        part = re.fullmatch(r"(.+)\.([qkv])_proj\.weight", name)
-        if part is None:
-            renamed[name] = tensor
-            continue
-        if part[2] in "qk":
-            heads = tensor.unflatten(0, (config.num_heads, 2, -1))
-            tensor = heads.transpose(1, 2).flatten(0, 2)
-        projections.setdefault(f"{part[1]}.in_proj_weight", {})[part[2]] = tensor
-    for name, parts in projections.items():
-        renamed[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
-    return renamed
-
-
-def read_settings(file):
-    """A JSON file of settings, as a dict. Raises LoadError."""
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise LoadError(f"{file} must be an object of settings")
-    return values
-
-
-def find(path):
-    """A folder -> (weights file, Config). Raises LoadError."""
-    settings = path / "mimi.json"
-    try:
-        if settings.exists():
-            return path / "mimi.safetensors", Config.from_json(read_settings(settings))
-        if (path / MOSHI_FILE).exists():
-            return path / MOSHI_FILE, PRESETS["released"]
-        settings = path / "config.json"
-        if settings.exists():
-            values = read_settings(settings)
-            if values.get("model_type") == "mimi":
-                values = {"num_quantizers": 32} | values
-                known = {ours: values[theirs] for theirs, ours in TRANSFORMERS_SETTINGS.items()}
-                return path / "model.safetensors", Config(**known)
-    except KeyError as error:
-        raise LoadError(f"{settings} lacks the setting {error}") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise LoadError(f"{settings}: {error}") from None
-    raise LoadError(f"{path} holds no codec: neither mimi.json, nor {MOSHI_FILE}, "
-                    "nor transformers' Mimi")
-
-
-def resolve(path):
-    """A folder or file as it is; a Hub id -> the folder of its download. Raises LoadError."""
-    path = Path(path)
-    if path.exists():
-        return path
-    if len(path.parts) != 2 or path.is_absolute():
-        raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
-    from huggingface_hub import snapshot_download
-    wanted = ["mimi.*", MOSHI_FILE, "config.json", "model.safetensors"]
-    return Path(snapshot_download(str(path), allow_patterns=wanted))
-
-
-def check_tensors(file, tensors, expected):
-    """Raise LoadError where tensors are not what a codec expects: {name: shape}."""
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors:
-            raise LoadError(f"{file} lacks the tensor {name}")
-        if name not in expected:
-            raise LoadError(f"{file} has a tensor {name} that this codec does not")
-        shape = tensors[name].shape
-        if shape != expected[name]:
-            raise LoadError(f"{file}: tensor {name} is {list(shape)} and should be "
-                            f"{list(expected[name])}")
-        low, high = tensors[name].aminmax()  # NaN wins over every number
-        if not (low.isfinite() and high.isfinite()):
-            raise LoadError(f"{file}: tensor {name} holds values that are no finite numbers: these "
-                            "weights are spoilt")
-
-
-def load(path, device="cpu"):
-    """The codec of a folder, of a .safetensors file of the released Mimi, or of a Hub id. Returns
-    Mimi, ready to use.
-
-    Raises LoadError, one sentence that names file and tensor, where something is missing, extra,
-    misshapen or broken."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    path = resolve(path)
-    file, config = (path, PRESETS["released"]) if path.is_file() else find(path)
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise LoadError(f"{file} cannot be read as safetensors, it is missing or damaged: "
-                        f"{error}") from None
-    if any(".q_proj." in name for name in tensors):
-        tensors = from_transformers(tensors, config)
-    codec = Mimi(config)
-    expected = {name: tensor.shape for name, tensor in codec.state_dict().items()}
-    check_tensors(file, tensors, expected)
-    codec.load_state_dict(tensors)
-    return codec.eval().requires_grad_(False).to(device)
-
-
-def save(codec, folder):
-    """Write mimi.json and mimi.safetensors, beside and then renamed."""
-    from safetensors.torch import save_file
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in codec.state_dict().items()}
-    with ExitStack() as files:
-        weights = files.enter_context(replacing(folder / "mimi.safetensors"))
-        settings = files.enter_context(replacing(folder / "mimi.json"))
-        save_file(tensors, weights)
-        settings.write_text(json.dumps(asdict(codec.config), indent=1))
-
-
-def check_device(device):
-    """Raise ValueError, one sentence, where PyTorch cannot compute on a device."""
-    try:
-        torch.ones(1, device=device).sum().item()  # "meta" makes tensors, and has no values
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
-        raise ValueError(f"--device {device} cannot be used here: {reason}") from None
-
-
-def main(arguments=None):
-    from workshop import sound_file
-    parser = argparse.ArgumentParser(
-        description="Encode a sound file and decode it again: what the codec keeps of it.")
-    parser.add_argument("source", type=Path, help="any format and rate that soundfile reads")
-    parser.add_argument("target", type=Path,
-                        help=f"file to write, of one of {' '.join(sound_file.FORMATS)}")
-    parser.add_argument("--overwrite", action="store_true", help="replace a target that exists")
-    parser.add_argument("--model", default=Path(__file__).parent / "tiny" / "model",
-                        help="folder, file or Hub id (default: tiny/model)")
-    args = parser.parse_args(arguments)
-    try:
-        sound_file.check_target(args.target, args.overwrite, [args.source])
-        codec = load(args.model)
-        sample_rate = codec.config.sample_rate
-        audio = sound_file.read_audio(args.source, sample_rate)
-        codes = codec.encode(audio[None, None])  # [1, K, T]
-        decoded = codec.decode(codes)[0, 0]
-        sound_file.write_audio(args.target, decoded, sample_rate)
-    except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
-        raise
-    except (OSError, ValueError) as error:
-        sys.exit(f"mimi.py: {error}")
-    first = " ".join(str(code) for code in codes[0, 0, :12].tolist())
-    print(f"{codes.shape[2]} frames of {codes.shape[1]} codes; codebook 0: {first} ...")
-
-
 if __name__ == "__main__":
-    command.run("mimi.py", main)
+    from workshop import codec_command  # it imports this file
+    command.run("mimi.py", codec_command.main)

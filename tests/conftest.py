@@ -15,7 +15,7 @@ import chat  # noqa: E402
 import flm  # noqa: E402
 import mimi  # noqa: E402
 import stream  # noqa: E402
-from workshop import drawing, model_files  # noqa: E402
+from workshop import codec_files, drawing, model_files  # noqa: E402
 
 
 
@@ -46,7 +46,7 @@ def untrained(tmp_path_factory):
     torch.manual_seed(0)
     model = flm.init_weights(flm.FLM(flm.PRESETS["tiny"]))
     model_files.save(model, folder)
-    mimi.save(mimi.Mimi(mimi.PRESETS["tiny"]), folder)
+    codec_files.save(mimi.Mimi(mimi.PRESETS["tiny"]), folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(model.config.vocab_size)}, unk_token="w0"))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))

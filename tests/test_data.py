@@ -19,7 +19,7 @@ import stream
 from conftest import assert_same
 from data import Settings
 from stream import Ids
-from workshop import config_files, encoding, shards, training_set
+from workshop import codec_files, config_files, encoding, shards, training_set
 from workshop.drawing import draw
 from workshop.manifests import DataError
 from workshop.parallel import in_parallel
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = mimi.Config(**{**vars(mimi.PRESETS["tiny"]), "num_layers": 1})
-    mimi.save(mimi.Mimi(config), folder)
+    codec_files.save(mimi.Mimi(config), folder)
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -247,11 +247,11 @@ def test_what_is_spoken_may_be_given_as_codes(folder, tmp_path):
 def test_what_is_heard_may_have_a_codec_of_its_own(folder, encoder, tmp_path):
     """Catches a second encoder that writes what is spoken, or none of what is heard; codebooks that
     the model never met; and a reaction that stays the paper's."""
-    other = mimi.load(folder)
+    other = codec_files.load(folder)
     with torch.no_grad():
         for weight in other.encoder_transformer.parameters():
             weight.mul_(1.5)
-    mimi.save(other, tmp_path)
+    codec_files.save(other, tmp_path)
     grids = {}
     for name, more in (("one", {}), ("two", {"hearing": tmp_path}), ("soon", {"reaction": 0.0})):
         settings = Settings("response-tts-free", join=(2, 2), **more)
@@ -263,7 +263,7 @@ def test_what_is_heard_may_have_a_codec_of_its_own(folder, encoder, tmp_path):
     assert torch.equal(grids["one"].text, grids["two"].text)
     assert (grids["one"].listen != grids["two"].listen).float().mean() > 0.1
     other.quantizer.rvq_first.codebooks[0].embedding_sum.mul_(2)
-    mimi.save(other, tmp_path)
+    codec_files.save(other, tmp_path)
     with pytest.raises(DataError, match="has other codebooks than"):
         data.Encoder(folder, hearing=tmp_path)
 
@@ -632,7 +632,7 @@ def test_the_released_codec_counts_in_what_grids_are_made_from(folder, tmp_path)
     for content in (b"one", b"two"):
         for name in ("config.json", "tokenizer.json"):
             (tmp_path / name).write_text("{}")
-        (tmp_path / mimi.MOSHI_FILE).write_bytes(content)
+        (tmp_path / codec_files.MOSHI_FILE).write_bytes(content)
         run = encoding.Run(folder / "dialogs.jsonl", tmp_path / "g", tmp_path, Settings("tts"), {},
                            64)
         prints.add(encoding.fingerprint(run))

@@ -1,13 +1,19 @@
 """The codec against the release's outputs, transformers' Mimi, and itself frame by frame."""
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import chat
+import data
 import mimi
-from workshop import sound_file
+from workshop import bench, codec_files, sound_file
+from workshop.files import LoadError
 
 REFERENCE = Path(__file__).parent / "reference"
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -22,7 +28,7 @@ def close(found, expected, share=1e-4):
 
 @pytest.fixture(scope="module")
 def reference():
-    return mimi.load(REFERENCE / "mimi_small"), load_file(REFERENCE / "mimi_small" / "golden.safetensors")
+    return codec_files.load(REFERENCE / "mimi_small"), load_file(REFERENCE / "mimi_small" / "golden.safetensors")
 
 
 def random_codec(config, seed=0):
@@ -40,7 +46,7 @@ def test_reference_latent_codes_and_waveform(reference):
 
 def test_transformers_naming():
     """Catches a wrong map of names, and RoPE's other pairing, in checkpoints of kyutai/mimi on the Hub."""
-    codec = mimi.load(REFERENCE / "mimi_transformers")
+    codec = codec_files.load(REFERENCE / "mimi_transformers")
     golden = load_file(REFERENCE / "mimi_transformers" / "golden.safetensors")
     assert torch.equal(codec.encode(golden["audio"]), golden["codes"])
     close(codec.decode(golden["codes"]), golden["decoded"])
@@ -146,7 +152,7 @@ def test_long_sound_streams_as_it_encodes(reference, request, pytestconfig, ends
     phase that is lost. --long holds a minute; without it 8 s, which is past both windows.
 
     A code may differ where two are equally near and rounding decides, so latents are compared."""
-    codec = reference[0] if ends == "seanet" else mimi.load(request.getfixturevalue("shipped"))
+    codec = reference[0] if ends == "seanet" else codec_files.load(request.getfixturevalue("shipped"))
     frames = 750 if pytestconfig.getoption("long") else 100
     assert frames > codec.config.context
     audio = sound_file.read_audio(EXAMPLES / "questions.flac").repeat(3)[:frames * 1920]
@@ -196,8 +202,8 @@ def test_short_time_spectrum_lags_as_it_says():
 def test_save_and_load(tmp_path):
     """Catches settings or weights that do not come back."""
     codec = random_codec(TINY)
-    mimi.save(codec, tmp_path)
-    again, audio = mimi.load(tmp_path), torch.randn(1, 1, 5 * 1920) * 0.1
+    codec_files.save(codec, tmp_path)
+    again, audio = codec_files.load(tmp_path), torch.randn(1, 1, 5 * 1920) * 0.1
     assert again.config == codec.config and torch.equal(again.encode(audio), codec.encode(audio))
 
 
@@ -212,23 +218,23 @@ def test_bad_codec_files_are_one_sentence(tmp_path):
         changed = dict(tensors)
         change(changed)
         save_file(changed, tmp_path / "mimi.safetensors")
-        with pytest.raises(mimi.LoadError) as error:
-            mimi.load(tmp_path)
+        with pytest.raises(LoadError) as error:
+            codec_files.load(tmp_path)
         assert "mimi.safetensors" in str(error.value) and "\n" not in str(error.value)
         return str(error.value)
     assert f"lacks the tensor {name}" in attempt(lambda t: t.pop(name))
     assert "has a tensor extra" in attempt(lambda t: t.update(extra=torch.zeros(1)))
     assert name in attempt(lambda t: t.update({name: torch.zeros(3, 3, 1)}))
     (tmp_path / "mimi.safetensors").write_bytes((source / "mimi.safetensors").read_bytes()[:5000])
-    with pytest.raises(mimi.LoadError, match="cannot be read as safetensors"):
-        mimi.load(tmp_path)
+    with pytest.raises(LoadError, match="cannot be read as safetensors"):
+        codec_files.load(tmp_path)
     (tmp_path / "mimi.json").write_text(json.dumps({"unheard_of": 1}))
     with pytest.raises(ValueError, match="unheard_of"):
-        mimi.load(tmp_path)
-    with pytest.raises(mimi.LoadError, match="does not exist, and is no Hub id"):
-        mimi.load("/nowhere")
-    with pytest.raises(mimi.LoadError, match="holds no codec"):
-        mimi.load(tmp_path.parent)
+        codec_files.load(tmp_path)
+    with pytest.raises(LoadError, match="does not exist, and is no Hub id"):
+        codec_files.load("/nowhere")
+    with pytest.raises(LoadError, match="holds no codec"):
+        codec_files.load(tmp_path.parent)
 
 
 def test_codes_that_no_codebook_has(reference):
@@ -241,15 +247,34 @@ def test_codes_that_no_codebook_has(reference):
     ({"hop": True}, "hop must be a number above 0"), ({"ends": 1}, "ends must be a text"), ({"frame_rate": 0}, "frame_rate must be")])
 def test_settings_of_the_wrong_kind_are_one_sentence(tmp_path, settings, sentence):
     """Catches a traceback for a mimi.json that holds something else than a codec's settings."""
-    mimi.save(random_codec(TINY), tmp_path)
+    codec_files.save(random_codec(TINY), tmp_path)
     values = json.loads((tmp_path / "mimi.json").read_text())
     (tmp_path / "mimi.json").write_text(json.dumps(values | settings if isinstance(settings, dict) else settings))
-    with pytest.raises(mimi.LoadError, match=sentence):
-        mimi.load(tmp_path)
+    with pytest.raises(LoadError, match=sentence):
+        codec_files.load(tmp_path)
 
 
 def test_a_transformers_config_without_a_setting_is_one_sentence(tmp_path):
     """Catches a KeyError for a config.json of transformers' Mimi that is not whole."""
     (tmp_path / "config.json").write_text('{"model_type": "mimi"}')
-    with pytest.raises(mimi.LoadError, match="config.json lacks the setting 'num_filters'"):
-        mimi.load(tmp_path)
+    with pytest.raises(LoadError, match="config.json lacks the setting 'num_filters'"):
+        codec_files.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"n_q_used": 4}, {"sample_rate": 12_000, "hop": 120}])
+def test_a_codec_that_does_not_fit_the_language_model_is_one_sentence(tmp_path, untrained, change):
+    """Catches a model folder whose codec makes other codes or frames than the language model reads:
+    a crash in the first frame, or grids of wrong length that are written without a word."""
+    folder = tmp_path / "model"
+    shutil.copytree(untrained, folder)
+    codec_files.save(random_codec(replace(TINY, **change)), folder)
+    sentence = f"{folder}: the codec has {next(iter(change))} "
+    assert codec_files.load(folder).config == replace(TINY, **change)
+    bench_args = SimpleNamespace(random_weights=None, bits=16, model=folder, device="cpu")
+    for load in (lambda: chat.Partner(folder, chat.Sampling()),
+                 lambda: data.Encoder(folder),
+                 lambda: data.Encoder(untrained, hearing=folder),
+                 lambda: bench.subject(bench_args, torch.float32)):
+        with pytest.raises(LoadError, match="the language model needs") as error:
+            load()
+        assert str(error.value).startswith(sentence)

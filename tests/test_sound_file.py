@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-import mimi
-from workshop import sound_file
+from workshop import codec_command as command_line, sound_file
 
 ROOT = Path(__file__).parent.parent
 RATE = 24_000
@@ -279,7 +278,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 def codec_command(*arguments):
     """mimi.py's command -> None, or the sentence that it ends with."""
     try:
-        mimi.main([str(argument) for argument in arguments])
+        command_line.main([str(argument) for argument in arguments])
     except SystemExit as end:
         return end.code
 

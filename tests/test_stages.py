@@ -15,7 +15,7 @@ import flm
 import mimi
 import stream
 import train
-from workshop import config_files, importers, manifests
+from workshop import codec_files, config_files, importers, manifests
 from workshop.drawing import draw
 
 HOUSE = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def folder(tmp_path):
     its manifest."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     torch.manual_seed(0)
-    mimi.save(mimi.Mimi(mimi.Config(**{**vars(mimi.PRESETS["tiny"]), "num_layers": 1})), tmp_path)
+    codec_files.save(mimi.Mimi(mimi.Config(**{**vars(mimi.PRESETS["tiny"]), "num_layers": 1})), tmp_path)
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))

@@ -20,7 +20,7 @@ import codec as trainer  # noqa: E402
 import make  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
-from workshop import model_files, parameters
+from workshop import codec_files, model_files, parameters
 
 
 def ask(capsys, source, target, *more):
@@ -227,13 +227,13 @@ def test_each_part_of_the_codec_s_training_moves_its_own(tmp_path, monkeypatch):
     learnt, polished = after(1, 0), after(1, 1)
     assert moved(learnt, polished) == {"decoder", "decoder_transformer", "upsample", "output_proj"}
     trainer.train_hearing(tmp_path, tmp_path / "start", tmp_path / "hearing", 1)
-    before, heard = (trainer.mimi.load(tmp_path / name).state_dict() for name in ("start", "hearing"))
+    before, heard = (codec_files.load(tmp_path / name).state_dict() for name in ("start", "hearing"))
     assert moved(before, heard) == {"encoder", "encoder_transformer", "downsample"}
 
 
 def test_an_encoder_that_hears_what_its_teacher_hears_has_nothing_to_learn():
     """Catches distances that are not between the same things."""
-    codec, clean = trainer.mimi.load(chat.SHIPPED), torch.from_numpy(example_frames(0).ravel())[None, None]
+    codec, clean = codec_files.load(chat.SHIPPED), torch.from_numpy(example_frames(0).ravel())[None, None]
     same, noisy = (trainer.hear(codec, codec, clean + level * torch.randn_like(clean), clean) for level in (0, 0.05))
     assert same["semantic"] == same["acoustic"] == 0
     assert all(noisy[name] > same[name] for name in ("choice", "semantic", "acoustic"))

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import data
 import mimi
+from workshop import codec_files
 
 FRAMES = 44                             # of a clip: 3.52 s
 MODEL_CLIPS, USER_CLIPS = 4, 8          # in a batch; all are encoded,
@@ -230,12 +231,12 @@ def train(work, out, steps, polishing_steps, device="cpu", seed=0):
         rate = LEARNING_RATE * (step + 1) / WARMUP if step < WARMUP else learning_rate(LEARNING_RATE, step / steps)
         return rate, forward(codec, ctc_head, dirty.to(device), clean.to(device), letters, quantized=step >= QUANTIZE_FROM * steps)
     run("codec", work / "codec.pt", steps + polishing_steps, learn, seed, codec=codec, ctc=ctc_head, optimizer=optimizer)
-    mimi.save(codec.half().cpu(), out)  # half the size; data is encoded with these rounded weights
+    codec_files.save(codec.half().cpu(), out)  # half the size; data is encoded with these rounded weights
 
 
 def train_hearing(work, start, out, steps, device="cpu", seed=0):
     """Teach the encoder of the folder `start` to hear, resuming from work/hearing.pt, and write the codec to the folder `out`."""
-    clips, teacher, codec = Clips(work), mimi.load(start, device), mimi.load(start, device)
+    clips, teacher, codec = Clips(work), codec_files.load(start, device), codec_files.load(start, device)
     for part in (codec.encoder, codec.encoder_transformer, codec.downsample):
         part.requires_grad_(True)
     optimizer = torch.optim.AdamW([p for p in codec.parameters() if p.requires_grad], lr=HEARING_RATE, betas=(0.9, 0.95), weight_decay=1e-3)
@@ -244,4 +245,4 @@ def train_hearing(work, start, out, steps, device="cpu", seed=0):
         dirty, clean, _ = clips.batch(rng, 1, hearing=True)
         return learning_rate(HEARING_RATE, step / steps), hear(codec, teacher, dirty.to(device), clean.to(device))
     run("hearing", work / "hearing.pt", steps, learn, seed, codec=codec, optimizer=optimizer)
-    mimi.save(codec.half().cpu(), out)
+    codec_files.save(codec.half().cpu(), out)

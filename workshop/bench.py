@@ -25,7 +25,7 @@ import torch
 import flm
 import mimi
 from flm import K
-from workshop import model_files, quantize
+from workshop import codec_files, model_files, quantize
 
 FILLED = 250  # frames (20 s) in both caches when timing starts
 WARM_UP = 3   # frames that are not counted
@@ -112,7 +112,7 @@ def subject(args, dtype):
     if not args.random_weights:
         convert = quantize.packing(args.bits)
         model = model_files.load(args.model, args.device, dtype, convert).eval()
-        return model, mimi.load(args.model, args.device)
+        return model, codec_files.load(args.model, args.device, K)
     torch.manual_seed(0)
     model = flm.FLM(flm.PRESETS[args.random_weights])
     flm.init_weights(model, args.device, dtype).eval()

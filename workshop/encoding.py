@@ -16,9 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import mimi
 import stream
-from workshop import sample_index, shards
+from workshop import codec_files, devices, sample_index, shards
 from workshop.manifests import DataError, index_lines, write_lines
 from workshop.model_files import BESIDE
 from workshop.parallel import in_parallel
@@ -105,7 +104,7 @@ class Run:
         join(number of lines, settings) -> (order, starts) of sample_index.write. Raises DataError
         for a manifest that cannot be used, and for a folder that holds other grids."""
         parse_part(self.part)
-        mimi.check_device(self.device)
+        devices.check_device(self.device)
         about = about_grids(self)
         check_folder(self.out, about)
         index = self.out / "samples.index"

@@ -2,7 +2,7 @@
 
 What this is: how every file of this repository is replaced, so that neither a full disk nor a
 kill costs what stood there before; and the error for files that cannot be read. What this is not: a
-format. Serves model_files.py, mimi.py, shards.py, train.py.
+format. Serves model_files.py, codec_files.py, shards.py, train.py.
 """
 import os
 from contextlib import contextmanager

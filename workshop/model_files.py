@@ -4,7 +4,7 @@ Qwen.
 What this is: the release's files (config.json, model.safetensors or its shards) to an FLM and back,
 tensor by tensor, so that a model is never held twice; the backbone of a Qwen2.5 checkpoint under a
 fresh depth transformer (section 2.1: the language part of Qwen2.5-VL); Hub ids to folders. What
-this is not: the network (flm.py) or the codec's files (codec_weights.py). Serves every root file
+this is not: the network (flm.py) or the codec's files (codec_files.py). Serves every root file
 that needs a model.
 
     from workshop import model_files
@@ -35,9 +35,9 @@ SAME_AS_QWEN = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_la
 
 # --- folders ---
 
-def resolve(path):
+def resolve(path, wanted=WANTED):
     """A folder as it is; a Hub id (owner/name) -> the folder of its download, which is only fetched
-    once. Raises LoadError."""
+    once. wanted: patterns of the files to fetch. Raises LoadError."""
     if Path(path).is_dir():
         return Path(path)
     if Path(path).exists():
@@ -47,7 +47,7 @@ def resolve(path):
         raise LoadError(f"{path} does not exist, and is no Hub id (owner/name) either")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(path), allow_patterns=WANTED))
+        return Path(snapshot_download(str(path), allow_patterns=wanted))
     except Exception as error:  # no connection, no such repository: they share no base class
         reason = str(error).splitlines()[0]
         raise LoadError(f"{path} is no folder here and could not be had from the Hub: "

@@ -13,7 +13,8 @@ import torch
 
 import mimi
 import stream
-from workshop import model_files, shards, sound_file
+from stream import K
+from workshop import codec_files, model_files, shards, sound_file
 from workshop.manifests import DataError
 
 SAMPLE_RATE = 24_000  # Hz
@@ -31,10 +32,10 @@ class ModelFolder:
         self.device = device
         self.ids = stream.Ids.of(model_files.read_config(folder))
         self.tokenizer = read_tokenizer(folder)
-        self.codec = mimi.load(folder, device)
+        self.codec = codec_files.load(folder, device, K)
         self.hearing = self.codec
         if hearing:
-            self.hearing = mimi.load(hearing, device)
+            self.hearing = codec_files.load(hearing, device, K)
             if not torch.equal(codebooks(self.codec), codebooks(self.hearing)):
                 raise DataError(f"{hearing} has other codebooks than {folder}: what is heard must "
                                 "be written in the same codes")
