@@ -6,8 +6,9 @@ both; `Config.ends` picks what stands between the waveform and the 25 Hz latent:
 (released) or a short-time spectrum (the miniature). What this is not: files
 (workshop/codec_files.py), or a trainer; tiny/codec.py trains the miniature through these modules.
 
-    audio --ends--> 25 Hz --transformer--> --stride 2--> 12.5 Hz --split RVQ--> codes [B, K, T]
-    audio <--ends-- 25 Hz <--transformer-- <--stride 2-- 12.5 Hz <-----sum----- codes
+    audio --encoder--> --transformer--> --downsample--> --nearest entries--> codes [B, K, T]
+          24 kHz       25 Hz            25 Hz           12.5 Hz              12.5 Hz
+    audio <--decoder-- <--transformer-- <--upsample---- <--sum of entries--- codes
 
 Unusual here:
 - Everything is causal, so one piece of code serves the offline pass and the frame-by-frame stream,
@@ -208,8 +209,19 @@ class ConvTranspose(Streaming):
 
 
 # --- SEANet, the released ends ---
+#
+# What a frame is on its way, channels x steps. The decoder goes the same way back, with transposed
+# convolutions in place of those with a stride.
+#
+#     1 x 1920 --> 64 x 1920 --> 128 x 480 --> 256 x 96 --> 512 x 16 --> 1024 x 2 --> 512 x 2
+#         kernel 7      stride 4      stride 5     stride 6     stride 8      kernel 3
+#
+# A Residual stands before each stride of the encoder, and after each of the decoder.
 
 class Residual(nn.Module):
+    """x plus what two convolutions make of it: one that sees some steps, at a part of the width,
+    and one that sees a single step, back to the whole width. [B, width, S] -> [B, width, S]"""
+
     def __init__(self, config, width):
         super().__init__()
         inside = width // config.compress
@@ -340,6 +352,9 @@ class STFTDecoder(Streaming):
 
 
 # --- transformers at 25 Hz ---
+#
+# One stands on either side of the quantizer: convolutions see a fraction of a second, attention 10
+# seconds (`context` steps). A step is normed before each part; positions are RoPE's.
 
 def rotate(x, cos, sin):
     """RoPE, interleaved: neighbours turn together.
@@ -385,6 +400,9 @@ class Attention(Streaming):
 
 
 class Layer(nn.Module):
+    """Attention, then an MLP. What either adds is scaled channel by channel (`layer_scale`); the
+    scales start small, so an untrained layer passes on what it gets."""
+
     def __init__(self, config):
         super().__init__()
         dim = config.dimension
@@ -444,6 +462,14 @@ class Transformer(Streaming):
 
 
 # --- split residual vector quantizer ---
+#
+#     latent --proj--> nearest entry of codebook 0                           code 0, semantic
+#        |
+#        +---proj--> nearest entry of codebook 1                             code 1, acoustic
+#                    what is left --> nearest entry of codebook 2            code 2
+#                                     what is left --> ...                   ... code 7
+#
+# 8 codes of 2,048 entries are 8 x 11 bits a frame: 1.1 kbit/s.
 
 class Codebook(nn.Module):
     """Entries as running sums and counts, so that training can move them by averages:

@@ -169,8 +169,8 @@ def load(path, device="cpu", codebooks=None):
     ready to use.
 
     codebooks: how many of them the language model beside it reads (flm.K); None: the codec is used
-    alone, and may be any. Raises LoadError, one sentence that names file and tensor or setting, where something is
-    missing, extra, misshapen, broken, or does not fit the language model."""
+    alone, and may be any. Raises LoadError, one sentence that names file and tensor or setting,
+    where something is missing, extra, misshapen, broken, or does not fit the language model."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     if Path(path).is_file():
