@@ -567,4 +567,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    command.run("data.py", main)
+    command.run("data.py", main, "stopped; the same command goes on from what is finished")

@@ -534,9 +534,7 @@ def main(arguments=None):
         raise
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("eval.py: stopped; the same command goes on")
 
 
 if __name__ == "__main__":
-    command.run("eval.py", main)
+    command.run("eval.py", main, "stopped; the same command goes on")

@@ -477,4 +477,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    command.run("train.py", main)
+    command.run("train.py", main, "stopped before the first step")

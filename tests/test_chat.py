@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import chat
 import flm
-from chat import Duplex, Monologue, Sampling, sample
-from workshop import bench, graphs, model_files, quantize
+from chat import Draw, Duplex, Monologue, Sampling, sample
+from workshop import bench, command, graphs, model_files, pictures, quantize
 from workshop.record import Record
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -116,8 +116,10 @@ def test_penalty_by_hand():
     """Catches a penalty of the wrong sign: 2 / 1.5 < 1.9, and -1 x 1.5 < -1.2; and one applied
     twice: 3 / 1.5 > 1.5."""
     def greedy(logits, recent):
+        how = Draw(temperature=0, top_p=0, top_k=0, penalty=1.5, window=len(recent))
         recent = torch.tensor([recent], dtype=torch.long)
-        return sample(torch.tensor([logits]), torch.zeros(1), recent, 1.5, 0, 0, 0).item()
+        is_first = torch.tensor([False])
+        return sample(how, torch.tensor([logits]), torch.zeros(1), recent, is_first).item()
     assert greedy([2.0, 1.9], []) == 0
     assert greedy([2.0, 1.9], [0, 0]) == 1
     assert greedy([-1.0, -1.2], [0]) == 1
@@ -129,10 +131,10 @@ def test_top_p_and_top_k_by_hand():
     Probabilities 0.3, 0.5, 0.2, so preceding sums 0.5, 0, 0.8."""
     logits = torch.tensor([[0.3, 0.5, 0.2]]).log().expand(200, -1)
     chance = torch.arange(200) / 200
-    recent = torch.zeros(200, 0, dtype=torch.long)
 
     def counts(top_p, top_k):
-        tokens = sample(logits, chance, recent, 1.0, 1.0, top_p, top_k)
+        how = Draw(temperature=1, top_p=top_p, top_k=top_k, penalty=1, window=0)
+        tokens = sample(how, logits, chance)
         return torch.bincount(tokens, minlength=3).tolist()
     assert counts(0.4, 0) == [0, 200, 0]
     assert counts(0.55, 0) == pytest.approx([75, 125, 0], abs=1)
@@ -428,6 +430,35 @@ def test_ctrl_c_while_loading_is_one_line():
         assert "import torch" not in before and "import torch" in after
 
 
+def test_ctrl_c_ends_every_command_alike(capsys, monkeypatch):
+    """Catches an exit code that a script takes for success or for an error of the user's: 130 is
+    what a shell reports of a program that was stopped, also when it still puts away its answer."""
+    def stop():
+        raise KeyboardInterrupt
+
+    def stop_and_save():
+        command.note_stop("chat.py: stopped; the answer so far is kept")
+    monkeypatch.setattr(command, "stops", [])
+    for main, sentence in [(stop, "chat.py: stopped; go on"),
+                           (stop_and_save, "chat.py: stopped; the answer so far is kept")]:
+        with pytest.raises(SystemExit) as end:
+            command.run("chat.py", main, "stopped; go on")
+        assert end.value.code == 130
+        assert capsys.readouterr().err == f"\n{sentence}\n"
+    root = Path(__file__).parent.parent
+    for name in ("data.py", "train.py", "eval.py"):
+        text = (root / name).read_text()
+        assert f'command.run("{name}", main, "stopped' in text and "KeyboardInterrupt" not in text
+
+
+def test_the_drawing_of_a_conversation_is_the_code_s():
+    """Catches the drawing that opens chat.py when delays or the first row are other ones."""
+    drawing = [line.strip() for line in pictures.first_rows().splitlines()]
+    lines = [line.strip() for line in chat.__doc__.splitlines()]
+    start = lines.index(drawing[0])
+    assert lines[start:start + len(drawing)] == drawing
+
+
 @pytest.mark.parametrize("bits, text, codes", [(8, 1e-4, 1e-4), (4, 0.02, 0.02)])
 def test_packed_weights(untrained, bits, text, codes):
     """Catches a wrong scale, offset, padding or order of packed weights; and layers that are left whole."""
@@ -498,8 +529,8 @@ def test_a_whole_frame_can_be_captured(untrained, monkeypatch):
         return replay, outputs
     init = graphs.Runner.__init__
 
-    def init_as_on_cuda(self, fast, device):
-        init(self, fast, device)
+    def init_as_on_cuda(self, fast, device, timer):
+        init(self, fast, device, timer)
         self.is_cuda = True
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(graphs, "record", record)

@@ -26,7 +26,7 @@ pytest.importorskip("aiohttp")
 from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web  # noqa: E402
 from aiohttp.test_utils import TestClient, TestServer  # noqa: E402
 
-from workshop import door, pace, server  # noqa: E402
+from workshop import bench, door, pace, server  # noqa: E402
 
 SOUND = 0.1 * np.random.default_rng(0).standard_normal((25, 1920)).astype(np.float32)
 
@@ -797,7 +797,7 @@ def test_a_conversation_goes_past_its_positions(partner):
     partner.duplex = chat.Duplex(partner.model, chat.Sampling(), context=64, codec=partner.codec)
     partner.duplex.reset(seed=0)
     positions = partner.model.config.max_position_embeddings
-    partner.duplex.skip_to(positions - 20)  # as if hours had passed
+    bench.skip_to(partner.duplex.cache, positions - 20)  # as if hours had passed
     client = server.Opus(24_000)
     wire = server.Opus(24_000)
     monologue = partner.monologue(lambda *_, **__: None)

@@ -20,7 +20,7 @@ import chat
 import data
 import eval as evaluate
 import stream
-from workshop import sound_file
+from workshop import chat_options, sound_file
 from workshop.monologue import read_monologue
 
 ROOT = Path(__file__).parent.parent
@@ -148,9 +148,9 @@ def test_the_model_says_how_much_it_remembers(shipped, partner):
 
 def test_a_larger_context_is_warned_of(partner, capsys):
     """Catches a silent return of the fault by `--context`."""
-    chat.warn_of_context(partner.model.config, partner.model.config.trained_frames + 1)
+    chat_options.warn_of_context(partner.model.config, partner.model.config.trained_frames + 1)
     assert "was trained on rows of" in capsys.readouterr().err
-    chat.warn_of_context(partner.model.config, partner.model.config.trained_frames)
+    chat_options.warn_of_context(partner.model.config, partner.model.config.trained_frames)
     assert not capsys.readouterr().err
 
 

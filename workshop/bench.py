@@ -25,8 +25,11 @@ import torch
 import flm
 import mimi
 from flm import K
-from workshop import codec_files, model_files, quantize
+from workshop import codec_files, model_files, pace, quantize
 
+# The functions of chat.py that are the parts of a frame, and how the report calls them.
+PARTS = {"encode_user": "encode", "read_row": "backbone", "write_codes": "depth",
+         "decode_model": "decode"}
 FILLED = 250  # frames (20 s) in both caches when timing starts
 WARM_UP = 3   # frames that are not counted
 
@@ -107,15 +110,15 @@ def weight_bytes(model):
     return all_read - size(depth.transformer["wtes"])
 
 
-def subject(args, dtype):
+def subject(args):
     """The model and codec that --bench times: of a folder, or of a preset with random weights."""
     if not args.random_weights:
         convert = quantize.packing(args.bits)
-        model = model_files.load(args.model, args.device, dtype, convert).eval()
+        model = model_files.load(args.model, args.device, args.dtype, convert).eval()
         return model, codec_files.load(args.model, args.device, K)
     torch.manual_seed(0)
     model = flm.FLM(flm.PRESETS[args.random_weights])
-    flm.init_weights(model, args.device, dtype).eval()
+    flm.init_weights(model, args.device, args.dtype).eval()
     quantize.pack(model, args.bits)
     codec = mimi.Mimi(mimi.PRESETS["tiny" if args.random_weights == "tiny" else "released"])
     return model, codec.eval().requires_grad_(False).to(args.device)
@@ -143,35 +146,56 @@ def divergence(model, folder, device, frames=24):
     return [(p.exp() * (p - q)).sum(-1).mean().item() for p, q in zip(*predictions)]
 
 
+class Timer:
+    """Milliseconds of the parts of a frame, and of whatever else it is called with.
+
+    times: {name: [milliseconds of each call]}."""
+
+    def __init__(self, device):
+        self.device = device
+        self.times = {}
+
+    def __call__(self, name, call):
+        seconds, result = clock(call, self.device)
+        self.times.setdefault(name, []).append(1000 * seconds)
+        return result
+
+
 @torch.inference_mode()
-def time_frames(args, model, codec, duplex):
+def skip_to(cache, frames):
+    """A KVCache as if there had been so many frames, of which it remembers nothing but zeros."""
+    cache.position.fill_(frames)
+    cache.filled = min(frames, cache.length)
+
+
+@torch.inference_mode()
+def time_frames(args, model, codec, duplex, timer):
     """Both loops, frame by frame -> milliseconds of the parts: {name: [frames]}; those of the
     straightforward loop are "straightforward"."""
     config = model.config
     plain = StraightforwardLoop(model)
-    duplex.skip_to(FILLED if duplex.cache.length > FILLED else 0)
+    skip_to(duplex.cache, FILLED if duplex.cache.length > FILLED else 0)
     plain.fill(duplex.cache)
-    times = {}
-
-    def timer(name, call):
-        seconds, result = clock(call, args.device)
-        times.setdefault(name, []).append(1000 * seconds)
-        return result
+    timer.times.clear()  # what compiling took
     row = (config.wait_token, [config.pad_token] * K)
     for _ in range(args.frames + WARM_UP):
         user_audio = 0.1 * torch.randn(codec.config.frame_size)
-        duplex.steps({0: user_audio}, timer=timer)
+        duplex.steps({0: user_audio})
         listen_codes = duplex.state.listen[0].tolist()
         row = timer("straightforward", lambda: plain.step(*row, listen_codes))
-    return {name: torch.tensor(values[WARM_UP:]) for name, values in times.items()}
+    return {name: torch.tensor(values[WARM_UP:]) for name, values in timer.times.items()}
 
 
-def bench(args, model, codec, duplex):
-    """--bench: a table, and the same as JSON on the last line."""
-    times = time_frames(args, model, codec, duplex)
+def bench(args, duplex_class):
+    """--bench: a table, and the same as JSON on the last line. duplex_class: chat.Duplex."""
+    model, codec = subject(args)
+    pace.settle_threads(model, codec)
+    timer = Timer(args.device)
+    duplex = duplex_class(model, args.sampling, codec=codec, timer=timer, **args.shape)
+    times = time_frames(args, model, codec, duplex, timer)
     slow = times.pop("straightforward").median().item()
     frames = torch.stack(list(times.values())).sum(0)
-    medians = {name: values.median().item() for name, values in times.items()}
+    medians = {PARTS[name]: values.median().item() for name, values in times.items()}
     step = medians["backbone"] + medians["depth"]
     read = weight_bytes(model)
     measured = bandwidth(args.device)

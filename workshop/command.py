@@ -12,6 +12,7 @@ import sys
 
 STOPPED = 128 + signal.SIGINT      # what a shell reports of a program that Ctrl-C ended
 UNREAD = 128 + getattr(signal, "SIGPIPE", 13)
+stops = []                         # the sentences of note_stop
 
 
 def stop_while_loading(name):
@@ -22,20 +23,31 @@ def stop_while_loading(name):
     signal.signal(signal.SIGINT, stop)
 
 
-def run(name, main):
-    """Call `main`, the function of a command, and end the program as a command should."""
+def run(name, main, stopped="stopped"):
+    """Call `main`, the function of a command, and end the program as a command should.
+
+    stopped: what is printed after a Ctrl-C, such as how to go on."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
             main()
         finally:
             sys.stdout.flush()
+        if stops:
+            sys.exit(STOPPED)
     except KeyboardInterrupt:
-        print(f"\n{name}: stopped", file=sys.stderr)
+        print(f"\n{name}: {stopped}", file=sys.stderr)
         sys.exit(STOPPED)
     except BrokenPipeError:
         _print_to_nobody()  # or Python complains when it flushes at its end
         sys.exit(UNREAD)
+
+
+def note_stop(sentence):
+    """A Ctrl-C ends the work early, and what is there is still put away: say so, and let `run` end
+    with the exit code of a program that was stopped."""
+    print(f"\n{sentence}", file=sys.stderr)
+    stops.append(sentence)
 
 
 def print_while_read(*values, **options):

@@ -27,5 +27,3 @@ def main(arguments, settings_class, encode):
         raise
     except (OSError, ValueError) as error:
         sys.exit(f"data.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("data.py: stopped; the same command goes on from what is finished")

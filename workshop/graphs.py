@@ -23,10 +23,12 @@ class Runner:
     """Calls functions of tensors, which return a tuple of tensors.
 
     fast: compile them; on CUDA, capture them as graphs too. Results of a captured function stand in
-    its output buffers until its next call."""
+    its output buffers until its next call. timer(name of a function, call), where there is one,
+    must return what call() returns."""
 
-    def __init__(self, fast, device):
+    def __init__(self, fast, device, timer=None):
         self.fast = fast
+        self.timer = timer
         self.is_cuda = torch.device(device).type == "cuda"
         self.ready = {}  # name -> the compiled or captured function
         if fast:
@@ -36,6 +38,11 @@ class Runner:
     def run(self, function, tools, *tensors):
         """function(tools, *tensors). tools: what the function needs besides tensors; the same
         object in every call."""
+        if self.timer:
+            return self.timer(function.__name__, lambda: self.call(function, tools, tensors))
+        return self.call(function, tools, tensors)
+
+    def call(self, function, tools, tensors):
         if not self.fast:
             return function(tools, *tensors)
         name = function.__name__
@@ -80,3 +87,39 @@ def record(call, buffers):
     with torch.cuda.graph(graph):
         outputs = call(*buffers)
     return graph.replay, outputs
+
+
+class Packet:
+    """All that goes to the device in a frame of B conversations, in one copy.
+
+    Columns: 0 active, 1 hears, then the random numbers, then the user's samples or codes."""
+
+    def __init__(self, batch, chances, size, device):
+        """chances: random numbers of a conversation; size: samples or codes of the user's."""
+        is_cuda = torch.device(device).type == "cuda"
+        self.rows = torch.zeros(batch, 2 + chances + size, pin_memory=is_cuda)
+        self.inputs = self.rows.to(device)
+        self.user = 2 + chances      # the first column of samples or codes
+        self.somebody_hears = True   # the first frame, which compiles all parts, is sent as it is
+
+    def clear(self):
+        """A new frame, in which every conversation stands still."""
+        self.rows.zero_()
+        self.somebody_hears = False
+
+    def put(self, i, chances, values):
+        """Conversation i goes on. values: samples or codes, or None for an empty channel."""
+        self.rows[i, 0] = 1
+        self.rows[i, 2:self.user] = chances
+        if values is not None:
+            self.rows[i, 1] = 1
+            self.rows[i, self.user:] = torch.as_tensor(values)
+            self.somebody_hears = True
+
+    def send(self):
+        """-> user [B, size], hears [B], active [B], chances, on the device. hears is None where
+        nobody hears anything."""
+        self.inputs.copy_(self.rows, non_blocking=True)
+        active = self.inputs[:, 0]
+        hears = self.inputs[:, 1] if self.somebody_hears else None
+        return self.inputs[:, self.user:], hears, active, self.inputs[:, 2:self.user]

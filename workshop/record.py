@@ -14,6 +14,8 @@ it. What was written until then is kept.
 import json
 import os
 import sys
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import soundfile
@@ -70,6 +72,62 @@ class Record:
         self.trouble = (f"the record {self.path} ends after {seconds:.1f} s, is its disk full? "
                         f"{str(error).rstrip('.')}")
         print(f"\nchat.py: {self.trouble}; the conversation goes on", file=sys.stderr)
+
+
+@contextmanager
+def recording(args, partner):
+    """--record: a Record that says how to hold the conversation again, or None. What failed is
+    raised when all else is done."""
+    if not args.record:
+        yield None
+        return
+    settings = {"seed": args.seed, "sampling": asdict(partner.duplex.sampling),
+                "context": partner.duplex.cache.length}
+    record = Record(args.record, partner.codec.config.sample_rate, settings)
+    try:
+        yield record
+    finally:
+        record.close()
+    if record.trouble:
+        raise OSError(record.trouble)
+
+
+@dataclass
+class Replay:
+    """A recorded conversation: both voices, [N] samples each, and what it takes to hold it
+    again."""
+    path: Path
+    user_audio: torch.Tensor
+    model_audio: torch.Tensor
+    sampling: object     # a chat.Sampling
+    seed: int
+    context: int | None  # frames; None: as many as the model was trained on
+
+    def compare(self, model_audio, sample_rate):
+        """Print where an answer [N] differs from the recorded one."""
+        differ = (model_audio != self.model_audio[:len(model_audio)]).nonzero()
+        if len(differ):
+            moment = differ[0].item() / sample_rate
+            print(f"{self.path}: the answer differs from {moment:.2f} s on")
+        else:
+            print(f"{self.path}: the answer is the same, sample for sample")
+
+
+def read_replay(path, sampling_class, check_number):
+    """A file of --record -> Replay. Raises ValueError, one sentence.
+
+    check_number(name, value) raises ValueError for a seed or a context that is none."""
+    user_audio, model_audio, settings = read_record(path)
+    try:
+        sampling = sampling_class(**settings["sampling"])
+        seed = settings["seed"]
+        check_number("seed", seed)
+        context = settings.get("context")
+        if context is not None:
+            check_number("context", context)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is no conversation that --record kept") from None
+    return Replay(path, user_audio, model_audio, sampling, seed, context)
 
 
 def read_record(path):

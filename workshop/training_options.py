@@ -282,8 +282,8 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
             train(settings_class(**options))
     except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
         raise
-    except (OSError, ValueError, KeyboardInterrupt) as error:
-        sys.exit(f"train.py: {str(error) or 'stopped before the first step'}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"train.py: {error}")
     except torch.OutOfMemoryError:
         sys.exit("train.py: the GPU's memory is full: take --recompute, a smaller --micro or "
                  "--length, or more GPUs")
