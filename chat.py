@@ -12,7 +12,7 @@ the codec (mimi.py), the command line, the sound card and the server (workshop/)
     python chat.py --in examples/question.wav --out a.wav    # a sound file
     python chat.py --bench --random-weights 0.5b             # how fast a frame is
 
-A frame has four parts, in this order. Step s reads row s, in which the user's frame s is the newest:
+A frame has four parts, in this order. Step s reads row s, whose newest part is the user's frame s:
 
     user_audio s --1 encode_user--> listen codes of s ----+
                                                           +--> row s --2 read_row--> h, text s + 1

@@ -2,8 +2,8 @@
 
 What this is: lines that are printed while the model writes them (Monologue, for chat.py), and the
 lines of a conversation that is over, what the model says and, between <asr> and <answer> (section
-3.2.2), what it says that the user said (read_monologue, for eval.py). What this is not: what the ids
-mean to the model (stream.py).
+3.2.2), what it says that the user said (read_monologue, for eval.py). What this is not: what the
+ids mean to the model (stream.py).
 
     ids   ~ ~ <asr> What's up? <answer> All is fine. ~ ~   (~ is <wait>; a frame is 0.08 s)
     ->    lines [(0.48, "All is fine.")], transcripts [(0.24, "What's up?")]
