@@ -37,6 +37,7 @@ Shapes: T frames, K = 8 codebooks, N samples.
 import sys
 from collections import namedtuple
 from dataclasses import dataclass
+from functools import lru_cache
 
 from workshop import command
 
@@ -50,18 +51,19 @@ import chat
 import data
 import stream
 from data import FRAME, SAMPLE_RATE
-from workshop import (devices, eval_options, full_duplex_bench, grid_losses, model_files,
-                      sound_file)
+from workshop import (eval_options, full_duplex_bench, grid_losses, model_files, run_folder,
+                      sound_file, test_sets)
 from workshop.encoding import recordings
 from workshop.full_duplex_bench import between, takes_turn
-from workshop.manifests import dialog_questions, read_manifest
 from workshop.measures import spaced, words
 from workshop.monologue import read_monologue
 from workshop.results import Run
 from workshop.sounds import clip, noise_below
+from workshop.spelling import spelling_of
 
 # Decision: the paper does not say how its conversations were timed.
 TAIL = 5.0            # seconds of silence after the last question, in which it must be answered
+OPEN_TAIL = 20.0      # the same after an open question (--qa)
 PAUSES = (0.6, 1.0)   # seconds of silence within a question
 EARLIEST = 0.1        # seconds of an answer before the user interrupts it, at least
 LEFT = 1.2            # seconds of it that would be left after that, at least
@@ -76,7 +78,6 @@ SILENCES = 32         # questions that are asked after it, at most
 SILENCE = 3           # before a recording or a text
 WRITING = 25          # after it, to write in
 SAYING = 8            # for each token that is spoken, at most
-GROUPS = ("unseen_words", "kind", "voice")  # keys of --dialogs whose values are counted apart
 
 
 # --- the engine: many conversations step together ---
@@ -149,11 +150,11 @@ def converse(partner, waves, seeds=None, batch=32, **forced):
 Scene = namedtuple("Scene", "wave row")
 
 
-def scene(placed, first=0, **about):
-    """[(seconds, Clip)] -> Scene, with TAIL seconds of silence at its end. Only the questions from
-    number `first` on are turns. about: more of its row."""
+def scene(placed, first=0, tail=TAIL, **about):
+    """[(seconds, Clip)] -> Scene, with `tail` seconds of silence at its end. Only the questions
+    from number `first` on are turns. about: more of its row."""
     stops = [round(at * SAMPLE_RATE) + len(one.wave) for at, one in placed]
-    wave = torch.zeros(max(stops) + round(TAIL * SAMPLE_RATE))
+    wave = torch.zeros(max(stops) + round(tail * SAMPLE_RATE))
     for at, one in placed:
         begin = round(at * SAMPLE_RATE)
         wave[begin:begin + len(one.wave)] += one.wave
@@ -206,14 +207,15 @@ def intruding(question, row, other, rng):
     return scene(placed, 1, at=at, undisturbed=end, before=before)
 
 
-def in_a_row(clips):
-    """One conversation: a clip, TURN_PAUSE seconds for the answer, the next clip, and so on."""
+def in_a_row(clips, first=0):
+    """One conversation: a clip, TURN_PAUSE seconds for the answer, the next clip, and so on. Only
+    those from number `first` on are turns."""
     starts = []
     now = 0.0
     for one in clips:
         starts.append(now)
         now += len(one.wave) / SAMPLE_RATE + TURN_PAUSE
-    return scene(list(zip(starts, clips)))
+    return scene(list(zip(starts, clips)), first)
 
 
 def in_every_place(questions):
@@ -252,27 +254,46 @@ def in_noise(quiet, snr, paths, rng):
     return Scene((wave + noise_below(voice, snr, len(wave), paths, rng)).clip(-1, 1), row)
 
 
-def pair_scene(style, entry, tokenizer, ids):
-    """A pair in one of the styles of section 3.1 -> (Scene, {what is forced: its rows}).
+def recognition_scene(entry, run):
+    """A recording is heard, then there is silence to write in (Table 4). Nothing is spoken: the
+    speaking channel is forced to what the stage was trained on, which is empty in ASR-style
+    (section 3.1), and silence where a response follows (section 3.2.2). -> (Scene, what is
+    forced)."""
+    partner = run.partner
+    ids = stream.Ids.of(partner.model.config)
+    wave = F.pad(sound_file.read_audio(entry["heard"]), (SILENCE * FRAME, 0))
+    script = stream.Script(ids)
+    words_to_write = len(partner.tokenizer.encode(entry["transcript"]).ids)
+    script.wait(SILENCE + len(wave) // FRAME + words_to_write + WRITING)
+    wave = F.pad(wave, (0, len(script) * FRAME - len(wave)))
+    speak = None
+    if run.args.asr_format != "asr":
+        speak = silence_codes(partner.codec).expand(len(script), stream.K)
+    rows = stream.delay(script.grid(speak), ids)
+    return Scene(wave, dict(expected=entry["transcript"])), dict(speak=rows.speak)
 
-    asr (Table 4): a recording is heard, then silence to write in, and nothing is spoken. tts (Table
-    5): the text is written, with silence to say it in, and nothing is heard."""
+
+def reading_scene(entry, run):
+    """A text is written, with silence to say it in, and nothing is heard (Table 5). -> (Scene, what
+    is forced)."""
+    partner = run.partner
+    ids = stream.Ids.of(partner.model.config)
+    tokens = partner.tokenizer.encode(entry["response"]).ids
     script = stream.Script(ids)
     script.wait(SILENCE)
-    if style == "asr":
-        expected = entry["transcript"]
-        wave = F.pad(sound_file.read_audio(entry["heard"]), (SILENCE * FRAME, 0))
-        script.wait(len(wave) // FRAME + len(tokenizer.encode(expected).ids) + WRITING)
-    else:
-        expected = entry["response"]
-        wave = torch.zeros(0)
-        tokens = tokenizer.encode(expected).ids
-        speak_frames = SAYING * len(tokens) + WRITING
-        script.respond(stream.Turn(speak_frames=speak_frames, response=tokens))
-    wave = F.pad(wave, (0, len(script) * FRAME - len(wave)))
+    script.respond(stream.Turn(speak_frames=SAYING * len(tokens) + WRITING, response=tokens))
+    about = dict(expected=entry["response"])
+    if "reference" in entry:
+        about["reference"] = str(entry["reference"])
     rows = stream.delay(script.grid(), ids)
-    forced = {"speak": rows.speak} if style == "asr" else {"text": rows.text}
-    return Scene(wave, dict(expected=expected)), forced
+    return Scene(torch.zeros(len(script) * FRAME), about), dict(text=rows.text)
+
+
+@lru_cache(maxsize=1)
+def silence_codes(codec):
+    """The codes [K] that digital silence settles at."""
+    device = next(codec.parameters()).device
+    return codec.encode(torch.zeros(1, 1, 50 * FRAME, device=device))[0, :, -1].cpu()
 
 
 # --- grades: what the row of a conversation that was played says ---
@@ -280,32 +301,33 @@ def pair_scene(style, entry, tokenizer, ids):
 # [[seconds, text]] of the monologue, `spans` [[start, end]] of the model's sound and, with
 # --whisper, `heard`: the recogniser's text of that sound.
 
-def grade(row):
+def grade(row, language):
     """A row -> {measure: boolean, seconds or None}."""
     grades = {}
     turns = row.get("turns", ())
     for k, turn in enumerate(turns, 1):
         suffix = f", turn {k}" if len(turns) > 1 else ""
-        for measure, value in grade_turn(row, turn).items():
+        for measure, value in grade_turn(row, turn, language).items():
             grades[measure + suffix] = value
     if "heard" in row:
-        grades |= grade_speech(row)
+        grades |= grade_speech(row, language)
     if "pause" in row:
-        grades |= grade_pause(row)
+        grades |= grade_pause(row, language)
     if "at" in row:
         grades |= grade_interruption(row) if turns else grade_backchannel(row)
     return grades
 
 
-def grade_turn(row, turn):
+def grade_turn(row, turn, language):
     """right: the first response is the expected one, word by word. exact: all responses together
     are, letter by letter. takeover: the model takes the turn (full_duplex_bench.py). thinks after,
     speaks after: seconds from the user's end to the first line and sound; 0 for one before it."""
     sounds, lines = between(row, turn["since"], turn["until"])
     texts = [text for _, text in lines]
-    return {"right": bool(texts) and words(texts[0]) == words(turn["expected"]),
+    expected = words(turn["expected"], language)
+    return {"right": bool(texts) and words(texts[0], language) == expected,
             "exact": " ".join(texts) == turn["expected"],
-            "takeover": takes_turn(sounds, lines),
+            "takeover": takes_turn(sounds, lines, language),
             "thinks after": delay_of(lines, turn["end"]),
             "speaks after": delay_of(sounds, turn["end"])}
 
@@ -318,20 +340,39 @@ def delay_of(events, end):
     return max(0, events[0][0] - end)
 
 
-def grade_speech(row):
+def grade_speech(row, language):
     """spoken right, spoken exact: the same of what a recogniser hears."""
     expected = row["expected"] if "expected" in row else row["turns"][0]["expected"]
-    return {"spoken right": words(row["heard"]) == words(expected),
+    return {"spoken right": words(row["heard"], language) == words(expected, language),
             "spoken exact": row["heard"] == expected}
 
 
-def grade_pause(row):
+def grade_answers(row, language):
+    """answer in monologue, answer in speech: an accepted answer stands in the response, as it was
+    written and as a recogniser hears it (both numbers are in Table 4)."""
+    spelling = spelling_of(language)
+
+    def is_in(text):
+        return any(spelling.contains(text, answer) for answer in row["answers"])
+
+    turn = row["turns"][0]
+    sounds, lines = between(row, turn["since"])
+    grades = {"answer in monologue" + spelling.label: is_in(" ".join(text for _, text in lines)),
+              "thinks after": delay_of(lines, turn["end"]),
+              "speaks after": delay_of(sounds, turn["end"])}
+    if "heard" in row:
+        grades["answer in speech" + spelling.label] = is_in(row["heard"])
+    return grades
+
+
+def grade_pause(row, language):
     """right at last: the last response is the expected one. false start: the model sounds after
     the pause began and before the user is done."""
     turn = row["turns"][0]
     _, lines = between(row, turn["since"], turn["until"])
     early = [start for start, _ in row["spans"] if row["pause"] <= start < turn["end"]]
-    return {"right at last": bool(lines) and words(lines[-1][1]) == words(turn["expected"]),
+    expected = words(turn["expected"], language)
+    return {"right at last": bool(lines) and words(lines[-1][1], language) == expected,
             "false start": bool(early)}
 
 
@@ -375,7 +416,9 @@ def by_question(row):
 
 @dataclass
 class Asked:
-    """The questions of --dialogs: clips, a scene of each alone, and the row that became of it."""
+    """--dialogs. dialogs: the clips of each; questions: the first of each; scenes: each question
+    alone; rows: what became of these."""
+    dialogs: list
     questions: list
     scenes: list
     rows: list
@@ -383,14 +426,14 @@ class Asked:
 
 def ask(run):
     """The first turns of --dialogs, each in a conversation of its own -> Asked."""
-    questions = []
-    for path, known in dialog_questions(run.args.dialogs, run.args.most, GROUPS):
-        questions.append(clip(sound_file.read_audio(path), **known))
+    dialogs = [[clip(sound_file.read_audio(path), **known) for path, known in turns]
+               for turns in test_sets.dialogs(run.args.dialogs, run.args.most)]
+    questions = [clips[0] for clips in dialogs]
     scenes = [scene([(0, one)]) for one in questions]
     rows = run.transcribe(run.hold("questions", scenes))
     run.count("questions", rows)
-    run.count_groups("questions", rows, GROUPS)
-    return Asked(questions, scenes, rows)
+    run.count_groups("questions", rows, test_sets.GROUPS)
+    return Asked(dialogs, questions, scenes, rows)
 
 
 def pauses(run, asked):
@@ -400,11 +443,27 @@ def pauses(run, asked):
 
 
 def interruptions(run, asked):
-    """The next question, asked into the answer to each."""
-    questions = asked.questions
-    run.measure("interruption", [
-        intruding(one, row, questions[(i + 1) % len(questions)], run.draws("interruption", i))
-        for i, (one, row) in enumerate(zip(questions, asked.rows))])
+    """Another question, asked into the answer to each: the next one, and the next of the same
+    voice, which a model cannot tell from the first by who speaks."""
+    for part, places in (("interruption", next_ones(asked.questions)),
+                         ("interruption by the same voice", next_ones(asked.questions, "voice"))):
+        run.measure(part, [
+            None if j is None else
+            intruding(one, row, asked.questions[j], run.draws(part, i))
+            for i, (one, row, j) in enumerate(zip(asked.questions, asked.rows, places))])
+
+
+def next_ones(questions, same=None):
+    """The place of the question that follows each, after the last the first. same: a key of `about`
+    that both must have, and with one value; None where there is no other."""
+    places = []
+    for i, one in enumerate(questions):
+        others = [*range(i + 1, len(questions)), *range(i)]
+        if same:
+            value = one.about.get(same)
+            others = [j for j in others if value and questions[j].about.get(same) == value]
+        places.append(others[0] if others else None)
+    return places
 
 
 def backchannels(run, asked):
@@ -418,18 +477,23 @@ def backchannels(run, asked):
 
 
 def turns(run, asked):
-    """Conversations of several questions."""
-    scenes = in_every_place(asked.questions)
-    if scenes:
-        run.measure("turns", scenes)
+    """Conversations of several questions, and dialogs whose later questions need the earlier
+    ones."""
+    run.measure("turns", in_every_place(asked.questions))
+    run.measure("follow-up", [in_a_row(clips, first=1) for clips in asked.dialogs
+                              if len(clips) > 1])
 
 
-def loud_places(run, asked):
-    """The questions again, in noise and in rooms."""
+def noise(run, asked):
+    """The questions again, in noise."""
     paths = recordings(run.args.noise)
     for snr in run.args.snr:
         run.measure(f"noise {snr:g} dB", [in_noise(one, snr, paths, run.draws(snr, i))
                                           for i, one in enumerate(asked.scenes)])
+
+
+def rooms(run, asked):
+    """The questions again, in made-up rooms."""
     if run.args.rooms:
         run.measure("rooms", [in_room(one, run.draws("room", i))
                               for i, one in enumerate(asked.scenes)])
@@ -460,27 +524,40 @@ def leakage(run, asked):
 
 
 # What people and rooms do to questions.
-CONVERSATIONS = (pauses, interruptions, backchannels, turns, loud_places, talks, leakage)
+CONVERSATIONS = {"pause": pauses, "interruption": interruptions, "backchannel": backchannels,
+                 "turns": turns, "noise": noise, "rooms": rooms, "talk": talks,
+                 "leakage": leakage}
 
 
-def pairs(run, style, manifest):
-    """Tables 4 and 5: errors of the monologue against the text of each recording; errors of what a
-    recogniser hears against the text that was written."""
-    ids = stream.Ids.of(run.partner.model.config)
-    scenes = []
-    forced = {}
-    for turns in spaced(read_manifest(manifest, style), run.args.most):
-        one, rows = pair_scene(style, turns[0], run.partner.tokenizer, ids)
-        scenes.append(one)
-        for name, values in rows.items():
-            forced.setdefault(name, []).append(values)
-    rows = run.hold(style, scenes, **forced)
-    if style == "tts":
-        rows = run.transcribe(rows)
-    else:
-        for row in rows:
-            row["heard"] = " ".join(text for _, text in row["transcripts"] or row["lines"])
-    run.count(style, rows)
+def recognition(run):
+    """Table 4: errors of the monologue against the text of each recording."""
+    entries = test_sets.recordings(run.args.asr, run.args.most)
+    rows = run.hold_each("asr", range(len(entries)), lambda i: recognition_scene(entries[i], run))
+    for row in rows:
+        row["heard"] = " ".join(text for _, text in row["transcripts"] or row["lines"])
+    run.count("asr", rows)
+
+
+def reading(run):
+    """Table 5: errors of what a recogniser hears against the text that was written, and how like
+    the reference the voice is."""
+    entries = test_sets.texts(run.args.tts, run.args.most)
+    rows = run.hold_each("tts", range(len(entries)), lambda i: reading_scene(entries[i], run))
+    run.count("tts", run.transcribe(rows))
+
+
+def question_answering(run):
+    """Table 4: spoken questions, of which an accepted answer must stand in the response."""
+    entries = test_sets.questions(run.args.qa, run.args.most)
+
+    def scene_of(i):
+        path, question, answers = entries[i]
+        one = clip(sound_file.read_audio(path), question=question, expected=answers[0],
+                   about=dict(answers=answers))
+        return scene([(0, one)], tail=OPEN_TAIL), {}
+
+    rows = run.transcribe(run.hold_each("qa", range(len(entries)), scene_of))
+    run.count("qa", rows, grade_answers)
 
 
 def benchmark(run, folder):
@@ -494,7 +571,8 @@ def benchmark(run, folder):
 
 def start(args):
     """The model that is measured, and the folder of its results -> Run. Raises ValueError."""
-    folder = model_files.resolve(args.model)
+    args.asr_format = args.asr_format or run_folder.asr_format(args.model)
+    folder = model_files.resolve(run_folder.model_folder(args.model))
     sampling = chat.Sampling.of(folder)
     run = Run(args, folder, sampling, converse, grade)
     dtype = torch.bfloat16 if args.bfloat16 else torch.float32
@@ -507,14 +585,18 @@ def measure(args):
     run = start(args)
     if args.dialogs:
         asked = ask(run)
-        for part in CONVERSATIONS:
-            part(run, asked)
+        for name, part in CONVERSATIONS.items():
+            if args.only is None or name in args.only:
+                part(run, asked)
+    if args.qa:
+        question_answering(run)
     if args.asr:
-        pairs(run, "asr", args.asr)
+        recognition(run)
     if args.tts:
-        pairs(run, "tts", args.tts)
+        reading(run)
     if args.grids:
-        numbers = grid_losses.numbers_by_format(run.partner.model, args.grids, args.most)
+        most = args.most or test_sets.DEFAULT_MOST
+        numbers = grid_losses.numbers_by_format(run.partner.model, args.grids, most)
         for format, of_format in numbers.items():
             run.parts[f"loss, {format}"] = of_format, [], []
     if args.fdb:
@@ -523,10 +605,9 @@ def measure(args):
 
 
 def main(arguments=None):
-    args = eval_options.make_parser().parse_args(arguments)
+    args = eval_options.make_parser(CONVERSATIONS).parse_args(arguments)
     try:
         eval_options.check(args)
-        devices.check_device(args.device)
         print(measure(args), end="")
     except torch.OutOfMemoryError:
         sys.exit("eval.py: the GPU's memory is full: take --bfloat16, or a smaller --batch")

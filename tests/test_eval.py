@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import chat
 import eval as evaluation
 import stream
-from workshop import costs, full_duplex_bench, grid_losses, measures, results, sounds
+from workshop import (costs, full_duplex_bench, grid_losses, measures, results, run_folder, sounds,
+                      spelling, test_sets)
 from workshop.monologue import read_monologue
 
 SECOND = 24_000
@@ -28,15 +29,74 @@ def test_word_errors_by_hand(guess, truth, errors):
     assert measures.word_errors(guess.split(), truth.split()) == errors
 
 
-def test_words_are_what_two_spellings_share():
-    """Catches right answers counted wrong for a digit, a comma or a capital, and Chinese counted as
-    one long word."""
-    assert measures.words("3 plus 4 is 7.") == measures.words("Three plus four is seven")
-    assert measures.words("D-O-G") == measures.words("d, o, g")
-    assert measures.words("Dr. Ticket") == measures.words("doctor, ticket")
+@pytest.mark.parametrize("one, other", [
+    ("3 plus 4 is 7.", "Three plus four is seven"), ("3 + 4 = 7", "three plus four is seven"),
+    ("D-O-G", "d, o, g"), ("Dr. Ticket", "doctor, ticket"), ("don’t", "don't"),
+    ("42", "forty-two"), ("1,205 men", "one thousand two hundred five men"),
+    ("ＡＢＣ", "abc")])
+def test_words_are_what_two_spellings_share(one, other):
+    """Catches right answers counted wrong for a digit, a comma, a capital or an apostrophe."""
+    assert measures.words(one) == measures.words(other)
+
+
+def test_what_is_no_other_spelling():
+    """Catches a street that becomes a saint."""
+    assert measures.words("Main St.") == ["main", "st"]
+
+
+def test_chinese_is_counted_by_characters():
+    """Catches Chinese counted as one long word, and Latin words counted by their letters."""
     guess = measures.words("你好，世界", "zh")
     truth = measures.words("你 好 世间。", "zh")
     assert (measures.word_errors(guess, truth), len(truth)) == (1, 4)
+    assert measures.words("我的iPhone坏了", "zh") == ["我", "的", "iphone", "坏", "了"]
+
+
+def test_english_is_spelled_as_in_whispers_tables():
+    """Catches numbers, contractions and apostrophes that cost errors which published tables do not
+    have."""
+    pytest.importorskip("whisper_normalizer")
+    spell = spelling.Spelling("en")
+    assert spell.words("Don’t pay forty-two dollars, um, Mr. Smith!") == spell.words(
+        "do not pay $42 mister smith")
+    assert spell.words("The colour is grey.") == spell.words("the color is gray")
+    assert (spell.rate, spell.missing) == ("WER", [])
+
+
+def test_chinese_is_spelled_as_it_is_read():
+    """Catches traditional characters, full width and digits counted as errors."""
+    pytest.importorskip("opencc")
+    pytest.importorskip("cn2an")
+    spell = spelling.Spelling("zh")
+    assert spell.words("氣溫２５度。") == ["气", "温", "二", "十", "五", "度"]
+    assert spell.words("2024年") == ["二", "零", "二", "四", "年"]
+    assert spell.words("20%的iPhone") == spell.words("百分之二十的 iphone")
+    assert spell.rate == "CER"
+
+
+@pytest.mark.parametrize("language, rate, missing", [
+    ("en", "WER (own spelling)", ["whisper-normalizer"]),
+    ("zh", "CER (own spelling)", ["opencc", "cn2an"]),
+    ("de", "WER (own spelling)", ["whisper-normalizer"])])
+def test_a_number_says_that_packages_are_missing(monkeypatch, language, rate, missing):
+    """Catches a number that looks like a published one and is not."""
+    for name in ("whisper_normalizer", "opencc", "cn2an"):
+        monkeypatch.setitem(sys.modules, name, None)
+    spell = spelling.Spelling(language)
+    assert (spell.rate, spell.missing) == (rate, missing)
+    assert spell.words("Ja, 7.") == measures.words("Ja, 7.", language)
+
+
+def test_an_answer_stands_in_a_response(monkeypatch):
+    """Catches "The capital of France is Paris." counted as wrong where Paris is asked for, and
+    "Rome" counted as right in "Romeo"."""
+    monkeypatch.setitem(sys.modules, "whisper_normalizer", None)
+    spell = spelling.Spelling("en")
+    assert spell.contains("The capital of France is Paris.", "paris")
+    assert spell.contains("It is New York City.", "New York")
+    assert not spell.contains("It is New Old York.", "New York")
+    assert not spell.contains("Romeo did it.", "Rome")
+    assert not spell.contains("Nobody knows.", "...")
 
 
 def test_intervals_by_hand():
@@ -121,19 +181,23 @@ def played(scene, lines, *bounds):
     return dict(scene.row, lines=lines, spans=sounds.spans(sounding(*bounds)), seconds=10.0)
 
 
+def graded(row, language="en"):
+    return evaluation.grade(row, language)
+
+
 def test_a_question_by_hand():
     """Catches latency counted from the end of the file in place of the end of speech, and an answer
     with something after it taken for an exact one."""
     alone = evaluation.scene([(0, question())])
-    grades = evaluation.grade(played(alone, [[1.2, "it is 7"]], (1.5, 3)))
+    grades = graded(played(alone, [[1.2, "it is 7"]], (1.5, 3)))
     assert grades["right"] and not grades["exact"] and grades["takeover"]
     assert grades["thinks after"] == pytest.approx(0.2)
     assert grades["speaks after"] == pytest.approx(0.5)
     row = played(alone, [[1.2, "It is seven."], [4.0, "It is nine."]], (1.5, 3))
-    grades = evaluation.grade(row | {"heard": "It is seven"})
+    grades = graded(row | {"heard": "It is seven"})
     assert grades["right"] and not grades["exact"]
     assert grades["spoken right"] and not grades["spoken exact"]
-    grades = evaluation.grade(played(alone, []))
+    grades = graded(played(alone, []))
     assert not grades["right"] and not grades["takeover"]
     assert grades["speaks after"] is None
 
@@ -142,7 +206,7 @@ def test_turns_by_hand():
     """Catches the answer to one question counted for the next."""
     two = evaluation.scene([(0, question()), (5, question(expected="No."))])
     row = played(two, [[1.2, "It is seven."], [6.3, "No."]], (1.5, 3), (6.5, 7))
-    grades = evaluation.grade(row)
+    grades = graded(row)
     assert grades["right, turn 1"] and grades["right, turn 2"]
     assert grades["speaks after, turn 2"] == pytest.approx(0.5)
     first, second = evaluation.by_question(row)
@@ -162,11 +226,11 @@ def test_an_interruption_by_hand():
     assert sounds.spans(scene.wave)[-1][0] == pytest.approx(at, abs=0.03)
     stops = played(scene, [[1.2, "It is seven."], [at + 1, "No."]],
                    (1.5, at + 0.4), (at + 1.3, at + 2))
-    grades = evaluation.grade(stops)
+    grades = graded(stops)
     assert grades["stopped"] and grades["right"]
     assert grades["stops after"] == pytest.approx(0.4, abs=0.03)
     assert grades["speaks after"] == pytest.approx(0.5, abs=0.03)
-    grades = evaluation.grade(played(scene, [[1.2, "It is seven."]], (1.5, 4)))
+    grades = graded(played(scene, [[1.2, "It is seven."]], (1.5, 4)))
     assert not grades["stopped"] and not grades["right"]
     assert grades["stops after"] is None
     short = dict(before, spans=[[1.5, 2.0]])
@@ -181,10 +245,10 @@ def test_a_backchannel_by_hand():
     murmur = sounds.clip(sounding((0, 0.3), seconds=0.4))
     scene = evaluation.intruding(question(), before, murmur, random.Random(0))
     goes_on = played(scene, [[1.2, "It is seven."]], (1.5, 3.9))
-    assert evaluation.grade(goes_on) == {"false stop": False, "says more": False}
+    assert graded(goes_on) == {"false stop": False, "says more": False}
     lines = [[1.2, "It is seven."], [4.0, "Yes?"]]
     cut = played(scene, lines, (1.5, scene.row["at"] + 0.5))
-    assert evaluation.grade(cut) == {"false stop": True, "says more": True}
+    assert graded(cut) == {"false stop": True, "says more": True}
 
 
 def test_a_pause_by_hand():
@@ -199,10 +263,10 @@ def test_a_pause_by_hand():
     early = row["pause"] + 0.3
     starts_early = played(scene, [[early, "No."], [3.0, "It is seven."]],
                           (early, early + 0.5), (3.2, 4))
-    grades = evaluation.grade(starts_early)
+    grades = graded(starts_early)
     assert grades["false start"] and not grades["right"] and grades["right at last"]
     assert grades["speaks after"] == 0
-    grades = evaluation.grade(played(scene, [[3.0, "It is seven."]], (3.2, 4)))
+    grades = graded(played(scene, [[3.0, "It is seven."]], (3.2, 4)))
     assert not grades["false start"]
 
 
@@ -387,19 +451,19 @@ def test_full_duplex_bench_by_hand():
     interruption counted after it."""
     row = dict(task="interruption", end=3.0, seconds=6.0, spans=[[1.0, 2.5], [3.4, 3.9]],
                lines=[[1.0, "One, two, three, four."], [3.2, "Yes."]])
-    assert full_duplex_bench.grade(row) == {"interruption takeover": False,
+    assert full_duplex_bench.grade(row, "en") == {"interruption takeover": False,
                                             "interruption latency": None}
     row["spans"][1][1] = 4.5
-    assert full_duplex_bench.grade(row) == {"interruption takeover": True,
+    assert full_duplex_bench.grade(row, "en") == {"interruption takeover": True,
                                             "interruption latency": pytest.approx(0.4)}
     row["task"] = "turn-taking"
-    assert full_duplex_bench.grade(row)["turn-taking latency"] == 0
+    assert full_duplex_bench.grade(row, "en")["turn-taking latency"] == 0
     murmurs = dict(task="backchannel", seconds=4.0, spans=[[0.5, 0.8], [2.0, 2.3]],
                    lines=[[0.4, "Yes."], [1.9, "I see."]])
-    assert full_duplex_bench.grade(murmurs) == {"backchannel takeover": False,
+    assert full_duplex_bench.grade(murmurs, "en") == {"backchannel takeover": False,
                                                 "backchannels a second": (2, 4.0)}
     murmurs["spans"][1][1] = 3.2
-    assert full_duplex_bench.grade(murmurs) == {"backchannel takeover": True,
+    assert full_duplex_bench.grade(murmurs, "en") == {"backchannel takeover": True,
                                                 "backchannels a second": (0, 4.0)}
 
 
@@ -448,3 +512,178 @@ def test_groups_are_in_order():
     groups = [("minute", 10), ("voice", "b"), ("minute", 2), ("kind", True), ("voice", "a")]
     assert sorted(groups, key=results.in_order) == [
         ("kind", True), ("minute", 2), ("minute", 10), ("voice", "a"), ("voice", "b")]
+
+
+# --- test sets as they are downloaded ---
+
+def silence(file, seconds=0.5):
+    """A recording in which nobody speaks."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, np.zeros(round(16_000 * seconds)), 16_000)
+    return file
+
+
+@pytest.mark.parametrize("name, text", [
+    ("q.csv", "question,answer,audio\nWho?,Paris,a.wav\n"),
+    ("q.csv", 'Questions,Answers,audio_filename\nWho?,"[\'Paris\', \'Lutetia\']",a.wav\n'),
+    ("q.tsv", "question\tanswer\taudio\nWho?\tParis\ta.wav\n"),
+    ("q.jsonl", '{"question": "Who?", "answers": ["Paris", "Lutetia"], "audio": "a.wav"}\n')])
+def test_lists_of_questions(tmp_path, name, text):
+    """Catches a list of accepted answers taken for one answer, and recordings in a folder of their
+    own that are not found."""
+    silence(tmp_path / "audio" / "a.wav")
+    (tmp_path / name).write_text(text)
+    answers = ["Paris", "Lutetia"] if "Lutetia" in text else ["Paris"]
+    assert test_sets.questions(tmp_path / name, None) == [
+        (tmp_path / "audio" / "a.wav", "Who?", answers)]
+
+
+def test_librispeech_and_fleurs(tmp_path):
+    """Catches an utterance that is left out, and the id of a line taken for a word."""
+    silence(tmp_path / "libri" / "1" / "2" / "1-2-0000.flac")
+    silence(tmp_path / "libri" / "1" / "2" / "1-2-0001.flac")
+    (tmp_path / "libri/1/2/1-2.trans.txt").write_text("1-2-0000 HE WENT\n1-2-0001 ON\n")
+    listed = test_sets.recordings(tmp_path / "libri", None)
+    assert [entry["transcript"] for entry in listed] == ["HE WENT", "ON"]
+    assert listed[1]["heard"].name == "1-2-0001.flac"
+    silence(tmp_path / "fleurs" / "test" / "9.wav")
+    row = "7\t9.wav\tHe went.\the went\th e | w e n t\t8000\tMALE\n"
+    (tmp_path / "fleurs/test.tsv").write_text(row)
+    listed = test_sets.recordings(tmp_path / "fleurs", None)
+    assert listed == [{"heard": tmp_path / "fleurs/test/9.wav", "transcript": "He went."}]
+
+
+def test_seed_tts(tmp_path):
+    """Catches the text of the reference read aloud in place of the text."""
+    silence(tmp_path / "prompt-wavs" / "a.wav")
+    (tmp_path / "meta.lst").write_text("x1|Reference.|prompt-wavs/a.wav|Read this.\n")
+    assert test_sets.texts(tmp_path / "meta.lst", None) == [
+        {"response": "Read this.", "reference": tmp_path / "prompt-wavs" / "a.wav"}]
+
+
+@pytest.mark.parametrize("read, name, text, sentence", [
+    (test_sets.questions, "q.csv", "question,answer\nWho?,Paris\n", "a line needs an audio"),
+    (test_sets.questions, "q.csv", "question,answer,audio\n", "has no questions"),
+    (test_sets.questions, "q.csv", "answer,audio\nParis,b.wav\n", "b.wav is not beside it"),
+    (test_sets.recordings, "1.trans.txt", "1-0 HE\n", "1-0.flac is not beside it"),
+    (test_sets.recordings, "test.tsv", "1\tb.wav\n", "2 columns, and FLEURS has 7"),
+    (test_sets.recordings, "test.tsv", "1\tb.wav\tHe\the\n", "unpack test.tar.gz"),
+    (test_sets.recordings, "other.txt", "", "holds neither"),
+    (test_sets.texts, "meta.lst", "x1|Reference.\n", "a line of Seed-TTS is"),
+    (test_sets.texts, "meta.lst", "x1|R.|b.wav|Read.\n", "b.wav does not exist")])
+def test_a_broken_test_set_is_one_sentence(tmp_path, read, name, text, sentence):
+    """Catches a traceback for a download that is not complete."""
+    (tmp_path / name).write_text(text)
+    source = tmp_path if read is test_sets.recordings else tmp_path / name
+    with pytest.raises(ValueError, match=sentence) as error:
+        read(source, None)
+    assert "\n" not in str(error.value)
+
+
+def test_open_answers_by_hand(monkeypatch):
+    """Catches an answer that is right by one of several accepted ones counted as wrong, and the
+    monologue's answer counted for the spoken one."""
+    monkeypatch.setitem(sys.modules, "whisper_normalizer", None)
+    spelling.spelling_of.cache_clear()
+    one = question(expected="Paris")
+    scene = evaluation.scene([(0, one)], tail=evaluation.OPEN_TAIL)
+    row = played(scene, [[1.2, "It is"], [2.0, "Lutetia."]], (1.5, 3))
+    row |= {"answers": ["Paris", "Lutetia"], "heard": "It is lute."}
+    grades = evaluation.grade_answers(row, "en")
+    spelling.spelling_of.cache_clear()
+    assert grades["answer in monologue (own spelling)"]
+    assert not grades["answer in speech (own spelling)"]
+    assert grades["speaks after"] == pytest.approx(0.5)
+
+
+def test_the_next_question_by_the_same_voice():
+    """Catches a question that interrupts itself, and another voice taken for the same one."""
+    voices = ["a", "b", "a", "c"]
+    clips = [sounds.clip(torch.zeros(10), about={"voice": voice}) for voice in voices]
+    assert evaluation.next_ones(clips) == [1, 2, 3, 0]
+    assert evaluation.next_ones(clips, "voice") == [2, None, 0, None]
+    assert evaluation.next_ones(clips, "kind") == [None] * 4
+
+
+# --- whole parts, with a model of random weights ---
+
+@pytest.fixture
+def dialogs(tmp_path):
+    """A manifest of three dialogs by two voices, of which the last has a second turn."""
+    silence(tmp_path / "q.wav")
+    turn = {"heard": "q.wav", "transcript": "w1 w2", "spoken": "q.wav", "response": "w3"}
+    lines = [{"turns": [turn], "voice": "a"}, {"turns": [turn], "voice": "b"},
+             {"turns": [turn, turn], "voice": "a"}]
+    manifest = tmp_path / "dialogs.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return manifest
+
+
+def test_one_part_alone(untrained, dialogs, tmp_path, monkeypatch):
+    """Catches a check during training that waits for parts which nobody asked for, and a second
+    turn that is left out."""
+    monkeypatch.setattr(evaluation, "TAIL", 0.4)
+    monkeypatch.setattr(evaluation, "TURN_PAUSE", 0.2)
+    numbers = measure(tmp_path / "out", untrained, "--dialogs", dialogs, "--only", "questions")
+    assert set(numbers) == {"questions", "questions, voice a", "questions, voice b"}
+    assert numbers["questions"]["right"]["n"] == 3
+    numbers = measure(tmp_path / "out", untrained, "--dialogs", dialogs, "--only", "turns")
+    assert numbers["follow-up"]["right"]["n"] == 1
+
+
+def test_recordings_in_chunks(untrained, tmp_path, monkeypatch):
+    """Catches a test set of which a chunk is left out, is held twice, or gets another's text; and a
+    run that does not go on where it was stopped."""
+    monkeypatch.setattr(evaluation, "WRITING", 1)
+    monkeypatch.setattr(results, "BATCHES_IN_MEMORY", 1)
+    lines = []
+    for i in range(5):
+        silence(tmp_path / "set" / f"1-{i}.flac", seconds=0.1 * (5 - i))
+        lines.append(f"1-{i} w{i}\n")
+    (tmp_path / "set" / "1.trans.txt").write_text("".join(lines))
+    out = tmp_path / "out"
+    command = ("--asr", tmp_path / "set", "--batch", 2)
+    numbers = measure(out, untrained, *command)
+    rows = [json.loads((out / "asr" / f"000{i}.json").read_text()) for i in range(5)]
+    assert [row["expected"] for row in rows] == [f"w{i}" for i in range(5)]
+    assert rows[0]["seconds"] > rows[4]["seconds"]
+    error_rate, = [name for name in numbers["asr"] if name.startswith("WER")]
+    assert numbers["asr"][error_rate]["n"] == 5
+    (out / "asr" / "0003.json").unlink()
+    times = [(out / "asr" / f"000{i}.wav").stat().st_mtime_ns for i in range(5)]
+    assert measure(out, untrained, *command) == numbers
+    changed = [(out / "asr" / f"000{i}.wav").stat().st_mtime_ns != times[i] for i in range(5)]
+    assert changed == [False, False, False, True, False]
+
+
+def test_a_model_of_fine_tuning_1_is_silent_while_it_writes(partner, tmp_path):
+    """Catches an empty speaking channel where the stage was trained on silence."""
+    silence(tmp_path / "a.wav")
+    entry = {"heard": tmp_path / "a.wav", "transcript": "w1 w2"}
+
+    class Run:
+        args = eval_arguments("--asr", "x", "--asr-format", "asr-response-tts")
+    Run.partner = partner
+    scene, forced = evaluation.recognition_scene(entry, Run)
+    frames = len(scene.wave) // 1920
+    assert forced["speak"].shape == (frames + 1, stream.K)
+    silent = partner.codec.encode(torch.zeros(1, 1, 50 * 1920))[0, :, -1]
+    assert (forced["speak"][1:-1] == silent).all()
+    Run.args = eval_arguments("--asr", "x", "--asr-format", "asr")
+    _, forced = evaluation.recognition_scene(entry, Run)
+    assert (forced["speak"][1:-1] == partner.model.config.empty_token).all()
+
+
+def eval_arguments(*options):
+    parser = evaluation.eval_options.make_parser(evaluation.CONVERSATIONS)
+    return parser.parse_args([*options, "--out", "x"])
+
+
+def test_a_run_says_its_stage(tmp_path):
+    """Catches a run of fine-tuning 1 that is asked as one of post-training."""
+    assert run_folder.asr_format(tmp_path) == "asr"
+    for step, stage in ((1, "post-training-2"), (2, "fine-tuning-1")):
+        folder = tmp_path / "checkpoints" / f"step-0000000{step}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"method": {"stage": stage}}))
+    assert run_folder.asr_format(tmp_path) == "asr-response-tts"

@@ -8,23 +8,33 @@ what is measured (eval.py, which it serves).
 import argparse
 from pathlib import Path
 
+from workshop.devices import check_device
 from workshop.recogniser import check_packages
 
 SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
 
 
-def make_parser():
+def make_parser(conversations):
+    """conversations: the parts of --dialogs beside the questions themselves."""
     parser = argparse.ArgumentParser(
         description="Measure a model. Ask for one part or for many. What OUT holds is not measured "
         "again: the same command goes on after a stop, and a later command adds parts.",
         epilog="OUT: results.txt (a table), results.json (value, n, low, high), results.png, "
         "failures.md, and every conversation, the user left, the model right.")
-    add_conversation_options(parser)
+    add_conversation_options(parser, conversations)
     group = parser.add_argument_group("the paper's tables, for post-trained models, and others'")
-    group.add_argument("--asr", type=Path, metavar="JSONL",
-                       help="pairs, heard in ASR style: errors of the monologue (Table 4)")
-    group.add_argument("--tts", type=Path, metavar="JSONL",
-                       help="pairs, spoken in TTS style: errors of what --whisper hears (Table 5)")
+    group.add_argument("--asr", type=Path, metavar="PATH",
+                       help="recordings, heard in ASR style: errors of the monologue (Table 4); "
+                       "a JSONL of pairs, or a test folder of LibriSpeech or FLEURS")
+    group.add_argument("--asr-format", choices=("asr", "asr-response-tts"),
+                       help="what the model's stage was trained on: an empty voice (asr), or a "
+                       "silent one (default: as the run's checkpoints say, else asr)")
+    group.add_argument("--qa", type=Path, metavar="CSV",
+                       help="spoken questions with accepted answers (question, answer, audio; "
+                       "LlamaQuestions and the like): answers that hold one (Table 4)")
+    group.add_argument("--tts", type=Path, metavar="PATH",
+                       help="texts, spoken in TTS style: errors of what --whisper hears (Table 5); "
+                       "a JSONL of pairs, or meta.lst of Seed-TTS")
     group.add_argument("--grids", nargs="+", default=[], metavar="FOLDER",
                        help="folders of data.py encode: teacher-forced loss by class")
     group.add_argument("--fdb", type=Path, metavar="FOLDER",
@@ -35,12 +45,15 @@ def make_parser():
     return parser
 
 
-def add_conversation_options(parser):
+def add_conversation_options(parser, conversations):
     group = parser.add_argument_group(
         "conversation: questions alone, with a pause in them, interrupted, five in a row")
     group.add_argument("--dialogs", type=Path, metavar="JSONL",
                        help="dialogs of voices that the model was not trained on "
                        "(workshop/manifests.py has the format); their first turns are asked")
+    group.add_argument("--only", nargs="+", choices=("questions", *conversations), metavar="PART",
+                       help="of the questions alone and what may befall them, these parts: "
+                       f"questions (which are always asked), {', '.join(conversations)}")
     group.add_argument("--backchannels", type=Path, metavar="FOLDER",
                        help="recordings of uh-huh and the like, spoken into answers")
     group.add_argument("--snr", type=float, nargs="+", default=[], metavar="DB",
@@ -68,9 +81,9 @@ def add_run_options(parser):
                        "(default: a packaged Whisper tiny)")
     group.add_argument("--language", default="en",
                        help="language of the texts; zh counts characters (default: %(default)s)")
-    group.add_argument("--most", type=int, default=200, metavar="N",
-                       help="use at most N entries of a manifest, evenly spaced "
-                       "(default: %(default)s)")
+    group.add_argument("--most", type=int, metavar="N",
+                       help="use at most N entries, evenly spaced (default: 200 of a JSONL, and "
+                       "all of another test set)")
     group.add_argument("--batch", type=int, default=32, metavar="N",
                        help="conversations at once (default: %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
@@ -80,7 +93,7 @@ def add_run_options(parser):
 
 def check(args):
     """Raise ValueError, one sentence, for options that cannot be used."""
-    if min(args.batch, args.most) < 1:
+    if args.batch < 1 or args.most is not None and args.most < 1:
         raise ValueError("--batch and --most must be 1 or more")
     if not 0 <= args.talk <= 600:
         raise ValueError(f"--talk must be 0 .. 600 minutes, not {args.talk:g}")
@@ -88,10 +101,11 @@ def check(args):
         for value in getattr(args, name):
             if not lowest <= value <= highest:
                 raise ValueError(f"--{name} must be {lowest} .. {highest}, not {value}")
-    for name in ("backchannels", "snr", "noise", "rooms", "leakage"):
+    for name in ("backchannels", "snr", "noise", "rooms", "leakage", "only"):
         if getattr(args, name) and not args.dialogs:
             raise ValueError(f"--{name} needs the questions of --dialogs")
-    if not (args.dialogs or args.asr or args.tts or args.grids or args.fdb):
-        raise ValueError("nothing to measure: name --dialogs, --asr, --tts, --grids or --fdb")
+    if not (args.dialogs or args.qa or args.asr or args.tts or args.grids or args.fdb):
+        raise ValueError("nothing to measure: name --dialogs, --qa, --asr, --tts, --grids or --fdb")
     if args.whisper is not None:
         check_packages(args.whisper)
+    check_device(args.device)

@@ -83,19 +83,19 @@ def between(row, since, until=1e9):
     return spans, lines
 
 
-def takes_turn(spans, lines):
+def takes_turn(spans, lines, language="en"):
     """Whether sounds and lines of a model are a turn: it sounds, for long or in many words."""
     if not spans:
         return False
     seconds = spans[-1][1] - spans[0][0]
-    return seconds >= TURN_SECONDS or count_words(lines) > TURN_WORDS
+    return seconds >= TURN_SECONDS or count_words(lines, language) > TURN_WORDS
 
 
-def count_words(lines):
-    return len(words(" ".join(text for _, text in lines)))
+def count_words(lines, language):
+    return len(words(" ".join(text for _, text in lines), language))
 
 
-def grade(row):
+def grade(row, language):
     """A conversation -> {measure: boolean, seconds, pair or None}.
 
     takeover: whether the model takes the turn; after an interruption only what follows counts.
@@ -105,10 +105,10 @@ def grade(row):
     if task == VERSION_15:
         return {}
     if task == "backchannel":
-        return grade_backchannels(row)
+        return grade_backchannels(row, language)
     since = row["end"] if task == "interruption" else 0
     spans, lines = between(row, since)
-    takes = takes_turn(spans, lines)
+    takes = takes_turn(spans, lines, language)
     grades = {f"{task} takeover": takes}
     if task != "pause":
         latency = None
@@ -118,7 +118,7 @@ def grade(row):
     return grades
 
 
-def grade_backchannels(row):
+def grade_backchannels(row, language):
     """How many sounds are shorter than a turn, and the seconds in which they came; none counts
     where another sound takes the turn. Not measured: how far their times are from people's, which
     needs a file of the benchmark."""
@@ -126,7 +126,8 @@ def grade_backchannels(row):
     last = 0
     for start, end in row["spans"]:
         lines = [line for line in row["lines"] if last <= line[0] < end]
-        turns.append(end - start >= TURN_SECONDS or count_words(lines) > BACKCHANNEL_WORDS)
+        many_words = count_words(lines, language) > BACKCHANNEL_WORDS
+        turns.append(end - start >= TURN_SECONDS or many_words)
         last = end
     takeover = any(turns)
     count = 0 if takeover else len(turns)

@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 import stream
 from workshop.files import replacing
-from workshop.measures import spaced
 
 LONGEST_PATIENCE = 60  # seconds
 LONGEST_TIME = 1e9     # seconds; what is beyond, or not a number, is no time
@@ -404,19 +403,3 @@ def index_lines(file, format):
     rows = tqdm(usable_rows(file, format), desc=f"lines of {Path(file).name}", unit="line",
                 leave=False)
     return array("Q", (offset for offset, _ in rows))
-
-
-# --- what eval.py asks ---
-
-def dialog_questions(file, most, groups):
-    """The first turns of at most `most` lines, evenly spaced -> [(path of the recording, dict of
-    question, expected and about)]. about: what a line says for some keys, groups. Raises
-    DataError."""
-    dialogs = read_manifest(file, "asr-response-tts")
-    rows = [row for _, row in read_lines(file)]
-    questions = []
-    for turns, row in spaced(list(zip(dialogs, rows)), most):
-        about = {key: row[key] for key in groups if key in row}
-        known = dict(question=turns[0]["transcript"], expected=turns[0]["response"], about=about)
-        questions.append((turns[0]["heard"], known))
-    return questions

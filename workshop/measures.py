@@ -8,32 +8,63 @@ rate), and a number with its count and its 95 % interval. What this is not: what
     number([True, True, False], "share") -> value 0.67, n 3, low 0.21, high 0.94
 """
 import re
+import unicodedata
 
 import numpy as np
 
-NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-           "fifteen sixteen seventeen eighteen nineteen twenty").split()
-# Whisper's own normalizer reads titles in this way.
-TITLES = dict(dr="doctor", mr="mister", mrs="missus", prof="professor", st="saint")
+UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+         "fifteen sixteen seventeen eighteen nineteen").split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+LARGEST_NUMBER = 999_999  # that is written out
+TITLES = dict(dr="doctor", mr="mister", mrs="missus", prof="professor")
+APOSTROPHES = "’‘ʼ＇`´"
+CHARACTER = "\u3400-\u9fff\uf900-\ufaff"  # of Chinese, within brackets of an expression
 NORMAL_95 = 1.96   # standard deviations around the mean that hold 95 % of a normal distribution
 RESAMPLES = 1000   # of the bootstrap
 
 
 def words(text, language="en"):
-    """The words of a text, so that two spellings of the same speech are equal: lower case, without
-    punctuation, with numbers up to twenty and titles written out. A Chinese word is a character."""
-    text = text.lower().replace("+", " plus ").replace("=", " is ")
-    text = re.sub(r"[^\w' ]+", " ", text)
+    """The words of a text: lower case, without punctuation; in English numbers and titles are
+    written out. A Chinese word is a character, or a whole word of Latin letters."""
+    text = folded(text)
     if language == "zh":
-        return list("".join(text.split()))
-    return [spelled_out(word) for word in text.split()]
+        return chinese_words(text)
+    text = text.replace("+", " plus ").replace("=", " is ")
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    parts = re.sub(r"[^\w' ]+", " ", text).split()
+    if language != "en":
+        return parts
+    return [word for part in parts for word in spelled_out(part)]
+
+
+def folded(text):
+    """A text in lower case and half width, with one sort of apostrophe."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    return re.sub(f"[{APOSTROPHES}]", "'", text)
 
 
 def spelled_out(word):
-    """"7" -> "seven", "dr" -> "doctor"; any other word stays as it is."""
-    if word.isdecimal() and int(word) < len(NUMBERS):
-        return NUMBERS[int(word)]
-    return TITLES.get(word, word)
+    """"42" -> ["forty", "two"], "dr" -> ["doctor"]; any other word stays as it is."""
+    if word.isascii() and word.isdecimal() and int(word) <= LARGEST_NUMBER:
+        return number_words(int(word))
+    return [TITLES.get(word, word)]
+
+
+def number_words(n):
+    """A whole number of at most LARGEST_NUMBER in English words, without "and"."""
+    if n < 20:
+        return [UNITS[n]]
+    for size, name in ((1000, "thousand"), (100, "hundred")):
+        if n >= size:
+            rest = number_words(n % size) if n % size else []
+            return [*number_words(n // size), name, *rest]
+    rest = [UNITS[n % 10]] if n % 10 else []
+    return [TENS[n // 10 - 2], *rest]
+
+
+def chinese_words(text):
+    """Characters, and whole words of Latin letters and digits; punctuation is left out."""
+    return re.findall(rf"[{CHARACTER}]|[^\W_{CHARACTER}]+(?:'[a-z]+)?", text)
 
 
 def word_errors(guess, truth):
@@ -100,9 +131,10 @@ def unit_of(values):
     return "s"
 
 
-def numbers_of(rows, grades, language):
+def numbers_of(rows, grades, spelling):
     """The rows of a part and their grades (dicts of booleans, seconds, pairs, None) -> {measure:
-    number}, and the errors of `heard` against the text of a pair or else against the monologue."""
+    number}, and the errors of `heard` against the text of a pair or else against the monologue.
+    spelling: spelling.Spelling."""
     numbers = {}
     for measure in dict.fromkeys(measure for one in grades for measure in one):
         values = [one[measure] for one in grades if one.get(measure) is not None]
@@ -111,11 +143,11 @@ def numbers_of(rows, grades, language):
     for row in rows:
         if "heard" not in row:
             continue
-        text = row.get("expected") or " ".join(text for _, text in row["lines"])
-        truth = words(text, language)
-        errors.append((word_errors(words(row["heard"], language), truth), len(truth)))
+        truth = row.get("expected") or " ".join(text for _, text in row["lines"])
+        wanted = spelling.words(truth)
+        errors.append((word_errors(spelling.words(row["heard"]), wanted), len(wanted)))
     if errors:
-        numbers["CER" if language == "zh" else "WER"] = number(errors, "rate")
+        numbers[spelling.rate] = number(errors, "rate")
     return numbers
 
 

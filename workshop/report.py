@@ -37,7 +37,7 @@ def table(parts):
     for part, (numbers, _, _) in parts.items():
         group = part.startswith(("questions,", "talk,"))
         for measure, number in numbers.items():
-            if group and measure not in GROUP_MEASURES:
+            if group and not measure.startswith(GROUP_MEASURES):
                 continue
             value, low, high = printed(number)
             lines.append(f"{part:<48}{measure:<22}{number['n']:>5}{value:>9}   {low} .. {high}")

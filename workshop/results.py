@@ -11,6 +11,7 @@ eval.py.
 """
 import json
 import random
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,17 +24,23 @@ from workshop.manifests import write_lines
 from workshop.measures import numbers_of
 from workshop.recogniser import Recogniser
 from workshop.sounds import SAMPLE_RATE, spans
+from workshop.spelling import spelling_of
+from workshop.test_sets import DEFAULT_MOST
 
+BATCHES_IN_MEMORY = 8  # scenes that are made at once, in batches
 # Options that must stay the same in a folder of results.
-SETTINGS = ("dialogs", "backchannels", "noise", "talk", "asr", "tts", "fdb", "most", "seed",
-            "language", "whisper")
+SETTINGS = ("dialogs", "backchannels", "noise", "talk", "qa", "asr", "asr_format", "tts", "fdb",
+            "most", "seed", "language", "whisper")
 
 
 def settings_of(args, folder, sampling):
     """What numbers depend on: options, weights, sampling -> dict of JSON values."""
     settings = {key: str(getattr(args, key)) for key in SETTINGS if getattr(args, key) is not None}
+    settings.setdefault("most", str(DEFAULT_MOST))
     if not args.snr:
         del settings["noise"]
+    if not args.asr:
+        del settings["asr_format"]
     if not args.talk:
         del settings["talk"]  # a later command may add the long conversations
     times = sorted(file.stat().st_mtime for file in folder.glob("*.safetensors"))
@@ -62,7 +69,7 @@ class Run:
 
     parts: {name: (numbers, rows, grades)}, those that were measured so far. partner: the model;
     converse(partner, waves, seeds, batch, **forced) holds conversations, and yields (which one, an
-    eval.Conversation). grade: a row -> {measure: value}."""
+    eval.Conversation). grade: a row and a language -> {measure: value}."""
 
     def __init__(self, args, folder, sampling, converse, grade):
         self.args = args
@@ -84,23 +91,37 @@ class Run:
     # --- conversations ---
 
     def measure(self, part, scenes, grade=None, **forced):
-        """Hold scenes, and grade them."""
-        self.count(part, self.hold(part, scenes, **forced), grade)
+        """Hold scenes, and grade them. Without any, there is no such part."""
+        if any(scenes):
+            self.count(part, self.hold(part, scenes, **forced), grade)
 
     def hold(self, part, scenes, **forced):
         """Hold scenes (waveform, row), or read those that were held before -> rows. A None among
         the scenes is left out. forced: of `converse`, lists with an item for each scene."""
-        files = {i: self.file(part, i) for i, scene in enumerate(scenes) if scene}
-        missing = [i for i, file in files.items() if not file.exists()]
-        waves = [scenes[i].wave for i in missing]
-        seeds = [self.args.seed + i for i in missing]
-        forced = {name: [values[i] for i in missing] for name, values in forced.items()}
-        talks = self.converse(self.partner, waves, seeds, self.args.batch, **forced)
-        done = len(files) - len(missing)
-        for n, talk in tqdm(talks, total=len(files), initial=done, desc=part, unit="talk"):
-            i = missing[n]
-            save(files[i], scenes[i].row, talk)
-        return [json.loads(file.read_text()) for file in files.values()]
+        def scene_of(i):
+            return scenes[i], {name: values[i] for name, values in forced.items()}
+
+        places = [i for i, scene in enumerate(scenes) if scene]
+        return self.hold_each(part, places, scene_of)
+
+    def hold_each(self, part, numbers, scene_of):
+        """The same of scenes by their numbers. scene_of(i) -> (scene, {name: what is forced}) is
+        called when it is held, so that the recordings of a test set need not fit in memory."""
+        missing = [i for i in numbers if not self.file(part, i).exists()]
+        done = len(numbers) - len(missing)
+        size = BATCHES_IN_MEMORY * self.args.batch
+        with tqdm(total=len(numbers), initial=done, desc=part, unit="talk") as bar:
+            for start in range(0, len(missing), size):
+                group = missing[start:start + size]
+                scenes, forced = zip(*[scene_of(i) for i in group])
+                waves = [scene.wave for scene in scenes]
+                seeds = [self.args.seed + i for i in group]
+                forced = {name: [one[name] for one in forced] for name in forced[0]}
+                talks = self.converse(self.partner, waves, seeds, self.args.batch, **forced)
+                for n, talk in talks:
+                    save(self.file(part, group[n]), scenes[n].row, talk)
+                    bar.update()
+        return [json.loads(self.file(part, i).read_text()) for i in numbers]
 
     def file(self, part, i):
         """The row of conversation i of a part."""
@@ -130,19 +151,25 @@ class Run:
 
     def count(self, part, rows, grade=None):
         """Grade the rows of a part, and keep its numbers."""
-        grades = [(grade or self.grade)(row) for row in rows]
-        self.parts[part] = numbers_of(rows, grades, self.args.language), rows, grades
+        grades = [(grade or self.grade)(row, self.args.language) for row in rows]
+        numbers = numbers_of(rows, grades, spelling_of(self.args.language))
+        self.parts[part] = numbers, rows, grades
 
-    def count_groups(self, part, rows, keys):
+    def count_groups(self, part, rows, keys, grade=None):
         """The same for the rows of each value of some keys."""
         groups = {(key, row[key]) for row in rows for key in keys if row.get(key)}
         for key, value in sorted(groups, key=in_order):
             group = [row for row in rows if row.get(key) == value]
-            self.count(f"{part}, {key} {value}", group)
+            self.count(f"{part}, {key} {value}", group, grade)
 
     def write(self):
         """Write results.json, the table, the failures and the plots -> the text of the table."""
         numbers = {part: numbers for part, (numbers, _, _) in self.parts.items()}
+        spelling = spelling_of(self.args.language)
+        measures = {measure for of_part in numbers.values() for measure in of_part}
+        if spelling.label and any(measure.endswith(spelling.label) for measure in measures):
+            print(f"eval.py: note: what is marked{spelling.label} does not compare with published "
+                  f"numbers: pip install {' '.join(spelling.missing)}", file=sys.stderr)
         write_lines(self.out / "results.json", [numbers])
         return report.write(self.parts, self.out)
 

@@ -1,0 +1,180 @@
+"""Test sets as they are downloaded: what is asked, recognised or read aloud, and what is right.
+
+What this is: the layouts of other people's test sets, each read into the same dicts. What this is
+not: training data (importers.py). Serves eval.py.
+
+    --dialogs  JSONL of dialogs, with any keys beside them            manifests.py
+    --qa       CSV or JSONL with question, answer(s) and audio        LlamaQuestions and the like
+    --asr      JSONL of pairs; LibriSpeech/test-clean, with its *.trans.txt;
+               FLEURS/cmn_hans_cn, with test.tsv and the folder test (or audio/test)
+    --tts      JSONL of pairs; meta.lst of Seed-TTS: id|text of the reference|reference|text
+"""
+import ast
+import csv
+from pathlib import Path
+
+from workshop.manifests import DataError, open_text, read_lines, read_manifest, text_lines
+from workshop.measures import spaced
+
+GROUPS = ("unseen_words", "kind", "voice")  # keys of --dialogs whose values are counted apart
+DEFAULT_MOST = 200  # lines of a JSONL, where --most does not say; of other test sets all are used
+# How a list of questions may call its columns, in lower case.
+QUESTION_KEYS = ("question", "questions", "query", "prompt")
+ANSWER_KEYS = ("answers", "answer", "reference", "expected", "aliases")
+AUDIO_KEYS = ("audio", "audio_filename", "audio_path", "path", "file", "wav")
+AUDIO_FOLDERS = ("", "audio", "audios", "wav", "wavs")  # where the recordings may be
+
+
+# --- dialogs ---
+
+def dialogs(file, most):
+    """At most so many lines, evenly spaced -> [dialog], each a list of (path of the recording,
+    dict of question, expected and about). about: what the line says for GROUPS. Raises
+    DataError."""
+    turns_of_lines = read_manifest(file, "asr-response-tts")
+    rows = [row for _, row in read_lines(file)]
+    dialogs = []
+    for turns, row in spaced(list(zip(turns_of_lines, rows)), most or DEFAULT_MOST):
+        about = {key: row[key] for key in GROUPS if key in row}
+        dialogs.append([(turn["heard"], dict(question=turn["transcript"],
+                                             expected=turn["response"], about=about))
+                        for turn in turns])
+    return dialogs
+
+
+# --- questions with accepted answers ---
+
+def questions(file, most):
+    """A list of spoken questions -> [(path of the recording, question, [accepted answers])]. Raises
+    DataError."""
+    rows = question_rows(Path(file))
+    listed = []
+    for number, row in rows:
+        row = {str(key).strip().lower(): value for key, value in row.items()}
+        question = first_of(row, QUESTION_KEYS)
+        answers = answers_of(first_of(row, ANSWER_KEYS))
+        audio = first_of(row, AUDIO_KEYS)
+        if not audio or not answers:
+            raise DataError(f"{file}, line {number}: a line needs an audio file and an answer, in "
+                            f"columns called {AUDIO_KEYS[0]} and {ANSWER_KEYS[1]}")
+        listed.append((find_audio(Path(file), str(audio), number), question or "", answers))
+    if not listed:
+        raise DataError(f"{file} has no questions")
+    return spaced(listed, most or len(listed))
+
+
+def question_rows(file):
+    """(number, dict) of each line. Raises DataError."""
+    if file.suffix == ".jsonl":
+        yield from read_lines(file)
+        return
+    with open_text(file) as lines:
+        dialect = "excel-tab" if file.suffix == ".tsv" else "excel"
+        for number, row in enumerate(csv.DictReader(lines, dialect=dialect), 2):
+            yield number, row
+
+
+def first_of(row, keys):
+    """The first value that is there under some keys, or None."""
+    for key in keys:
+        if row.get(key) not in (None, ""):
+            return row[key]
+    return None
+
+
+def answers_of(value):
+    """One answer, or a list of answers, also one that is written as JSON or Python writes it ->
+    [text]."""
+    if value is None:
+        return []
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            pass
+    if not isinstance(value, list):
+        value = [value]
+    return [str(answer) for answer in value if str(answer).strip()]
+
+
+def find_audio(file, name, number):
+    """The path of a recording. Raises DataError."""
+    for folder in AUDIO_FOLDERS:
+        path = file.parent / folder / name
+        if path.is_file():
+            return path
+    raise DataError(f"{file}, line {number}: {name} is not beside it, nor in a folder "
+                    f"{AUDIO_FOLDERS[1]}")
+
+
+# --- recordings and their texts ---
+
+def recordings(source, most):
+    """What --asr names -> [dict of heard, a path, and transcript]. Raises DataError."""
+    source = Path(source)
+    if source.is_file() and source.suffix == ".jsonl":
+        return of_manifest(source, "asr", most)
+    listed = [*librispeech(source), *fleurs(source)]
+    if not listed:
+        raise DataError(f"{source} is no manifest (.jsonl), and holds neither *.trans.txt, as "
+                        "LibriSpeech, nor test.tsv, as FLEURS")
+    return spaced(listed, most or len(listed))
+
+
+def of_manifest(source, format, most):
+    turns = [turns[0] for turns in read_manifest(source, format)]
+    return spaced(turns, most or DEFAULT_MOST)
+
+
+def librispeech(folder):
+    """READER-CHAPTER.trans.txt: a line is an id and a text; ID.flac is beside it."""
+    for file in sorted(folder.rglob("*.trans.txt")):
+        for number, line in text_lines(file):
+            name, _, text = line.partition(" ")
+            path = file.with_name(f"{name}.flac")
+            if not path.is_file():
+                raise DataError(f"{file}, line {number}: {path.name} is not beside it")
+            yield {"heard": path, "transcript": text}
+
+
+def fleurs(folder):
+    """test.tsv: id, file, text as it was read, and the same in lower case and without punctuation.
+
+    Decision: the text as it was read is the truth. Both become one by Whisper's normalisation."""
+    for file in sorted(folder.rglob("test.tsv")):
+        for number, line in text_lines(file):
+            columns = line.split("\t")
+            if len(columns) < 4:
+                raise DataError(f"{file}, line {number}: {len(columns)} columns, and FLEURS has 7")
+            name = columns[1]
+            places = (file.parent / "test" / name, file.parent / "audio" / "test" / name)
+            path = next((path for path in places if path.is_file()), None)
+            if path is None:
+                raise DataError(f"{file}, line {number}: {name} is not in the folder test: unpack "
+                                "test.tar.gz there")
+            yield {"heard": path, "transcript": columns[2]}
+
+
+# --- texts to read aloud ---
+
+def texts(source, most):
+    """What --tts names -> [dict of response and, of Seed-TTS, reference, the path of the voice that
+    SIM compares with]. Raises DataError."""
+    source = Path(source)
+    if source.suffix == ".jsonl":
+        return of_manifest(source, "tts", most)
+    listed = []
+    for number, line in text_lines(source):
+        columns = line.split("|")
+        if not line.strip():
+            continue
+        if len(columns) < 4:
+            raise DataError(f"{source}, line {number}: a line of Seed-TTS is id|text of the "
+                            "reference|reference|text")
+        reference = source.parent / columns[2]
+        if not reference.is_file():
+            raise DataError(f"{source}, line {number}: {columns[2]} does not exist")
+        listed.append({"response": columns[3].strip(), "reference": reference})
+    if not listed:
+        raise DataError(f"{source} is empty")
+    return spaced(listed, most or len(listed))
