@@ -409,7 +409,7 @@ class Depth(nn.Module):
 
 class FLM(nn.Module):
     """Backbone, text head and depth transformer of one Config. It has no values yet: see
-    init_weights below, and load and from_qwen of workshop/model_files.py."""
+    init_weights below, workshop/model_files.py and workshop/qwen_files.py."""
 
     def __init__(self, config):
         super().__init__()

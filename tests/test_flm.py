@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flm
-from workshop import config_files, model_files, parameters
+from workshop import config_files, gguf_files, model_files, parameters, qwen_files
 
 REFERENCE = Path(__file__).parent / "reference"
 QWEN_SMALL = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
@@ -56,7 +57,7 @@ def test_from_qwen_equals_transformers(name):
     golden = load_file(REFERENCE / name / "golden.safetensors")
     config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2,
                      max_position_embeddings=64)
-    model, text = model_files.from_qwen(REFERENCE / name, config), golden["text_ids"]
+    model, text = qwen_files.from_qwen(REFERENCE / name, config), golden["text_ids"]
     for embedding in [*model.model.embed_tokens.aud_speak_embeddings, *model.model.embed_tokens.aud_listen_embeddings]:
         assert embedding.weight.std() > 0.01
         embedding.weight.zero_()
@@ -73,10 +74,10 @@ def test_from_qwen_reads_a_vision_language_checkpoint(tmp_path):
     save_file(tensors | {"visual.patch_embed.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     shutil.copy(source / "config.json", tmp_path)
     config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
-    plain, nested = model_files.from_qwen(source, config), model_files.from_qwen(tmp_path, config)
+    plain, nested = qwen_files.from_qwen(source, config), qwen_files.from_qwen(tmp_path, config)
     assert torch.equal(plain.model.layers[1].mlp.up_proj.weight, nested.model.layers[1].mlp.up_proj.weight)
-    with pytest.raises(model_files.LoadError, match="has vocab_size 97, and the model to be started has 98"):
-        model_files.from_qwen(source, replace(config, vocab_size=98))
+    with pytest.raises(model_files.LoadError, match="has vocab_size 97, and the model to be started has 96, .* too few"):
+        qwen_files.from_qwen(source, replace(config, vocab_size=96))
 
 
 @pytest.mark.parametrize("changes, sentence", [
@@ -90,7 +91,142 @@ def test_a_qwen_that_computes_otherwise_is_refused(tmp_path, changes, sentence):
     values = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(values | changes))
     with pytest.raises(model_files.LoadError, match=sentence):
-        model_files.from_qwen(source, QWEN_SMALL)
+        qwen_files.from_qwen(source, QWEN_SMALL)
+
+
+@torch.no_grad()
+def test_a_start_with_more_rows_than_the_checkpoint(model):
+    """Catches rows beyond the checkpoint's that are empty or shift the others: a tokenizer that fills its vocabulary
+    leaves none for <wait>."""
+    source = REFERENCE / "qwen_small"
+    plain = qwen_files.from_qwen(source, QWEN_SMALL)
+    more = qwen_files.from_qwen(source, replace(QWEN_SMALL, vocab_size=100))
+    for name in ("lm_head", "model.embed_tokens.text_embeddings"):
+        rows, all_rows = plain.get_submodule(name).weight, more.get_submodule(name).weight
+        assert torch.equal(rows, all_rows[:97]) and (all_rows[97:].std(1) > 0.001).all()
+
+
+@torch.no_grad()
+def test_a_nested_checkpoint_with_one_matrix_for_both_ends(tmp_path):
+    """Catches Qwen2.5-VL 3B as newer transformers writes it, which says outside text_config that its head is its embedding."""
+    source = REFERENCE / "qwen_small_tied"
+    values = json.loads((source / "config.json").read_text())
+    del values["tie_word_embeddings"]
+    outer = {"model_type": "qwen2_5_vl", "tie_word_embeddings": True, "text_config": values | {"model_type": "qwen2_5_vl_text"}}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    tensors = load_file(source / "model.safetensors")
+    save_file({name.replace("model.", "model.language_model."): t for name, t in tensors.items()}, tmp_path / "model.safetensors")
+    plain, nested = qwen_files.from_qwen(source, QWEN_SMALL), qwen_files.from_qwen(tmp_path, QWEN_SMALL)
+    assert torch.equal(plain.lm_head.weight, nested.lm_head.weight)
+    assert torch.equal(nested.lm_head.weight, nested.model.embed_tokens.text_embeddings.weight)
+
+
+@torch.no_grad()
+def test_llama_is_qwen_without_biases(tmp_path):
+    """Catches SmolLM2 refused for the biases that it does not have, or computed with some: a Llama equals the Qwen whose biases are 0."""
+    source = REFERENCE / "qwen_small"
+    values = json.loads((source / "config.json").read_text())
+    tensors = load_file(source / "model.safetensors")
+    for folder, kind in (("llama", "llama"), ("zeros", "qwen2")):
+        kept = {name: t if not name.endswith("bias") else t * 0 for name, t in tensors.items() if kind == "qwen2" or not name.endswith("bias")}
+        (tmp_path / folder).mkdir()
+        save_file(kept, tmp_path / folder / "model.safetensors")
+        (tmp_path / folder / "config.json").write_text(json.dumps(values | {"model_type": kind}))
+    llama = qwen_files.from_qwen(tmp_path / "llama", replace(QWEN_SMALL, attention_bias=False))
+    zeros = qwen_files.from_qwen(tmp_path / "zeros", QWEN_SMALL)
+    inputs = frames(QWEN_SMALL, 1, 7)
+    for target, value in zip(llama.model.embed_tokens.parameters(), zeros.model.embed_tokens.parameters()):
+        target.copy_(value)
+    close(llama.hidden(*inputs), zeros.hidden(*inputs))
+    with pytest.raises(model_files.LoadError, match="has attention_bias False, and the model to be started has True"):
+        qwen_files.from_qwen(tmp_path / "llama", QWEN_SMALL)
+
+
+@pytest.mark.parametrize("kind, reason", [
+    ("qwen3", "type qwen3: it normalizes queries and keys in each head"),
+    ("gemma2", "type gemma2: it scales its embeddings"),
+    ("olmo", "type olmo: it is not known here; Qwen2, Qwen2.5 and Llama")])
+def test_another_architecture_is_refused_by_name(tmp_path, kind, reason):
+    """Catches a checkpoint that has the names of Qwen2 and computes otherwise: it would start, or end in the name of a tensor."""
+    source = shutil.copytree(REFERENCE / "qwen_small", tmp_path / "qwen")
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | {"model_type": kind}))
+    with pytest.raises(model_files.LoadError, match=reason):
+        qwen_files.from_qwen(source, QWEN_SMALL)
+
+
+def test_rows_of_a_llama_file_by_hand():
+    """Catches q and k of a GGUF file of Llama left in the file's order, in which pairs stand side by side: the model
+    would run, and be wrong."""
+    rows = torch.tensor([0, 100, 1, 101, 2, 102, 10, 110, 11, 111, 12, 112])[:, None].expand(-1, 3)
+    ours = gguf_files.half_split(rows, heads=2)
+    assert ours[:, 0].tolist() == [0, 1, 2, 100, 101, 102, 10, 11, 12, 110, 111, 112]
+    assert gguf_files.half_split(rows[:, 0], heads=2).tolist() == ours[:, 0].tolist()
+
+
+def test_names_of_a_gguf_file():
+    """Catches a tensor of Llama or Qwen2 under another name than transformers gives it."""
+    names = ["token_embd.weight", "blk.11.attn_q.bias", "blk.0.ffn_gate.weight", "output_norm.weight", "rope_freqs.weight"]
+    assert [gguf_files.tensor_name(name) for name in names] == [
+        "model.embed_tokens.weight", "model.layers.11.self_attn.q_proj.bias", "model.layers.0.mlp.gate_proj.weight",
+        "model.norm.weight", None]
+
+
+def test_a_gguf_file_without_the_package_is_one_sentence(tmp_path, monkeypatch):
+    """Catches a traceback where the optional package is not installed."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(model_files.LoadError, match="package gguf .pip install gguf.; or give the folder"):
+        qwen_files.from_qwen(tmp_path / "x.gguf", QWEN_SMALL)
+    with pytest.raises(model_files.LoadError, match="y.gguf does not exist"):
+        qwen_files.from_qwen(tmp_path / "y.gguf", QWEN_SMALL)
+
+
+def write_gguf(file, source, architecture):
+    """The checkpoint of a folder as a GGUF file, in the manner of llama.cpp's converter."""
+    gguf = pytest.importorskip("gguf")
+    config = QWEN_SMALL
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(64)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    names = {ours: theirs for theirs, ours in gguf_files.TENSORS.items()}
+    parts = {ours: theirs for theirs, ours in gguf_files.TENSORS_OF_LAYER.items()}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        stem, _, kind = name.rpartition(".")
+        if architecture == "llama" and kind == "bias":
+            continue
+        if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
+            heads = config.num_attention_heads if "q_proj" in stem else config.num_key_value_heads
+            tensor = tensor.reshape(heads, 2, -1, tensor.shape[-1]).swapaxes(1, 2).reshape(tensor.shape)
+        if stem.startswith("model.layers."):
+            _, _, layer, part = stem.split(".", 3)
+            stem = f"blk.{layer}.{parts[part]}"
+        writer.add_tensor(f"{names.get(stem, stem)}.{kind}", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path, architecture):
+    """Catches settings, shapes or rows of q and k of a GGUF file that are not those of its folder."""
+    write_gguf(tmp_path / "x.gguf", REFERENCE / "qwen_small", architecture)
+    config = replace(QWEN_SMALL, attention_bias=architecture == "qwen2")
+    model, plain = qwen_files.from_qwen(tmp_path / "x.gguf", config), qwen_files.from_qwen(REFERENCE / "qwen_small", QWEN_SMALL)
+    for name, tensor in model.state_dict().items():
+        if "aud_" not in name:
+            assert torch.equal(tensor, plain.state_dict()[name]), name
+    data = (tmp_path / "x.gguf").read_bytes()
+    (tmp_path / "x.gguf").write_bytes(data[:200])
+    with pytest.raises(model_files.LoadError, match="x.gguf cannot be read as GGUF"):
+        qwen_files.from_qwen(tmp_path / "x.gguf", config)
 
 
 def test_an_empty_rope_theta_is_no_rope_theta(tmp_path):
@@ -99,7 +235,7 @@ def test_an_empty_rope_theta_is_no_rope_theta(tmp_path):
     values = json.loads((source / "config.json").read_text())
     values |= {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": QWEN_SMALL.rope_theta}}
     (source / "config.json").write_text(json.dumps(values))
-    assert model_files.from_qwen(source, QWEN_SMALL).config == QWEN_SMALL
+    assert qwen_files.from_qwen(source, QWEN_SMALL).config == QWEN_SMALL
 
 
 def test_spoilt_weights_are_not_written(tmp_path):

@@ -2,9 +2,9 @@
 them.
 
 What this is: a reader of Qwen2 and Llama files, quantized or not, for a start from them
-(model_files.from_qwen). It needs the `gguf` package (pip install gguf), which nothing else here
+(qwen_files.from_qwen). It needs the `gguf` package (pip install gguf), which nothing else here
 needs. What this is not: a writer, or a way to run quantized weights: they become float32. Serves
-model_files.py and tokenizer.py.
+qwen_files.py and tokenizer.py.
 
     source = gguf_files.Checkpoint("SmolLM2-135M-Instruct.Q4_1.gguf")
     source.settings                       # {"model_type": "llama", "hidden_size": 576, ...}

@@ -1,11 +1,9 @@
-"""Model folders on disk: reading and writing a language model's weights, and starting one from
-Qwen.
+"""Model folders on disk: reading and writing a language model's weights.
 
 What this is: the release's files (config.json, model.safetensors or its shards) to an FLM and back,
-tensor by tensor, so that a model is never held twice; the backbone of a Qwen2.5 checkpoint under a
-fresh depth transformer (section 2.1: the language part of Qwen2.5-VL); Hub ids to folders. What
-this is not: the network (flm.py) or the codec's files (codec_files.py). Serves every root file
-that needs a model.
+tensor by tensor, so that a model is never held twice; Hub ids to folders. What this is not: the
+network (flm.py), the files of other language models (qwen_files.py) or the codec's
+(codec_files.py). Serves every root file that needs a model.
 
     from workshop import model_files
     model = model_files.load("tiny/model")                # a folder or a Hub id
@@ -28,9 +26,6 @@ BESIDE = ("tokenizer.json", "sampling.json", "mimi.json", "mimi.safetensors",
           "tokenizer-e351c8d8-checkpoint125.safetensors")
 WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *BESIDE]
 INDEX = "model.safetensors.index.json"
-# Settings in which a Qwen checkpoint must be what the model to be started is.
-SAME_AS_QWEN = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
 
 
 # --- folders ---
@@ -122,20 +117,16 @@ def check_tensor(file, name, tensor, shape):
                         "weights are spoilt")
 
 
-def fill(model, folder, device, dtype, rename=None, optional=(), convert=None):
-    """Assign the folder's tensors to the model. Each is mapped from disk and cast alone, so the
-    weights are never held twice. rename: a file's name of a tensor -> ours, or None to leave it;
+def fill(model, tensors, where, device, dtype, optional=(), convert=None):
+    """Assign (file, name, tensor) of each to the model. Each is mapped from disk and cast alone, so
+    the weights are never held twice. where: the file that an error names for what is lacking;
     optional: names that may be absent; convert: as of `load`. Raises LoadError."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     lacking = shapes.keys() - set(optional)
-    files = weight_files(folder)
-    for file, name_in_file, tensor in tensors_in(files):
-        name = rename(name_in_file) if rename else name_in_file
-        if name is None:
-            continue
+    for file, name, tensor in tensors:
         if name not in shapes:
-            raise LoadError(f"{file} has a tensor {name_in_file} that this model does not")
-        check_tensor(file, name_in_file, tensor, shapes[name])
+            raise LoadError(f"{file} has a tensor {name} that this model does not")
+        check_tensor(file, name, tensor, shapes[name])
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)
         setattr(owner, attribute, nn.Parameter(tensor.to(device=device, dtype=dtype)))
@@ -144,7 +135,6 @@ def fill(model, folder, device, dtype, rename=None, optional=(), convert=None):
         if convert and isinstance(owner, nn.Linear) and is_whole:
             model.set_submodule(path, convert(path, owner))
     if lacking:
-        where = folder / INDEX if (folder / INDEX).exists() else files[0]
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise LoadError(f"{where} lacks the tensor {min(lacking)}{more}")
 
@@ -170,68 +160,10 @@ def load(path, device="cpu", dtype=torch.float32, convert=None):
     or damaged."""
     folder = resolve(path)
     model = flm.FLM(read_config(folder))
-    fill(model, folder, device, dtype, convert=convert)
+    files = weight_files(folder)
+    where = folder / INDEX if (folder / INDEX).exists() else files[0]
+    fill(model, tensors_in(files), where, device, dtype, convert=convert)
     return model
-
-
-def qwen_settings(file):
-    """The settings of a Qwen checkpoint's language model. Raises LoadError for one that computes
-    otherwise than this model."""
-    values = read_json(file)
-    if isinstance(values, dict) and "text_config" in values:
-        # The vision-language model of newer transformers nests its language part.
-        values = values["text_config"]
-    if not isinstance(values, dict):
-        raise LoadError(f"{file} is no configuration: it must be an object of settings")
-    try:
-        rope = config_files.rope_settings(values)
-    except ValueError as error:
-        raise LoadError(f"{file}: {error}") from None
-    if rope["rope_type"] not in config_files.ROPE_TYPES:
-        raise LoadError(f"{file} has RoPE of type {rope['rope_type']}, which turns every position "
-                        "by other angles: only plain RoPE can be started from")
-    layer_types = values.get("layer_types") or ["full_attention"]
-    if values.get("use_sliding_window") or set(layer_types) != {"full_attention"}:
-        raise LoadError(f"{file} has use_sliding_window, or layers with a window of their own, and "
-                        "this model attends to all that it remembers")
-    activation = values.get("hidden_act", "silu")
-    if activation != "silu":
-        raise LoadError(f"{file} has hidden_act {activation}, and this model has silu")
-    return {**rope, **{key: value for key, value in values.items() if value is not None}}
-
-
-def qwen_name(name):
-    """A Qwen checkpoint's name of a tensor -> ours, or None for what belongs to the vision
-    tower."""
-    name = re.sub(r"^model\.language_model\.", "model.", name)
-    if name.startswith(("visual.", "model.visual.")):
-        return None
-    if name == "model.embed_tokens.weight":
-        return "model.embed_tokens.text_embeddings.weight"
-    return name
-
-
-def from_qwen(path, config, device="cpu", dtype=torch.float32):
-    """An FLM whose text embeddings, layers, norm and text head are those of a Qwen2 or Qwen2.5
-    checkpoint, or of the language part of Qwen2.5-VL (section 2.1); audio embeddings and depth
-    transformer are fresh from the current seed.
-
-    Raises LoadError where the checkpoint is not of the config's shape, or as `load` does."""
-    folder = resolve(path)
-    settings = qwen_settings(folder / "config.json")
-    for name in SAME_AS_QWEN:
-        if settings.get(name) != getattr(config, name):
-            raise LoadError(f"{folder / 'config.json'} has {name} {settings.get(name)!r}, and the "
-                            f"model to be started has {getattr(config, name)!r}")
-    model = flm.FLM(config)
-    optional = [name for name, _ in model.named_parameters() if "aud_" in name]
-    if settings.get("tie_word_embeddings") is True:
-        optional.append("lm_head.weight")
-    fill(model, folder, device, dtype, qwen_name, optional)
-    if model.lm_head.weight.is_meta:
-        embedding = model.model.embed_tokens.text_embeddings.weight
-        model.lm_head.weight = nn.Parameter(embedding.detach().clone())
-    return flm.init_weights(model, device, dtype)
 
 
 # --- writing ---

@@ -10,7 +10,7 @@ not: reading files (model_files.py), adapters (lora.py), or the sharding over pr
 import torch
 
 import flm
-from workshop import lora, model_files, processes
+from workshop import lora, model_files, processes, qwen_files
 
 
 class StartError(ValueError):
@@ -24,7 +24,7 @@ def starting_model(init, qwen, seed):
     torch.manual_seed(seed)
     preset = flm.PRESETS.get(init)
     if qwen:
-        return model_files.from_qwen(qwen, preset)
+        return qwen_files.from_qwen(qwen, preset)
     if preset:
         return flm.init_weights(flm.FLM(preset))
     return model_files.load(init)
