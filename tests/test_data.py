@@ -225,6 +225,30 @@ def test_aligned_words_stand_in_the_frames_of_their_sound(folder, encoder, tmp_p
     assert torch.equal(grid.speak[start:start + 10], encoder.speak_codes(folder / "a.wav"))
 
 
+def test_a_part_of_a_recording_becomes_the_codes_of_that_part(folder, encoder, tmp_path):
+    """Catches a start and an end that `check` knows and `encode` ignores."""
+    soundfile.write(tmp_path / "whole.wav", np.concatenate([sine(1.0, 0.1), sine(0.7)]), RATE)
+    row = {"audio": "whole.wav", "text": "I am Joe", "start": 1.0, "end": 1.7}
+    write_lines(tmp_path / "pairs.jsonl", [row])
+    data.encode(tmp_path / "pairs.jsonl", tmp_path / "g", folder, Settings("tts"))
+    grid, = training_set.Grids([tmp_path / "g"])
+    start = (grid.text != IDS.wait).nonzero()[0].item() + stream.SPEECH_DELAY
+    codes = encoder.speak_codes(folder / "a.wav")
+    assert torch.equal(grid.speak[start:start + len(codes)], codes)
+    assert (grid.speak[start + len(codes):] == encoder.silence).all()
+
+
+def test_a_channel_of_somebody_who_only_listens_is_a_sample(folder, tmp_path):
+    """Catches a piece of a conversation that no grid can be made of because nothing is said."""
+    soundfile.write(tmp_path / "left.wav", np.zeros(RATE), RATE)
+    turn = {"heard": str(folder / "a.wav"), "spoken": "left.wav", "words": []}
+    write_lines(tmp_path / "stereo.jsonl", [{"turns": [turn]}])
+    data.encode(tmp_path / "stereo.jsonl", tmp_path / "g", folder, Settings("stereo"))
+    grid, = training_set.Grids([tmp_path / "g"])
+    assert (grid.text == IDS.wait).all()
+    assert len(grid) > 12
+
+
 def test_what_is_spoken_may_be_given_as_codes(folder, tmp_path):
     """Catches codes of a .npy file that are encoded, cut or shifted on their way into the grid, and
     files that hold no codes."""

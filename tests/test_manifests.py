@@ -1,6 +1,7 @@
 """Manifests, and what people have before they have one: a message names the line that is wrong, and
 one wrong line costs no other."""
 import json
+import random
 import sys
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 import soundfile
 
 import data
-from workshop import importers, manifests, sound_file, synthesis
-from workshop.check import check
+from test_stream import random_grid
+from workshop import check as check_module
+from workshop import importers, manifests, shards, sound_file, synthesis, training_set
+from workshop.check import Limits, check
 from workshop.manifests import DataError, read_manifest
+from workshop.parallel import in_parallel
 
 RATE = 24_000
 
@@ -26,8 +30,9 @@ def tone(file, seconds=1.0, channels=None, level=0.3, subtype=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one recording of a second, a.wav."""
+    """A folder with one recording of a second, a.wav, and a file of codes."""
     tone(tmp_path / "a.wav")
+    np.save(tmp_path / "a.npy", np.zeros((5, 8), int))
     return tmp_path
 
 
@@ -65,6 +70,14 @@ BAD = {  # a line -> what is said of it
     "lone surrogate in a key that nobody reads":
         ('{"audio": "a.wav", "text": "x", "voice": "\\ud800"}', "half of a character"),
     "words of another kind": (GOOD | {"words": "It rains."}, "must be a list"),
+    "part that ends before it starts": (GOOD | {"start": 0.5, "end": 0.2},
+                                        "audio ends at 0.2 s, and starts at 0.5 s"),
+    "part beyond its file": (GOOD | {"start": 0.5, "end": 1.5}, "and has 1.0 s"),
+    "part behind its file": (GOOD | {"start": 3}, "is used up to 3 s"),
+    "part as text": (GOOD | {"start": "0.5"}, "start must be seconds from the start of the file"),
+    "negative part": (GOOD | {"end": -1}, "end must be seconds from the start of the file"),
+    "word beyond its part": (GOOD | {"start": 0.5, "end": 0.9, "words": [["It", 0.1, 0.7]]},
+                             "and its recording at 0.4 s"),
 }
 BAD_DIALOGS = {
     "no turns": ({"turns": []}, "at least one turn"),
@@ -74,6 +87,10 @@ BAD_DIALOGS = {
     "empty response": ({"turns": [TURN | {"response": ""}]}, "response is empty"),
     "patience": ({"turns": [TURN | {"patience": "0.3"}]}, "patience is seconds of silence"),
     "negative patience": ({"turns": [TURN | {"patience": -1}]}, "patience is seconds of silence"),
+    "part of a turn": ({"turns": [TURN | {"heard_end": 2}]}, "heard is used up to 2 s"),
+    "part of both recordings": ({"turns": [TURN | {"end": 2}]}, "heard is used up to 2 s"),
+    "part of codes": ({"turns": [TURN | {"spoken": "a.npy", "spoken_start": 0.1}]},
+                      "a file of codes is used whole"),
     "patience not finite": ('{"turns": [{"heard": "a.wav", "spoken": "a.wav", "response": "x",'
                             ' "patience": Infinity}]}', "patience is"),
 }
@@ -91,7 +108,7 @@ def test_check_and_encode_agree(folder, name):
     with pytest.raises(DataError, match="1 lines cannot be used") as refused:
         read_manifest(file, format)
     assert sentence in str(refused.value) and "line 2" in str(refused.value)
-    counts = check(file, longest=60, format=format)
+    counts = check(file, format=format)
     assert sum(counts.values()) - counts["none"] - counts["duplicate"] == 1
     offender = json.loads((folder / "m.offenders.jsonl").read_text().splitlines()[0])
     assert offender["line"] == 2 and sentence in offender["detail"]
@@ -102,8 +119,45 @@ def test_check_and_encode_agree(folder, name):
 def test_keys_that_nobody_reads_are_named(folder, capsys):
     """Catches a slip of the pen in a key that is taken for a wish."""
     rows = [{"turns": [TURN], "kind": "fact"}, {"turns": [TURN | {"patiense": 1}]}]
-    check(write(folder / "m.jsonl", *rows), longest=60)
+    check(write(folder / "m.jsonl", *rows))
     assert "kind (1), patiense (1)" in capsys.readouterr().err
+
+
+def test_encode_names_keys_that_nobody_reads_once(folder, capsys):
+    """Catches a slip of the pen in hours of data of which `encode` says nothing, or a line each."""
+    file = write(folder / "m.jsonl", *[GOOD | {"strat": 0.2, "confidence": 0.9}] * 3)
+    manifests.index_lines(file, "tts")
+    messages = capsys.readouterr().err
+    assert messages.count("keys that nobody reads: strat (3)") == 1
+    assert "confidence" not in messages
+
+
+def test_a_part_of_a_file_is_what_is_read(folder):
+    """Catches a start and an end that are ignored, so that each line of a lecture gets the whole
+    lecture; and times read in another rate than the file's."""
+    rate = 16_000
+    ramp = np.arange(3 * rate, dtype=np.float32) / (3 * rate)
+    soundfile.write(folder / "ramp.wav", ramp, rate, subtype="FLOAT")
+    pair = {"audio": "ramp.wav", "text": "x", "start": 1.0, "end": 2.5}
+    ((turn,),) = read_manifest(write(folder / "m.jsonl", pair), "tts")
+    audio = sound_file.read_audio(turn["spoken"]).numpy()
+    assert len(audio) == 1.5 * RATE
+    expected = np.linspace(1 / 3, 2.5 / 3, len(audio))
+    assert np.abs(audio - expected)[100:-100].max() < 1e-3  # at the edges the filter rings
+    open_end = write(folder / "m.jsonl", {"audio": "ramp.wav", "text": "x", "start": 2.0})
+    assert len(sound_file.read_audio(read_manifest(open_end, "asr")[0][0]["heard"])) == RATE
+
+
+def test_the_parts_of_a_turn_are_its_own(folder):
+    """Catches the times of one recording that are taken for the other's, and a start that is for
+    both and reaches one."""
+    tone(folder / "long.wav", 4.0)
+    turn = TURN | {"heard": "long.wav", "spoken": "long.wav", "start": 1.0, "end": 3.0,
+                   "heard_end": 2.0, "spoken_start": 2.5}
+    ((turn,),) = read_manifest(write(folder / "m.jsonl", {"turns": [turn]}), "response-tts")
+    seconds = [len(sound_file.read_audio(turn[key])) / RATE for key in ("heard", "spoken")]
+    assert seconds == [1.0, 0.5]
+    assert "from 2.5 s to 3 s" in str(turn["spoken"])
 
 
 def test_the_format_decides_what_is_needed(folder):
@@ -116,7 +170,7 @@ def test_the_format_decides_what_is_needed(folder):
         with pytest.raises(DataError):
             read_manifest(file, format)
     with pytest.raises(DataError):
-        check(file, 60, format="asr-response-tts")
+        check(file, format="asr-response-tts")
     with pytest.raises(DataError, match="there is no words"):
         read_manifest(write(folder / "p.jsonl", GOOD), "word-aligned")
 
@@ -125,14 +179,14 @@ def test_words_in_a_turn_are_a_key_that_nobody_reads(folder, capsys):
     """Catches a KeyError for word times in a dialog, whose turns have no `audio`."""
     file = write(folder / "m.jsonl", {"turns": [TURN | {"words": [["It", 0.1, 0.2]]}]})
     assert len(read_manifest(file, "response-tts")) == 1
-    assert check(file, longest=60)["none"] == 1
+    assert check(file)["none"] == 1
     assert "words (1)" in capsys.readouterr().err
 
 
 def test_pairs_and_dialogs_do_not_stand_together(folder):
     """Catches a manifest that `check` calls good and that no format reads."""
     file = write(folder / "m.jsonl", GOOD, {"turns": [TURN]}, GOOD | {"text": "It snows."})
-    assert check(file, longest=60) == {"none": 2, "wrong kind": 1}
+    assert check(file) == {"none": 2, "wrong kind": 1}
     assert len(read_manifest(folder / "m.clean.jsonl", "tts")) == 2
 
 
@@ -161,6 +215,19 @@ def test_line_separators_are_text(folder):
     (folder / "t.csv").write_text(f"\ufeffaudio,text\na.wav,{text}\n", encoding="utf-8")
     importers.bring_in("table", folder / "t.csv", folder / "out.jsonl")
     assert read_manifest(folder / "out.jsonl", "tts")[0][0]["response"] == text
+
+
+def test_a_line_is_read_from_its_place(folder):
+    """Catches a place that counts characters instead of bytes, or forgets a byte-order mark or an
+    empty line."""
+    texts = ["广州", "café", "x\u2028y"]
+    lines = [json.dumps(GOOD | {"text": text}, ensure_ascii=False) for text in texts]
+    file = folder / "m.jsonl"
+    content = "\ufeff" + lines[0] + "\r\n\n" + "\n".join(lines[1:])
+    file.write_text(content, encoding="utf-8", newline="")
+    offsets = manifests.index_lines(file, "tts")
+    with open(file, "rb") as raw:
+        assert [manifests.read_line(raw, offset)["text"] for offset in offsets] == texts
 
 
 # --- tables ---
@@ -216,156 +283,20 @@ def test_a_lone_quotation_mark_swallows_nothing(folder, rows):
     assert (folder / "out.jsonl").read_text() == "before"
 
 
+def test_a_long_cell_is_no_lone_quotation_mark(folder, monkeypatch):
+    """Catches a cell of more than 131,072 characters that is blamed on quotation marks."""
+    content = f"audio,text,notes\na.wav,One,{'x' * 200_000}\n"
+    assert imported(folder, content)[1] == ["One"]
+    monkeypatch.setattr(importers, "LONGEST_CELL", 150_000)
+    with pytest.raises(DataError, match="a cell has more than 150,000 characters"):
+        imported(folder, content)
+
+
 def test_a_table_without_the_columns_says_what_it_has(folder):
     """Catches a KeyError for a header of other names."""
     sentence = "needs the columns audio and text in its first line, and has: path, words"
     with pytest.raises(DataError, match=sentence):
         imported(folder, "path,words\na.wav,x\n")
-
-
-# --- conversations in stereo ---
-
-def conversation(folder, name, words=((" Yes.", [1.0, 1.5]),), channels=(0.5, 0.5), seconds=3.0):
-    tone(folder / name, seconds, channels)
-    entries = [[*word, "SPEAKER_MAIN"] for word in words]
-    (folder / name).with_suffix(".json").write_text(json.dumps({"alignments": entries}))
-
-
-def brought_in(folder, *names):
-    write(folder / "set.jsonl", *({"path": name} for name in names))
-    counts = importers.bring_in("moshi-finetune", folder / "set.jsonl", folder / "out.jsonl")
-    return counts, [row for _, row in manifests.read_lines(folder / "out.jsonl")]
-
-
-def test_recordings_of_one_name_stay_apart(tmp_path):
-    """Catches two folders that hold the same file name and end in the same clips, of which the last
-    one wins."""
-    conversation(tmp_path, "a/talk.wav", seconds=3.0)
-    conversation(tmp_path, "b/talk.wav", [("No.", [1.2, 2.6])], seconds=3.0)
-    counts, rows = brought_in(tmp_path, "a/talk.wav", "b/talk.wav")
-    assert counts == (2, 0)
-    clips = [turn[key] for row in rows for turn in row["turns"] for key in ("heard", "spoken")]
-    assert len(set(clips)) == 4
-    seconds = [soundfile.info(row["turns"][0]["spoken"]).duration for row in rows]
-    assert seconds == pytest.approx([0.5, 1.4], abs=0.01)
-
-
-def test_a_broken_recording_costs_itself_alone(tmp_path, capsys):
-    """Catches an import that one recording stops: without its words, in mono, without
-    times, cut short, absent."""
-    conversation(tmp_path, "good.wav")
-    tone(tmp_path / "no-words.wav", 2.0, (0.5, 0.5))
-    conversation(tmp_path, "mono.wav", channels=None)
-    conversation(tmp_path, "no-times.wav", [("Yes.", None), (" Well.", [0.5])])
-    conversation(tmp_path, "cut.wav")
-    (tmp_path / "cut.wav").write_bytes(b"RIFF")
-    conversation(tmp_path, "other.wav")
-    (tmp_path / "other.json").write_text('{"words": []}')
-    broken = ["no-words.wav", "mono.wav", "no-times.wav", "cut.wav", "other.wav", "absent.wav"]
-    (lines, left_out), rows = brought_in(tmp_path, *broken, "good.wav")
-    assert lines == 1
-    assert left_out >= 6
-    messages = capsys.readouterr().err
-    for name in broken:
-        assert name.split(".")[0] in messages
-    assert rows[0]["turns"][0]["response"] == "Yes."
-
-
-def test_alignments_nested_too_deep_are_no_alignments(tmp_path):
-    """Catches a RecursionError that one file of alignments stops a whole import with."""
-    file = tmp_path / "a.json"
-    file.write_text("[" * 100_000)
-    with pytest.raises(DataError, match="holds no alignments"):
-        importers.read_alignments(file)
-
-
-def test_word_times_without_sense_make_no_clips(tmp_path, capsys):
-    """Catches reversed times and times beyond the end, which were written as empty clips."""
-    words = [("Yes.", [1.0, 1.5]), ("back", [2.5, 2.1]), ("late", [50, 51]),
-             ("nan", [float("nan"), 1])]
-    conversation(tmp_path, "talk.wav", words)
-    _, (row,) = brought_in(tmp_path, "talk.wav")
-    assert [turn["response"] for turn in row["turns"]] == ["Yes."]
-    assert "3 words without times" in capsys.readouterr().err
-    for turn in row["turns"]:
-        for key in ("heard", "spoken"):
-            assert soundfile.info(turn[key]).duration > 0.08
-
-
-def test_what_the_model_says_first_is_counted(tmp_path, capsys):
-    """Catches a turn that is dropped without a word."""
-    conversation(tmp_path, "talk.wav", [("Hello.", [0.0, 0.4]), ("Yes.", [2.0, 2.5])])
-    (lines, left_out), (row,) = brought_in(tmp_path, "talk.wav")
-    assert (lines, left_out) == (1, 1)
-    assert len(row["turns"]) == 1
-    assert "what the model says at 0 s" in capsys.readouterr().err
-
-
-def test_swapped_channels_are_suspected(tmp_path):
-    """Catches a data set whose model is the other speaker: its words lie where its channel is
-    quiet."""
-    conversation(tmp_path, "right.wav", channels=(0.5, 0.01))
-    conversation(tmp_path, "wrong.wav", channels=(0.01, 0.5))
-    brought_in(tmp_path, "right.wav", "wrong.wav")
-    counts = check(tmp_path / "out.jsonl", longest=60)
-    assert counts["channels swapped"] == 1
-
-
-def test_a_stereo_conversation_is_cut_into_turns(tmp_path):
-    """Catches channels swapped, turns cut at the wrong times, and a pause within a sentence taken
-    for its end."""
-    words = [(" Hi", [1.0, 1.2]), (" there.", [1.9, 2.5]), (" Bye.", [5.0, 5.5])]
-    conversation(tmp_path, "c.wav", words, channels=(0.5, 0.1), seconds=8.0)
-    counts, _ = brought_in(tmp_path, "c.wav")
-    assert counts == (1, 0)
-    (turns,) = read_manifest(tmp_path / "out.jsonl", "response-tts-free")
-    assert [turn["response"] for turn in turns] == ["Hi there.", "Bye."]
-    questions = [sound_file.read_audio(turn["heard"]) for turn in turns]
-    answers = [sound_file.read_audio(turn["spoken"]) for turn in turns]
-    assert [round(len(audio) / RATE, 2) for audio in questions] == [1.0, 2.5]
-    assert [round(len(audio) / RATE, 2) for audio in answers] == [1.5, 0.5]
-    assert questions[0].max() < 0.04
-    assert answers[0].max() > 0.13
-
-
-# --- layouts of data sets ---
-
-def test_layouts_become_manifests(tmp_path):
-    """Catches a layout read with the wrong column, folder or text, and a missing recording that
-    stays in the manifest."""
-    for name in ("libri/1/2/1-2-0000.flac", "lj/wavs/LJ1.wav", "cv/clips/c.mp3", "plain/p.wav",
-                 "aishell/train/wav/SSB0005/SSB00050001.wav"):
-        tone(tmp_path / name, 0.1)
-    texts = {
-        "libri/1/2/1-2.trans.txt": "1-2-0000 HE SAID\n1-2-0001 GONE\n",
-        "lj/metadata.csv": 'LJ1|Dr. "X|Doctor "X\n',
-        "aishell/train/content.txt": "SSB00050001.wav\t广 guang3 州 zhou1\n",
-        "cv/validated.tsv": 'client_id\tpath\tsentence\nx\tc.mp3\tShe said "no.\n',
-        "plain/t.csv": 'audio,text\np.wav,"One, two"\n',
-        "plain/t.jsonl": '{"audio": "p.wav", "text": "x", "words": [["x", 0, 0.1]]}\n',
-    }
-    for name, text in texts.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    for layout, source, missing, text in (
-            ("librispeech", "libri", 1, "he said"), ("ljspeech", "lj", 0, 'Doctor "X'),
-            ("aishell-3", "aishell", 0, "广州"), ("common-voice", "cv", 0, 'She said "no.'),
-            ("table", "plain/t.csv", 0, "One, two"), ("table", "plain/t.jsonl", 0, "x")):
-        counts = importers.bring_in(layout, tmp_path / source, tmp_path / "out.jsonl")
-        assert counts == (1, missing)
-        ((turn,),) = read_manifest(tmp_path / "out.jsonl", "tts")
-        assert turn["response"] == text
-        assert turn["spoken"].exists()
-    importers.bring_in("table", tmp_path / "plain/t.jsonl", tmp_path / "out.jsonl")
-    ((turn,),) = read_manifest(tmp_path / "out.jsonl", "word-aligned")
-    assert turn["words"] == [["x", 0, 0.1]]
-
-
-@pytest.mark.parametrize("layout", importers.LAYOUTS)
-def test_another_layout_is_one_sentence(tmp_path, layout):
-    """Catches a traceback, or an empty manifest, for a folder that is not laid out as was said."""
-    tone(tmp_path / "plain/p.wav", 0.1)
-    with pytest.raises((DataError, OSError), match="plain"):
-        importers.bring_in(layout, tmp_path / "plain", tmp_path / "out.jsonl")
 
 
 # --- check ---
@@ -385,7 +316,7 @@ def test_check_finds_each_kind_of_offender(tmp_path):
         rows.append({"audio": f"{name}.wav", "text": "twenty letters of text"})
     rows.append({"audio": "other.wav", "text": "x" * 90})
     rows.append({"audio": "good.wav", "text": None})
-    counts = check(write(tmp_path / "m.jsonl", *rows), longest=4)
+    counts = check(write(tmp_path / "m.jsonl", *rows), Limits(longest=4))
     offenders = {}
     for _, row in manifests.read_lines(tmp_path / "m.offenders.jsonl"):
         offenders[row["line"]] = row["problem"]
@@ -394,6 +325,70 @@ def test_check_finds_each_kind_of_offender(tmp_path):
     assert counts == {"none": 2, **dict.fromkeys(offenders.values(), 1)}
     clean = [row["audio"] for _, row in manifests.read_lines(tmp_path / "m.clean.jsonl")]
     assert clean == ["good.wav", "other.wav"]
+
+
+def test_check_compares_texts_with_speech_and_not_with_silence(tmp_path):
+    """Catches a long recording of one word whose text fills it, and Chinese that is judged by the
+    letters of English."""
+    tone(tmp_path / "speech.wav", 2.0)
+    voice, _ = soundfile.read(tmp_path / "speech.wav")
+    quiet = np.zeros(8 * RATE)
+    quiet[:len(voice)] = voice
+    soundfile.write(tmp_path / "quiet.wav", quiet, RATE)
+    rows = [{"audio": "quiet.wav", "text": "x" * 100}, {"audio": "quiet.wav", "text": "x" * 30},
+            {"audio": "speech.wav", "text": "广" * 12}, {"audio": "speech.wav", "text": "广" * 30}]
+    check(write(tmp_path / "m.jsonl", *rows))
+    offenders = [row for _, row in manifests.read_lines(tmp_path / "m.offenders.jsonl")]
+    assert [(row["line"], row["problem"]) for row in offenders] == [(1, "text"), (4, "text")]
+    assert "100 letters in 2.0 s of speech" in offenders[0]["detail"]
+
+
+def test_check_asks_the_recogniser_and_listeners(tmp_path, monkeypatch):
+    """Catches a text of another recording, a recogniser's guess and a poor recording that pass
+    although they were asked about, and packages that are needed where nobody asked."""
+    for name in "abcd":
+        tone(tmp_path / f"{name}.wav", 1.0, level=0.1 + 0.1 * "abcd".index(name))
+    rows = [{"audio": "a.wav", "text": "It rains a lot."}, {"audio": "b.wav", "text": "No idea."},
+            {"audio": "c.wav", "text": "It rains a bit.", "confidence": 0.3},
+            {"audio": "d.wav", "text": "It pours a lot."}]
+    file = write(tmp_path / "m.jsonl", *rows)
+    assert check(file) == {"none": 4}
+
+    class Stub:
+        def transcribe(self, audio, rate):
+            return "it rains a lot"
+    monkeypatch.setattr(check_module, "recogniser_of", lambda name, language: Stub())
+    monkeypatch.setattr(check_module.quality, "score", lambda audio, rate: 9 * audio.max())
+    limits = Limits(most_errors=0.3, least_confidence=0.5, least_mos=1.5)
+    assert check(file, limits) == {"none": 1, "other words": 1, "low confidence": 1,
+                                   "poor sound": 1}
+
+
+def test_check_holds_no_manifest_in_memory(folder):
+    """Catches a check that lists all rows before it looks at the first: a manifest of ten million
+    lines would not fit."""
+    taken = []
+
+    def jobs():
+        for i in range(1000):
+            taken.append(i)
+            yield i
+    results = in_parallel(abs, jobs(), 2)
+    assert next(results) == 0
+    assert len(taken) < 100
+    assert list(results) == list(range(1, 1000))
+
+
+def test_check_of_a_folder_looks_at_ids_and_classes(tmp_path):
+    """Catches a folder of grids that is called whole because its bytes are what was written, while
+    what was written is no grid."""
+    grid = random_grid(random.Random(0))
+    shards.save([grid], tmp_path / "shard-00000.safetensors")
+    assert "1 whole" in training_set.check_grids(tmp_path)
+    grid.loss[1, 0] = 1
+    shards.save([grid], tmp_path / "shard-00000.safetensors")
+    with pytest.raises(DataError, match="loss class 1 cannot stand at a text id"):
+        training_set.check_grids(tmp_path)
 
 
 # --- synthesis ---
@@ -433,6 +428,41 @@ def test_dialogs_are_spoken_by_two_users_and_one_model(tmp_path, capsys):
     assert len((tmp_path / "s" / "made").read_text()) == 3 * (2 + 4 + 2) + 3 * 2
 
 
+def test_voices_come_from_a_list_and_one_may_ask_each_dialog(tmp_path, monkeypatch, capsys):
+    """Catches 700 voices that need 700 options, a comment taken for a voice, two users where one is
+    asked for, and a clip below the DNSMOS that was asked for."""
+    (tmp_path / "say.py").write_text(SAY)
+    (tmp_path / "voices.txt").write_text("# three voices\n\n" + "\n".join(
+        f"{sys.executable} {tmp_path / 'say.py'} {{out}} 0.{i} {{text}}" for i in (2, 3, 4)))
+    turn = {"transcript": "one", "response": "two"}
+    file = write(tmp_path / "texts.jsonl", *[{"turns": [turn, turn]}] * 6)
+    voice = f"{sys.executable} {tmp_path / 'say.py'} {{out}} 0.1 {{text}}"
+    data.main(["synth", str(file), str(tmp_path / "s"), "--model-voice", voice,
+               "--user-voices", str(tmp_path / "voices.txt"), "--users", "1"])
+    dialogs = read_manifest(tmp_path / "s" / "dialogs.jsonl", "response-tts")
+    assert len(dialogs) == 6
+    assert all(turns[0]["heard"] == turns[1]["heard"] for turns in dialogs)
+    assert len({turns[0]["heard"] for turns in dialogs}) > 1
+
+    monkeypatch.setattr(synthesis.quality, "score", lambda audio, rate: 10 * audio.max())
+    for folder in ("t", "s"):  # clips that are new, and clips that an earlier run has made
+        with pytest.raises(DataError, match="no dialog could be spoken"):
+            synthesis.synthesise(file, tmp_path / folder, voice, [voice], least_mos=1.5)
+    assert "its DNSMOS is 1.00" in capsys.readouterr().err
+    (tmp_path / "voices.txt").write_text("# none\n")
+    with pytest.raises(DataError, match="holds no voice"):
+        synthesis.read_voices(tmp_path / "voices.txt")
+
+
+def test_a_package_that_is_not_there_is_named(folder, monkeypatch):
+    """Catches a traceback in the middle of a run for want of an optional package."""
+    monkeypatch.setattr(check_module.quality.importlib.util, "find_spec", lambda name: None)
+    write(folder / "m.jsonl", GOOD)
+    with pytest.raises(SystemExit) as stopped:
+        data.main(["check", str(folder / "m.jsonl"), "--dnsmos", "3"])
+    assert "--dnsmos lacks the package speechmos: pip install" in stopped.value.code
+
+
 # --- commands ---
 
 def test_a_voice_s_command_keeps_its_backslashes():
@@ -457,7 +487,7 @@ def test_nothing_done_is_no_success(folder, capsys):
         return ["--model-voice", model_voice, "--user-voice", voice]
     commands = [
         (["check", folder / "m.jsonl"], "no line can be used"),
-        (["check", folder / "empty.jsonl"], "no line can be used"),
+        (["check", folder / "empty.jsonl"], "empty.jsonl is empty: it needs a line of JSON"),
         (["import", "table", folder / "t.csv", folder / "out.jsonl"],
          "holds nothing that can be used as table"),
         (["encode", folder / "m.jsonl", folder / "g", "--format", "tts"], "1 lines cannot be used"),

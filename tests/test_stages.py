@@ -15,7 +15,7 @@ import flm
 import mimi
 import stream
 import train
-from workshop import codec_files, config_files, importers, manifests
+from workshop import codec_files, config_files, conversations, importers, manifests
 from workshop.drawing import draw
 
 HOUSE = Path(__file__).resolve().parent.parent
@@ -92,7 +92,7 @@ def test_both_channels_are_whole_and_side_by_side(folder, monkeypatch):
 def test_a_long_conversation_is_cut_into_pieces(folder, monkeypatch):
     """Catches samples that fit no row of training, and word times that count from the start of the
     recording where they should from the start of the piece."""
-    monkeypatch.setattr(importers, "PIECE", 3)
+    monkeypatch.setattr(conversations, "PIECE", 3)
     importers.bring_in("stereo", folder / "set.jsonl", folder / "stereo.jsonl")
     pieces = [turns[0] for turns in manifests.read_manifest(folder / "stereo.jsonl", "stereo")]
     assert [turn["words"] for turn in pieces] == [

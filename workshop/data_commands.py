@@ -8,7 +8,7 @@ the commands themselves, each of which has a file of its own. Serves data.py.
 import argparse
 import sys
 
-from workshop import check, encoding, importers, synthesis
+from workshop import check, encoding, importers, synthesis, transcription
 
 
 def main(arguments, settings_class, encode):
@@ -17,6 +17,7 @@ def main(arguments, settings_class, encode):
                                      epilog="More: python data.py COMMAND --help")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     importers.add_command(commands)
+    transcription.add_command(commands)
     synthesis.add_command(commands)
     check.add_command(commands)
     encoding.add_command(commands, settings_class, encode)

@@ -8,35 +8,22 @@ this is not: a check of the sound (check.py). Serves data.py.
     python data.py import table recordings.csv pairs.jsonl   # columns audio and text
 """
 import csv
-import hashlib
 import json
-import math
+import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from workshop.manifests import (DataError, Problem, is_number, not_utf8, open_text, problems_of,
+from workshop.conversations import moshi_finetune, stereo
+from workshop.manifests import (DataError, Problem, Skipped, not_utf8, open_text, problems_of,
                                 read_rows, text_lines, write_lines)
-from workshop.sound_file import loudness
 
-# Decision: in a recorded conversation, a longer pause of the model ends its turn.
-UTTERANCE_GAP = 1.0    # seconds
-PIECE = 300            # seconds of a conversation in one sample of the format stereo; 3,750 frames
-LEFT, RIGHT = 0, 1     # channels of a conversation: the model, the user
-SHORTEST = 0.08        # seconds: a frame; a shorter clip says nothing
-# Decision: the channels are taken for swapped where the model's words lie in spans in which its
-# channel is quieter than the user's by so much.
-SWAPPED = 10           # dB
 SEPARATORS = (",", ";", "\t")
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".m4a")
-
-
-class Skipped(str):
-    """Why a recording, or a row, is left out. Yielded by a layout in place of a line."""
+LONGEST_CELL = 2 ** 24  # characters of a cell in a table
+IDEOGRAPH = "[\u3040-\u9fff]"
 
 
 # --- layouts of recordings with their texts ---
@@ -74,6 +61,97 @@ def aishell_3(source, clips):
                 continue
             name, characters = words[0], words[1::2]
             yield {"audio": file.parent / "wav" / name[:7] / name, "text": "".join(characters)}
+
+
+def st_cmds(source, clips):
+    """ST-CMDS-20170001_1-OS (openslr.org/38): NAME.wav, and beside it NAME.txt, which holds the
+    text in one line. (NAME.metadata says who spoke.)"""
+    for file in sorted(source.rglob("*.txt")):
+        recording = file.with_suffix(".wav")
+        if recording.exists():
+            yield pair_of(recording, first_line(file), file)
+
+
+def magicdata(source, clips):
+    """The sets train, dev and test of openslr.org/68, each with a TRANS.txt: a line of column
+    names, then "NAME.wav SPEAKER text" a line with tabs between; SPEAKER/NAME.wav beside it.
+
+    [FIL] and [SPK] in a text are noises of the speaker, and are left out."""
+    for file in sorted(source.rglob("TRANS.txt")):
+        for number, line in text_lines(file):
+            name, _, rest = line.partition("\t")
+            speaker, _, text = rest.partition("\t")
+            if name != "UtteranceID":
+                text = text.replace("[FIL]", " ").replace("[SPK]", " ")
+                yield pair_of(file.parent / speaker / name, text, f"{file}, line {number}")
+
+
+def primewords(source, clips):
+    """primewords_md_2018_set1 (openslr.org/47): set1_transcript.json, a list of objects with "file"
+    and "text"; the recording stands in audio_files/, in a folder of the first character of its name
+    and in that one in a folder of the first two."""
+    file = source / "set1_transcript.json"
+    try:
+        entries = json.loads("".join(line for _, line in text_lines(file)))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    for number, entry in enumerate(entries, 1):
+        try:
+            name, text = entry["file"], entry["text"]
+            recording = source / "audio_files" / name[0] / name[:2] / name
+        except (LookupError, TypeError):
+            yield Skipped(f"{file}, entry {number}: file and text are needed")
+            continue
+        yield pair_of(recording, text, f"{file}, entry {number}")
+
+
+def thchs_30(source, clips):
+    """data_thchs30 (openslr.org/18): data/NAME.wav with data/NAME.wav.trn, whose first line is the
+    text, with spaces between words. In train/, dev/ and test/ a .trn holds the path of the one in
+    data/ instead."""
+    folder = source / "data" if (source / "data").is_dir() else source
+    for file in sorted(folder.rglob("*.wav.trn")):
+        text = first_line(file)
+        if text.strip().endswith(".trn"):
+            text = first_line(file.parent / text.strip())
+        yield pair_of(file.with_suffix(""), text, file)
+
+
+def fleurs(source, clips):
+    """A language of FLEURS: train.tsv, dev.tsv, test.tsv, without column names; the second column
+    is the name of a .wav in audio/train/ (or in train/, where its archive is unpacked beside), the
+    third the text as it is written."""
+    files = [source / f"{part}.tsv" for part in ("train", "dev", "test")]
+    there = [file for file in files if file.exists()]
+    if not there:
+        raise DataError(f"{source} is not laid out as fleurs: there is no train.tsv, dev.tsv or "
+                        "test.tsv")
+    for file in there:
+        folder = source / "audio" / file.stem
+        if not folder.is_dir():
+            folder = source / file.stem
+        for number, line in text_lines(file):
+            cells = line.split("\t")
+            if len(cells) < 3:
+                yield Skipped(f"{file}, line {number}: {len(cells)} columns, and three are needed")
+            else:
+                yield pair_of(folder / cells[1], cells[2], f"{file}, line {number}")
+
+
+def pair_of(recording, text, place):
+    """A line of the manifest, or Skipped where it has no text. Spaces between ideographs, which
+    some data sets set between words, are left out."""
+    text = re.sub(f"(?<={IDEOGRAPH}) +(?={IDEOGRAPH})", "", " ".join(str(text).split()))
+    if not text:
+        return Skipped(f"{place}: no text")
+    return {"audio": recording, "text": text}
+
+
+def first_line(file):
+    """The first line of a text file; "" where it is empty."""
+    for _, line in text_lines(file):
+        return line
+    return ""
 
 
 def common_voice(source, clips):
@@ -136,6 +214,7 @@ def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
 
     Raises DataError for a quotation mark that nothing closes: it would swallow the rows after
     it."""
+    csv.field_size_limit(LONGEST_CELL)  # the module's own limit is 131,072
     try:
         separator = separator or sniff(file, columns)
         with open_text(file) as text:
@@ -148,6 +227,10 @@ def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
     except UnicodeDecodeError as error:
         raise not_utf8(file, error) from None
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise DataError(f"{file}, before line {reader.line_num + 1}: a cell has more than "
+                            f"{LONGEST_CELL:,} characters, or a quotation mark before it is never "
+                            "closed") from None
         raise DataError(f"{file}, before line {reader.line_num + 1}: the quotation marks do not "
                         f"match ({error}): a mark within a quoted text is written twice") from None
 
@@ -201,179 +284,6 @@ def swallows_rows(cell, path_column, separator):
     return False
 
 
-# --- conversations in stereo ---
-
-@dataclass
-class Conversation:
-    """A recording of two people. audio: [N, 2], the model left, the user right; words: [(word,
-    start, end)] of the model, in seconds; prefix: what the names of its clips begin with."""
-    file: Path
-    audio: np.ndarray
-    rate: int
-    words: list
-    prefix: str
-
-    @property
-    def seconds(self):
-        return len(self.audio) / self.rate
-
-    def write_clip(self, path, channel, start, end):
-        """Write one channel from one second to another."""
-        import soundfile
-        first = int(start * self.rate)
-        last = int(end * self.rate)
-        soundfile.write(path, self.audio[first:last + 1, channel], self.rate)
-
-
-def moshi_finetune(source, clips):
-    """JSONL of {"path": stereo file, the model left}; beside each file a JSON of the model's words:
-    {"alignments": [[word, [start, end], "SPEAKER_MAIN"], ...]}. Gives dialogs whose clips are
-    written to `clips`.
-
-    Decision: a turn is what was heard since the model last spoke, and what it says; speech at the
-    same time is lost. The layout stereo keeps it."""
-    yield from conversations(source, clips, turn_by_turn)
-
-
-def stereo(source, clips):
-    """The same files. Gives dialogs of one turn for the format stereo: both channels whole, with
-    all that the two say at the same time."""
-    yield from conversations(source, clips, whole_channels)
-
-
-def conversations(source, clips, lines_of):
-    """lines_of(Conversation, clips) of each recording that a JSONL file names. A recording that
-    cannot be used is Skipped."""
-    clips.mkdir(parents=True, exist_ok=True)
-    for number, row in read_rows(source):
-        if isinstance(row, Problem) or not isinstance(row.get("path"), str):
-            detail = row.detail if isinstance(row, Problem) else "there is no path"
-            yield Skipped(f"{source}, line {number}: {detail}")
-            continue
-        try:
-            conversation, dropped = read_conversation(source.parent / row["path"])
-            if dropped:
-                yield Skipped(f"{conversation.file}: {dropped} words without times, or with times "
-                              "outside of the recording")
-            yield from lines_of(conversation, clips)
-        except DataError as error:
-            yield Skipped(str(error))
-
-
-def read_conversation(file):
-    """A stereo recording and the words beside it -> (Conversation, how many words were left out
-    because their times make no sense). Raises DataError."""
-    import soundfile
-    words, dropped = read_alignments(file.with_suffix(".json"))
-    try:
-        audio, rate = soundfile.read(file, dtype="float32", always_2d=True)  # [N, channels]
-    except (OSError, RuntimeError) as error:  # soundfile's own is a RuntimeError
-        raise DataError(f"{file} cannot be read: {error}") from None
-    if audio.shape[1] != 2:
-        raise DataError(f"{file} has {audio.shape[1]} channels, and a conversation has two: "
-                        "the model left, the user right")
-    seconds = len(audio) / rate
-    inside = [word for word in words if word[2] <= seconds + SHORTEST]
-    prefix = f"{file.stem}-{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:8]}"
-    conversation = Conversation(file, audio, rate, inside, prefix)
-    return conversation, dropped + len(words) - len(inside)
-
-
-def read_alignments(file):
-    """The model's words in a JSON of alignments -> [(word, start, end)], and how many were left out
-    because they have no times that make sense. Raises DataError."""
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))["alignments"]
-        entries = [(entry[0], entry[1]) for entry in entries if entry[2] == "SPEAKER_MAIN"]
-    except OSError:
-        raise DataError(f"{file} is missing: the words of the model") from None
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(f"{file} holds no alignments: {error!r}") from None
-    words = []
-    for word, span in entries:
-        is_span = isinstance(span, list) and len(span) == 2 and all(map(is_number, span))
-        if is_span and isinstance(word, str) and word.strip() and 0 <= span[0] <= span[1]:
-            words.append((word.strip(), *span))
-    return sorted(words, key=lambda word: word[1]), len(entries) - len(words)
-
-
-def turn_by_turn(conversation, clips):
-    """A conversation -> a line of its turns, and a Skipped for each part that is left out."""
-    file = conversation.file
-    turns = []
-    before = 0.0
-    for text, start, end in utterances(conversation.words):
-        if start - before < SHORTEST or end - start < SHORTEST:
-            yield Skipped(f"{file}: what the model says at {start:g} s, with nothing heard before "
-                          "it or shorter than a frame")
-        else:
-            name = f"{conversation.prefix}-{len(turns) + 1}"
-            turn = {"heard": clips / f"{name}-heard.wav", "spoken": clips / f"{name}-spoken.wav",
-                    "response": text}
-            conversation.write_clip(turn["heard"], RIGHT, before, start)
-            conversation.write_clip(turn["spoken"], LEFT, start, end)
-            turns.append(turn)
-        before = end
-    if not turns:
-        raise DataError(f"{file}: no turn in which the user speaks and the model answers")
-    yield with_suspicion({"turns": turns}, conversation)
-
-
-def whole_channels(conversation, clips):
-    """A conversation -> a line for each piece of PIECE seconds in which the model speaks.
-
-    Decision: a piece ends wherever its time is over. What the model says belongs to the piece in
-    which it begins, and its times count from the start of that piece."""
-    file = conversation.file
-    pieces = math.ceil(conversation.seconds / PIECE)
-    spoken_pieces = 0
-    for piece in range(pieces):
-        first = piece * PIECE
-        last = min(first + PIECE, conversation.seconds)
-        words = []
-        for text, start, end in utterances(conversation.words):
-            if first <= start < last:
-                words.append((text, start - first, min(end, last) - first))
-        if not words:
-            continue
-        spoken_pieces += 1
-        name = f"{conversation.prefix}-{piece + 1}"
-        turn = {"heard": clips / f"{name}-right.wav", "spoken": clips / f"{name}-left.wav",
-                "response": " ".join(text for text, *_ in words), "words": words}
-        conversation.write_clip(turn["heard"], RIGHT, first, last)
-        conversation.write_clip(turn["spoken"], LEFT, first, last)
-        yield with_suspicion({"turns": [turn]}, conversation)
-    if not spoken_pieces:
-        raise DataError(f"{file}: the model says nothing")
-
-
-def utterances(words):
-    """[(word, start, end)] -> [(text, start, end)]: words with at most UTTERANCE_GAP between."""
-    groups = []
-    for word in words:
-        if not groups or word[1] - groups[-1][-1][2] > UTTERANCE_GAP:
-            groups.append([])
-        groups[-1].append(word)
-    texts = []
-    for group in groups:
-        text = " ".join(word for word, *_ in group)
-        texts.append((text, group[0][1], max(end for _, _, end in group)))
-    return texts
-
-
-def with_suspicion(line, conversation):
-    """A line of the manifest, which says so where the model's words lie where its channel is quiet
-    and the user's is loud."""
-    rate = conversation.rate
-    spans = []
-    for _, start, end in conversation.words:
-        spans.append(conversation.audio[int(start * rate):int(end * rate) + 1])
-    together = np.concatenate(spans)
-    if loudness(together[:, RIGHT]) - loudness(together[:, LEFT]) > SWAPPED:
-        return line | {"suspicion": "channels swapped"}
-    return line
-
-
 # --- the command ---
 
 LAYOUTS = {
@@ -381,6 +291,11 @@ LAYOUTS = {
     "ljspeech": ljspeech,
     "aishell-3": aishell_3,
     "common-voice": common_voice,
+    "st-cmds": st_cmds,
+    "magicdata": magicdata,
+    "primewords": primewords,
+    "thchs-30": thchs_30,
+    "fleurs": fleurs,
     "moshi-finetune": moshi_finetune,
     "stereo": stereo,
     "table": table,

@@ -21,14 +21,26 @@ A manifest is JSONL in UTF-8. Its paths are relative to its folder. A line is on
 word-aligned alone needs `words`, asr-response-tts alone `transcript`, and no format `patience`.
 `spoken` may be a .npy file of codes [T, K]. For the format stereo a dialog is one turn: `heard`
 and `spoken` are the two channels of a conversation, and `words` the utterances of the model with
-their times.
+their times; `response` may be absent.
 
-Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, and `check`
-names them, because one of them may be a slip of the pen.
+A line may use a part of a recording, in seconds from the beginning of its file:
+
+    {"audio": "lecture.flac", "start": 62.5, "end": 68.1, "text": "It rains."}
+
+In a turn `heard_start` and `heard_end` are those of `heard`, `spoken_start` and `spoken_end` those
+of `spoken`; `start` and `end` hold for both, as in two channels of one conversation. The times of
+`words` count from the start of the part. Two keys are read by `check` alone: `confidence` (0 .. 1,
+of a recogniser in the text) and `opens` (true: the model speaks first, so that nothing need sound
+in `heard`).
+
+Decision: other keys (a voice, a kind) may stand in a line; nobody reads them, and `check` and
+`encode` name them in one sentence, because one of them may be a slip of the pen.
 """
 import json
 import os
+import sys
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +48,24 @@ from tqdm import tqdm
 
 import stream
 from workshop.files import replacing
+from workshop.sound_file import Part
 
 LONGEST_PATIENCE = 60  # seconds
 LONGEST_TIME = 1e9     # seconds; what is beyond, or not a number, is no time
 WORD_TOLERANCE = 0.1   # seconds that the last word may end after its recording
 SHOWN = 5              # offending lines that a message lists
-PAIR_KEYS = ("audio", "text", "words")
-TURN_KEYS = ("heard", "transcript", "spoken", "response", "patience")
+PAIR_KEYS = {"audio", "text", "words", "start", "end", "confidence", "suspicion"}
+TURN_KEYS = {"heard", "transcript", "spoken", "response", "patience", "opens", "confidence",
+             "start", "end", "heard_start", "heard_end", "spoken_start", "spoken_end"}
 # The key of a recording -> the key of its words.
 TEXTS = {"audio": "text", "heard": "transcript", "spoken": "response"}
+# The key of a recording -> the keys by which a part of it is named, the ones that count first.
+STARTS = {"audio": ("start",), "heard": ("heard_start", "start"),
+          "spoken": ("spoken_start", "start")}
+ENDS = {"audio": ("end",), "heard": ("heard_end", "end"),
+        "spoken": ("spoken_end", "end")}
+TIMES = {*STARTS["audio"], *STARTS["heard"], *STARTS["spoken"],
+         *ENDS["audio"], *ENDS["heard"], *ENDS["spoken"]}
 
 
 class DataError(ValueError):
@@ -56,6 +77,10 @@ class Problem:
     """Why a line cannot be used: a kind by which problems are counted, and a sentence."""
     kind: str
     detail: str
+
+
+class Skipped(str):
+    """Why a recording, or a row, is left out. An importer yields it in place of a line."""
 
 
 # --- reading and writing ---
@@ -215,6 +240,59 @@ def path_problem(name, value, folder):
     return Problem("missing recording", f"{name}: {value} does not exist")
 
 
+def recording_of(entry, key, folder):
+    """The recording of a key of a pair or turn: its path, or a sound_file.Part of it where the
+    entry names one."""
+    path = Path(folder) / entry[key]
+    start = first_value(entry, STARTS[key])
+    end = first_value(entry, ENDS[key])
+    if start is None and end is None:
+        return path
+    return Part(path, start or 0.0, end)
+
+
+def first_value(entry, keys):
+    """The value of the first of some keys that an entry has, or None."""
+    for key in keys:
+        if entry.get(key) is not None:
+            return entry[key]
+    return None
+
+
+def part_problem(entry, key, folder, where):
+    """None, or what is wrong with the part of a recording that an entry names. Called where the
+    recording is there."""
+    for name in (*STARTS[key], *ENDS[key]):
+        value = entry.get(name)
+        if value is not None and not (is_number(value) and value >= 0):
+            return Problem("part", f"{where}{name} must be seconds from the start of the file, "
+                           f"not {brief(value)}")
+    part = recording_of(entry, key, folder)
+    if not isinstance(part, Part):
+        return None
+    name = f"{where}{key}"
+    if part.path.suffix == ".npy":
+        return Problem("part", f"{name}: a file of codes is used whole, without start and end")
+    if part.end is not None and part.end <= part.start:
+        return Problem("part", f"{name} ends at {part.end:g} s, and starts at {part.start:g} s")
+    seconds = seconds_of(part.path)
+    if seconds is None:
+        return None  # what cannot be read is another problem
+    last = part.start if part.end is None else part.end
+    if last > seconds + WORD_TOLERANCE or part.start >= seconds:
+        return Problem("part", f"{name} is used up to {last:g} s, and has {seconds:.1f} s")
+    return None
+
+
+def seconds_of(path):
+    """The length of a file by its header, or None where it cannot be read."""
+    import soundfile
+    try:
+        return soundfile.info(path).duration
+    except (OSError, RuntimeError):  # soundfile's own is a RuntimeError
+        return None
+
+
 def words_problem(words):
     """None, or what is wrong with the words of a pair and their times."""
     if not isinstance(words, list):
@@ -239,14 +317,14 @@ def word_times(detail):
     return Problem("word times", detail)
 
 
-def late_word_problem(words, path):
-    """None, or that the last word ends after its recording. A recording that cannot be read is
-    another problem."""
-    import soundfile
-    try:
-        seconds = soundfile.info(path).duration
-    except (OSError, RuntimeError):  # soundfile's own is a RuntimeError
+def late_word_problem(words, recording):
+    """None, or that the last word ends after its recording, or after the part that is used. A
+    recording that cannot be read is another problem."""
+    part = recording if isinstance(recording, Part) else Part(recording)
+    seconds = seconds_of(part.path)
+    if seconds is None:
         return None
+    seconds = (seconds if part.end is None else part.end) - part.start
     end = max(end for _, _, end in words)
     if end <= seconds + WORD_TOLERANCE:
         return None
@@ -269,6 +347,7 @@ def needed_keys(format, is_dialog):
             keys.insert(1, "transcript")
         if format == "stereo":
             keys.append("words")
+            keys.remove("response")
         return keys
     keys = ["audio", "text"]
     if format == "word-aligned":
@@ -284,18 +363,23 @@ def entry_problems(entry, needed, folder, where=""):
     for key in needed:
         if key not in entry:
             problems.append(Problem("missing key", f"{where}there is no {key}"))
+    names_part = not TIMES.isdisjoint(entry)
     for audio, text in TEXTS.items():
         if audio in entry:
-            problems.append(path_problem(where + audio, entry[audio], folder))
+            problem = path_problem(where + audio, entry[audio], folder)
+            if names_part and not problem:
+                problem = part_problem(entry, audio, folder, where)
+            problems.append(problem)
         # What nobody reads for this format may be empty, as a transcript in a dialog.
         if text in entry and (text in needed or entry[text] not in ("", None)):
             problems.append(text_problem(where + text, entry[text]))
     if "words" in entry and (entry["words"] is not None or "words" in needed):
         problems.append(words_problem(entry["words"]))
         # The recording that is timed: a pair's only one, or what the model says in a turn.
-        path = entry.get("audio", entry.get("spoken"))
-        if entry["words"] and path is not None and not any(problems):
-            problems.append(late_word_problem(entry["words"], Path(folder) / path))
+        key = "audio" if "audio" in entry else "spoken"
+        if entry["words"] and key in entry and not any(problems):
+            recording = recording_of(entry, key, folder)
+            problems.append(late_word_problem(entry["words"], recording))
     if "patience" in entry:
         problems.append(patience_problem(entry["patience"]))
     return [problem for problem in problems if problem]
@@ -320,7 +404,9 @@ def problems_of(row, folder, format=None):
     problems = []
     for number, turn in enumerate(turns, 1):
         where = f"turn {number}, " if len(turns) > 1 else ""
-        problems += entry_problems(turn, needed, folder, where)
+        is_channels = format is None and isinstance(turn, dict) and "words" in turn
+        needed_here = needed_keys("stereo", True) if is_channels else needed
+        problems += entry_problems(turn, needed_here, folder, where)
     return problems
 
 
@@ -329,15 +415,20 @@ def unknown_keys(row, format=None):
     if isinstance(row, Problem):
         return set()
     if "turns" not in row:
-        return set(row) - set(PAIR_KEYS)
-    turn_keys = set(TURN_KEYS)
-    if format == "stereo":
-        turn_keys.add("words")
-    unknown = set(row) - {"turns"}
+        return row.keys() - PAIR_KEYS
+    turn_keys = TURN_KEYS | {"words"} if format == "stereo" else TURN_KEYS
+    unknown = row.keys() - {"turns", "suspicion"}
     for turn in row["turns"] if isinstance(row["turns"], list) else ():
         if isinstance(turn, dict):
-            unknown |= set(turn) - turn_keys
+            unknown |= turn.keys() - turn_keys
     return unknown
+
+
+def note_unknown_keys(file, counts):
+    """Say in one sentence on stderr which keys nobody reads. counts: a Counter of them."""
+    if counts:
+        keys = ", ".join(f"{key} ({count})" for key, count in counts.most_common())
+        print(f"note: {file} has keys that nobody reads: {keys}", file=sys.stderr)
 
 
 # --- what data.py reads ---
@@ -346,18 +437,20 @@ def turns_of(row, folder, format):
     """A line without problems -> its turns as data.GridMaker takes them. A pair is one turn.
 
     A turn is a dict of what the format has of heard, transcript, spoken, response, words and
-    patience; recordings are paths."""
+    patience; a recording is a path, or a Part."""
     if format == "asr":
-        return [{"heard": folder / row["audio"], "transcript": row["text"]}]
+        return [{"heard": recording_of(row, "audio", folder), "transcript": row["text"]}]
     if format in stream.PAIRS:
-        turn = {"spoken": folder / row["audio"], "response": row["text"]}
+        turn = {"spoken": recording_of(row, "audio", folder), "response": row["text"]}
         if format == "word-aligned":
             turn["words"] = row["words"]
         return [turn]
     turns = []
     for entry in row["turns"]:
-        turn = {"heard": folder / entry["heard"], "transcript": entry.get("transcript") or "",
-                "spoken": folder / entry["spoken"], "response": entry["response"],
+        turn = {"heard": recording_of(entry, "heard", folder),
+                "transcript": entry.get("transcript") or "",
+                "spoken": recording_of(entry, "spoken", folder),
+                "response": entry.get("response") or "",
                 "patience": entry.get("patience")}
         if format == "stereo":
             turn["words"] = entry["words"]
@@ -401,6 +494,11 @@ def read_manifest(file, format):
 def index_lines(file, format):
     """A manifest -> the byte at which each of its lines starts, an array of whole numbers. Raises
     DataError where a line cannot be used."""
-    rows = tqdm(usable_rows(file, format), desc=f"lines of {Path(file).name}", unit="line",
-                leave=False)
-    return array("Q", (offset for offset, _ in rows))
+    offsets = array("Q")
+    unread = Counter()
+    rows = usable_rows(file, format)
+    for offset, row in tqdm(rows, desc=f"lines of {Path(file).name}", unit="line", leave=False):
+        offsets.append(offset)
+        unread.update(unknown_keys(row, format))
+    note_unknown_keys(file, unread)
+    return offsets

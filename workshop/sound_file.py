@@ -19,6 +19,7 @@ import struct
 import sys
 import tempfile
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,21 @@ def note(path, sentence):
 
 # --- reading ---
 
+@dataclass(frozen=True)
+class Part:
+    """What sounds in a file between two times, in seconds; end None: until the file's end."""
+    path: Path
+    start: float = 0.0
+    end: float | None = None
+
+    def __str__(self):
+        end = "its end" if self.end is None else f"{self.end:g} s"
+        return f"{self.path} from {self.start:g} s to {end}"
+
+
 def read_audio(path, sample_rate=24_000):
     """Any file that soundfile reads, mixed down to mono and resampled: float32 [N], about -1 .. 1.
+    Of a Part its samples alone are read.
 
     Raises ValueError, one sentence, for a file that is missing, empty, damaged or no audio."""
     audio, rate = _read(path)
@@ -90,7 +104,8 @@ def _mono_at_rate(path, audio, rate, sample_rate):
 def _read(path):
     """-> (audio float32 [N, C], samples a second), as the file has them. Raises ValueError."""
     import soundfile
-    path = Path(path)
+    part = path if isinstance(path, Part) else Part(Path(path))
+    path = Path(part.path)
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if path.is_dir():
@@ -106,7 +121,10 @@ def _read(path):
             if hours > LONGEST:
                 raise ValueError(f"{path} has a header that speaks of {hours:,.0f} hours of sound: "
                                  f"no more than {LONGEST} are read")
-            audio = file.read(dtype="float32", always_2d=True)
+            first = min(round(part.start * rate), declared)
+            last = declared if part.end is None else min(round(part.end * rate), declared)
+            file.seek(first)
+            audio = file.read(last - first, dtype="float32", always_2d=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except MemoryError:
@@ -118,12 +136,12 @@ def _read(path):
     except soundfile.SoundFileError as error:
         raise ValueError(f"{path} cannot be read as audio: {_reason(path, error)}") from None
     if not len(audio):
-        raise ValueError(f"{path} holds no audio")
+        raise ValueError(f"{part if first else path} holds no audio")
     if not np.isfinite(audio).all():
         raise ValueError(f"{path} holds samples that are no numbers")
-    if len(audio) < declared:
-        note(path, f"is cut short: {len(audio) / rate:.1f} s of {declared / rate:.1f} s are there "
-                   "and are read")
+    if len(audio) < last - first:
+        note(path, f"is cut short: {len(audio) / rate:.1f} s of {(last - first) / rate:.1f} s are "
+                   "there and are read")
     return audio, rate
 
 

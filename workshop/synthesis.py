@@ -18,12 +18,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from workshop.manifests import (DataError, Problem, brief, first_of, read_rows, text_problem,
-                                write_lines)
+from workshop import quality
+from workshop.manifests import (DataError, Problem, brief, first_of, read_rows, text_lines,
+                                text_problem, write_lines)
 from workshop.parallel import in_parallel
 from workshop.sound_file import loudness, read_audio
 
-SILENT = -60  # dB: a clip as quiet was not spoken
+SAMPLE_RATE = 24_000  # Hz
+SILENT = -60          # dB: a clip as quiet was not spoken
+USERS = 2             # voices that ask each dialog, section 3.2.1
 
 
 def split_command(command, windows=os.name == "nt"):
@@ -42,27 +45,43 @@ def split_command(command, windows=os.name == "nt"):
 
 
 def speak(job):
-    """(file, voice, text): write the file unless it is there -> None, or why it could not be
-    done."""
-    file, voice, text = job
-    if file.exists():
+    """(file, voice, text, least DNSMOS or None): write the file unless it is there -> None, or why
+    it could not be done."""
+    file, voice, text, least_mos = job
+    if file.exists() and least_mos is None:
         return None
     beside = file.with_suffix(".part.wav")
     command = []
     for word in split_command(voice):
         command.append(word.replace("{out}", str(beside)).replace("{text}", text))
     try:
+        if file.exists():  # an earlier run may have taken a worse one
+            return sound_problem(file, least_mos)
         process = subprocess.run(command, input=text, capture_output=True, encoding="utf-8",
                                  errors="replace")
         if process.returncode:
             complaint = " ".join(process.stderr.split())
             return complaint or f"it ended with code {process.returncode}"
-        if loudness(read_audio(beside).numpy()) < SILENT:
-            return "it is silent"
+        problem = sound_problem(beside, least_mos)
+        if problem:
+            return problem
         os.replace(beside, file)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())
     return None
+
+
+def sound_problem(file, least_mos):
+    """None, or why the sound of a clip is not good enough. Raises ValueError."""
+    audio = read_audio(file).numpy()
+    if loudness(audio) < SILENT:
+        return "it is silent"
+    if least_mos is None:
+        return None
+    mos = quality.score(audio, SAMPLE_RATE)
+    if mos >= least_mos:
+        return None
+    return f"its DNSMOS is {mos:.2f}, and at least {least_mos:g} are asked for"
 
 
 def dialog_problem(row):
@@ -94,15 +113,16 @@ def clips_of(row):
 class Speech:
     """The clips that some dialogs need: each text by each voice once."""
 
-    def __init__(self, out):
+    def __init__(self, out, least_mos):
         self.folder = out / "audio"
-        self.jobs = {}  # name of a clip, relative to `out` -> (file, voice, text)
+        self.least_mos = least_mos
+        self.jobs = {}  # name of a clip, relative to `out` -> what `speak` takes
 
     def clip(self, voice, text):
         """The name of a clip, which is made later."""
         digest = hashlib.sha1(f"{voice} {text}".encode()).hexdigest()[:20]
         name = f"audio/{digest}.wav"
-        self.jobs[name] = (self.folder / f"{digest}.wav", voice, text)
+        self.jobs[name] = (self.folder / f"{digest}.wav", voice, text, self.least_mos)
         return name
 
     def make(self, workers):
@@ -112,36 +132,55 @@ class Speech:
         reasons = in_parallel(speak, self.jobs.values(), workers)
         for name, reason in zip(self.jobs, tqdm(reasons, total=len(self.jobs), unit="clip")):
             if reason is not None:
-                _, voice, text = self.jobs[name]
+                _, voice, text, _ = self.jobs[name]
                 tqdm.write(f"SKIPPED: {voice!r} could not say {text!r}: {reason}", file=sys.stderr)
                 failed.add(name)
         return failed
 
 
-def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0):
+def read_voices(file):
+    """A file with a voice a line -> a list of voices. Empty lines, and lines that begin with #, are
+    left out. Raises DataError where none is left."""
+    voices = []
+    for _, line in text_lines(file):
+        if line.strip() and not line.lstrip().startswith("#"):
+            voices.append(line.strip())
+    if not voices:
+        raise DataError(f"{file} holds no voice: it needs a command a line")
+    return voices
+
+
+def check_voice(voice):
+    """Raise DataError for a command that cannot be a voice."""
+    words = split_command(voice)
+    if not any("{out}" in word for word in words):
+        raise DataError(f"each voice must have an {{out}} where its command takes the wav to "
+                        f"write, and {voice!r} has none")
+    if shutil.which(words[0]) is None:
+        raise DataError(f"there is no program {words[0]}, which the voice {voice!r} needs")
+
+
+def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0, users=USERS,
+               least_mos=None):
     """Speak dialogs {"turns": [{"transcript", "response"}]}: clips in out/audio, the manifest
     out/dialogs.jsonl. A voice is a command with {out} for the wav and {text} for the words, which
-    its standard input has too. Returns how many dialogs there are, and how many clips failed.
-    Raises DataError, also where no dialog is left.
+    its standard input has too. users: how many voices, drawn anew, ask each dialog; least_mos: a
+    clip of a lower DNSMOS counts as failed. Returns how many dialogs there are, and how many clips
+    failed. Raises DataError, also where no dialog is left.
 
     Decision: of the two users that section 3.2.1 draws, each asks the whole dialog."""
     out = Path(out)
     for voice in (model_voice, *user_voices):
-        words = split_command(voice)
-        if not any("{out}" in word for word in words):
-            raise DataError("each voice must have an {out} where its command takes the wav to "
-                            "write")
-        if shutil.which(words[0]) is None:
-            raise DataError(f"there is no program {words[0]}, which the voice {voice!r} needs")
-    speech = Speech(out)
+        check_voice(voice)
+    speech = Speech(out, least_mos)
     dialogs, problems = [], []
     for number, row in read_rows(texts):
         problem = dialog_problem(row)
         if problem:
             problems.append(f"line {number}: {problem}")
             continue
-        users = random.Random(f"{seed} {number}").sample(user_voices, min(2, len(user_voices)))
-        for user in users:
+        drawn = random.Random(f"{seed} {number}").sample(user_voices, min(users, len(user_voices)))
+        for user in drawn:
             turns = []
             for turn in row["turns"]:
                 clips = {"heard": speech.clip(user, turn["transcript"]),
@@ -174,12 +213,26 @@ def add_command(commands):
     parser.add_argument("out", help="folder for audio/ and dialogs.jsonl")
     parser.add_argument("--model-voice", required=True, metavar="COMMAND",
                         help="the one voice of the model")
-    parser.add_argument("--user-voice", action="append", required=True, metavar="COMMAND",
-                        help="of several, two are drawn for each dialog")
+    parser.add_argument("--user-voice", action="append", default=[], metavar="COMMAND",
+                        help="may stand several times")
+    parser.add_argument("--user-voices", metavar="FILE", help="a file with such a command a line")
+    parser.add_argument("--users", type=int, default=USERS, metavar="N",
+                        help="voices that ask each dialog, from its first turn to its last; each "
+                        "makes a dialog of its own (default: %(default)s)")
+    parser.add_argument("--dnsmos", type=float, metavar="LEAST",
+                        help="leave out clips of a lower DNSMOS, 1 to 5; needs the package "
+                        "speechmos")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
 
     def run(args):
-        count, failed = synthesise(args.texts, args.out, args.model_voice, args.user_voice,
-                                   args.workers)
+        voices = list(args.user_voice)
+        if args.user_voices:
+            voices += read_voices(args.user_voices)
+        if not voices or args.users < 1:
+            raise DataError("synth needs --user-voice or --user-voices, and --users from 1 on")
+        if args.dnsmos is not None:
+            quality.check_packages("--dnsmos")
+        count, failed = synthesise(args.texts, args.out, args.model_voice, voices, args.workers,
+                                   users=args.users, least_mos=args.dnsmos)
         return f"{count} dialogs, {failed} clips failed"
     parser.set_defaults(run=run)

@@ -21,6 +21,7 @@ from workshop import shards
 from workshop.manifests import DataError, write_lines
 
 SHARDS = "shard-*.safetensors"
+LARGEST_IDS = (2**31 - 1, 2**15)  # more text ids and codes than any model has
 
 # Each file is mapped once, and 64 at a time: far below a process's limit of open files.
 open_shard = lru_cache(maxsize=64)(shards.Shard)
@@ -123,17 +124,22 @@ def read_index(folder):
 
 
 def check_grids(folder):
-    """Compare every shard of a folder with its digest -> a table: how many are whole, and how many
-    have no digest (those of an older version). Raises DataError where one is damaged, or none is
-    there."""
+    """Compare every shard of a folder with its digest, and look at every id and loss class -> a
+    table: how many are whole, and how many have no digest (those of an older version). Raises
+    DataError where one is damaged, or none is there.
+
+    Whether the ids exist in a model is known where it is trained, and checked there."""
     counts = Counter()
     damaged = []
     paths = sorted(Path(folder).glob(SHARDS))
     for path in tqdm(paths, desc=Path(folder).name, unit="shard"):
         try:
-            has_digest = shards.Shard(path).verify()
+            shard = shards.Shard(path)
+            has_digest = shard.verify()
+            for grid in shard:
+                shards.check_ids(grid, *LARGEST_IDS)
         except stream.GridError as error:
-            damaged.append(str(error))
+            damaged.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         counts["whole" if has_digest else "without a digest"] += 1
     if not paths:
@@ -142,4 +148,6 @@ def check_grids(folder):
         damaged.append(f"{len(damaged)} of {len(paths)} shards are damaged: remove them, and "
                        "data.py encode makes them again")
         raise DataError("\n".join(damaged))
-    return "\n".join(f"{count:>9} {kind}" for kind, count in counts.items())
+    lines = [f"{count:>9} {kind}" for kind, count in counts.items()]
+    return "\n".join([*lines, "Looked at: bytes, ids below any model's, loss classes. Whether the "
+                      "ids are your model's is checked in training."])
