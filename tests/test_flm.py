@@ -1,4 +1,5 @@
-"""flm.py against the release's outputs, against transformers, and against itself: cached, sharded, broken on purpose."""
+"""flm.py against the release's outputs, against transformers, and against itself: cached,
+sharded, broken on purpose."""
 import json
 import os
 import shutil
@@ -42,7 +43,8 @@ def close(a, b, tolerance=1e-4):
 @pytest.mark.parametrize("name", ["flm_small", "flm_small_mup"])
 @torch.no_grad()
 def test_golden(name):
-    """Catches a wrong norm, RoPE, GQA order, mup factor, bias, depth input or MLP choice: anything that moves a number."""
+    """Catches a wrong norm, RoPE, GQA order, mup factor, bias, depth input or MLP choice:
+    anything that moves a number."""
     model, golden = model_files.load(REFERENCE / name), load_file(REFERENCE / name / "golden.safetensors")
     h = model.hidden(golden["text_ids"], golden["speak_ids"], golden["listen_ids"])
     close(h, golden["hidden"])
@@ -53,7 +55,8 @@ def test_golden(name):
 @pytest.mark.parametrize("name", ["qwen_small", "qwen_small_tied"])
 @torch.no_grad()
 def test_from_qwen_equals_transformers(name):
-    """Catches a Qwen tensor mapped wrongly or left fresh, RoPE base not read, or a tied head that is not the embedding."""
+    """Catches a Qwen tensor mapped wrongly or left fresh, RoPE base not read, or a tied head that
+    is not the embedding."""
     golden = load_file(REFERENCE / name / "golden.safetensors")
     config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2,
                      max_position_embeddings=64)
@@ -86,7 +89,8 @@ def test_from_qwen_reads_a_vision_language_checkpoint(tmp_path):
     ({"use_sliding_window": True}, "has use_sliding_window"),
     ({"rope_scaling": 3}, "rope_scaling must be an object")])
 def test_a_qwen_that_computes_otherwise_is_refused(tmp_path, changes, sentence):
-    """Catches a checkpoint whose other positions, or whose window, are left out without a word: it would start, and be wrong."""
+    """Catches a checkpoint whose other positions, or whose window, are left out without a word:
+    it would start, and be wrong."""
     source = shutil.copytree(REFERENCE / "qwen_small", tmp_path / "qwen")
     values = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(values | changes))
@@ -96,8 +100,8 @@ def test_a_qwen_that_computes_otherwise_is_refused(tmp_path, changes, sentence):
 
 @torch.no_grad()
 def test_a_start_with_more_rows_than_the_checkpoint(model):
-    """Catches rows beyond the checkpoint's that are empty or shift the others: a tokenizer that fills its vocabulary
-    leaves none for <wait>."""
+    """Catches rows beyond the checkpoint's that are empty or shift the others: a tokenizer that
+    fills its vocabulary leaves none for <wait>."""
     source = REFERENCE / "qwen_small"
     plain = qwen_files.from_qwen(source, QWEN_SMALL)
     more = qwen_files.from_qwen(source, replace(QWEN_SMALL, vocab_size=100))
@@ -108,7 +112,8 @@ def test_a_start_with_more_rows_than_the_checkpoint(model):
 
 @torch.no_grad()
 def test_a_nested_checkpoint_with_one_matrix_for_both_ends(tmp_path):
-    """Catches Qwen2.5-VL 3B as newer transformers writes it, which says outside text_config that its head is its embedding."""
+    """Catches Qwen2.5-VL 3B as newer transformers writes it, which says outside text_config that
+    its head is its embedding."""
     source = REFERENCE / "qwen_small_tied"
     values = json.loads((source / "config.json").read_text())
     del values["tie_word_embeddings"]
@@ -123,7 +128,8 @@ def test_a_nested_checkpoint_with_one_matrix_for_both_ends(tmp_path):
 
 @torch.no_grad()
 def test_llama_is_qwen_without_biases(tmp_path):
-    """Catches SmolLM2 refused for the biases that it does not have, or computed with some: a Llama equals the Qwen whose biases are 0."""
+    """Catches SmolLM2 refused for the biases that it does not have, or computed with some: a
+    Llama equals the Qwen whose biases are 0."""
     source = REFERENCE / "qwen_small"
     values = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
@@ -147,7 +153,8 @@ def test_llama_is_qwen_without_biases(tmp_path):
     ("gemma2", "type gemma2: it scales its embeddings"),
     ("olmo", "type olmo: it is not known here; Qwen2, Qwen2.5 and Llama")])
 def test_another_architecture_is_refused_by_name(tmp_path, kind, reason):
-    """Catches a checkpoint that has the names of Qwen2 and computes otherwise: it would start, or end in the name of a tensor."""
+    """Catches a checkpoint that has the names of Qwen2 and computes otherwise: it would start, or
+    end in the name of a tensor."""
     source = shutil.copytree(REFERENCE / "qwen_small", tmp_path / "qwen")
     values = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(values | {"model_type": kind}))
@@ -156,8 +163,8 @@ def test_another_architecture_is_refused_by_name(tmp_path, kind, reason):
 
 
 def test_rows_of_a_llama_file_by_hand():
-    """Catches q and k of a GGUF file of Llama left in the file's order, in which pairs stand side by side: the model
-    would run, and be wrong."""
+    """Catches q and k of a GGUF file of Llama left in the file's order, in which pairs stand side
+    by side: the model would run, and be wrong."""
     rows = torch.tensor([0, 100, 1, 101, 2, 102, 10, 110, 11, 111, 12, 112])[:, None].expand(-1, 3)
     ours = gguf_files.half_split(rows, heads=2)
     assert ours[:, 0].tolist() == [0, 1, 2, 100, 101, 102, 10, 11, 12, 110, 111, 112]
@@ -216,7 +223,8 @@ def write_gguf(file, source, architecture):
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path, architecture):
-    """Catches settings, shapes or rows of q and k of a GGUF file that are not those of its folder."""
+    """Catches settings, shapes or rows of q and k of a GGUF file that are not those of its
+    folder."""
     write_gguf(tmp_path / "x.gguf", REFERENCE / "qwen_small", architecture)
     config = replace(QWEN_SMALL, attention_bias=architecture == "qwen2")
     model, plain = qwen_files.from_qwen(tmp_path / "x.gguf", config), qwen_files.from_qwen(REFERENCE / "qwen_small", QWEN_SMALL)
@@ -275,7 +283,8 @@ def test_cached_frames_equal_the_full_pass(model):
 
 @torch.no_grad()
 def test_a_step_over_the_whole_masked_cache_is_the_same(model):
-    """Catches a wrong mask on accelerators, where a step reads all rows so that its shapes stay; here on the CPU."""
+    """Catches a wrong mask on accelerators, where a step reads all rows so that its shapes stay;
+    here on the CPU."""
     inputs, cache = frames(model.config, 2, 9), flm.KVCache(model.config, 2, 20)
     cache.fixed = True
     cache.k.fill_(3.0), cache.v.fill_(3.0)
@@ -285,8 +294,9 @@ def test_a_step_over_the_whole_masked_cache_is_the_same(model):
 
 @torch.no_grad()
 def test_a_ring_reads_the_last_frames(model):
-    """Catches a ring that forgets too early or late, mixes up rows, or runs off the positions: once it has turned, a layer's
-    keys and values are those of the last frames, and attention gives what a window's mask gives."""
+    """Catches a ring that forgets too early or late, mixes up rows, or runs off the positions:
+    once it has turned, a layer's keys and values are those of the last frames, and attention
+    gives what a window's mask gives."""
     config = replace(model.config, num_hidden_layers=1, max_position_embeddings=32)
     shallow = flm.FLM(config)
     shallow.load_state_dict(model.state_dict(), strict=False, assign=True)
@@ -300,7 +310,8 @@ def test_a_ring_reads_the_last_frames(model):
 
 @torch.no_grad()
 def test_conversations_of_a_batch_may_wait(model):
-    """Catches a conversation that moves, or loses a frame, while another one's frame is computed."""
+    """Catches a conversation that moves, or loses a frame, while another one's frame is
+    computed."""
     inputs, cache = frames(model.config, 2, 12), flm.KVCache(model.config, 2, 20)
     full, found, at = model.hidden(*inputs), [[], []], [0, 0]
     for active in [(1, 1), (1, 0), (1, 0), (0, 1), (1, 1), (0, 1), (0, 1), (1, 1)]:
@@ -316,7 +327,8 @@ def test_conversations_of_a_batch_may_wait(model):
 @pytest.mark.parametrize("change", [{}, {"depth_cmlp": False, "depth_bias": True}, {"depth_swiglu": False, "depth_rmsnorm": False}])
 @torch.no_grad()
 def test_depth_steps_equal_teacher_forcing(change):
-    """Catches an off-by-one in the depth inputs, a stale cache row from the frame before, or a code seen before its time."""
+    """Catches an off-by-one in the depth inputs, a stale cache row from the frame before, or a
+    code seen before its time."""
     config = replace(flm.PRESETS["tiny"], num_hidden_layers=1, **change)
     torch.manual_seed(0)
     model = flm.init_weights(flm.FLM(config))
@@ -337,7 +349,8 @@ def test_rows_of_a_batch_do_not_mix(model):
 
 
 def test_initial_weights_follow_the_seed_and_every_one_learns():
-    """Catches parameters left without values, drawn from another generator, or cut off from the loss."""
+    """Catches parameters left without values, drawn from another generator, or cut off from the
+    loss."""
     config = replace(flm.PRESETS["tiny"], num_hidden_layers=2)
     models = []
     for seed in (1, 1, 2):
@@ -366,7 +379,8 @@ def test_save_and_load_round_trip(model, tmp_path, max_shard_bytes):
 
 
 def test_dtype(folder):
-    """Catches a tensor that keeps the file's type, or a rotation in float32 that breaks a bfloat16 model."""
+    """Catches a tensor that keeps the file's type, or a rotation in float32 that breaks a
+    bfloat16 model."""
     model = model_files.load(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     with torch.no_grad():

@@ -584,7 +584,7 @@ def test_errors_are_one_sentence(run, tmp_path):
         ([*usual, "--epochs", "nan"], "--epochs must be from"),
         (["run", *grids, *start], "--out must be given"),
         ([*usual, "--depth-share", "2"], "--depth-share must be from 0 to 1, not 2.0"),
-        ([*usual, "--qwen", "q"], "--qwen starts a preset"),
+        ([*usual, "--qwen", "q"], "--qwen fills a model without weights"),
         (["run", *grids, *start, "--out", f"{run.init}/../start"], "is the folder of --init"),
         ([*usual, "--lora", "0"], "--lora must be 1 or more"),
         ([*usual, "--freeze", "head"], "--freeze takes embeddings, backbone, heads, depth, not"),

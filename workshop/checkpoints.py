@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_state_dict, set_state_dict)
 
 import flm
-from workshop import config_files, lora, model_files, processes, starting
+from workshop import beside, config_files, lora, model_files, processes, starting
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -177,9 +177,10 @@ def resume(path, model, optimizer, method, settings_class):
     return about["step"]
 
 
-def export(source, folder, dtype=torch.float32):
+def export(source, folder, dtype=torch.float32, beside_it=None):
     """A checkpoint, or the newest of a run's folder -> a model folder in the release's format, with
-    tokenizer and codec beside it. Raises CheckpointError, model_files.LoadError or OSError."""
+    tokenizer and codec beside it, of the folder or Hub id `beside_it` or those of the run. Raises
+    CheckpointError, model_files.LoadError or OSError."""
     source = Path(source)
     path = source
     if not (source / "run.json").exists():
@@ -190,10 +191,13 @@ def export(source, folder, dtype=torch.float32):
     about = json.loads((path / "run.json").read_text())
     method = about["method"]
     model = whole_model(path, about)
+    folders = beside.sources(beside_it, about["beside"], method["init"], method["qwen"])
     model_files.save(model.to(dtype), folder)
-    beside = about["beside"] or method["qwen"] or method["init"]
-    if beside not in flm.PRESETS:
-        copy_beside(model_files.resolve(beside), Path(folder))
+    beside.lay(folders, folder)
+    missing = beside.lacking([Path(folder)])
+    if missing:
+        print(f"note: {folder} has no {' and no '.join(missing)} and cannot talk: give a folder "
+              "that has, with train.py export --beside")
 
 
 def whole_model(path, about):
@@ -218,12 +222,3 @@ def whole_model(path, about):
     lora.merge(model)
     model.config = config
     return model
-
-
-def copy_beside(source, folder):
-    """Copy tokenizer, codec and sampling settings, where they are there, to another folder."""
-    if source.resolve() == folder.resolve():
-        return
-    for name in model_files.BESIDE:
-        if (source / name).exists():
-            shutil.copy(source / name, folder)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import flm
 import stream
 from stream import FRAME_RATE, K, Loss
-from workshop import lora, model_files, parameters, processes, training_notes
+from workshop import lora, model_files, parameters, processes, starting, training_notes
 from workshop.batches import collate
 from workshop.training_set import Grids
 
@@ -130,8 +130,8 @@ def plan(settings, hours, gpu, gpus):
     hours: of audio, where there are no grids yet; gpu: a name of GPUS; gpus: how many. Memory is an
     estimate: the tensors named in `memory_plan`, all frames with loss, no fragmentation.
     Raises CostError."""
-    preset = flm.PRESETS.get(settings.init)
-    model = flm.FLM(preset) if preset else model_files.load(settings.init, "meta")
+    fresh = starting.fresh_config(settings.init)
+    model = flm.FLM(fresh) if fresh else model_files.load(settings.init, "meta")
     config = model.config
     settings = settings.resolve(config)
     trained = lora.Trained.of(vars(settings))

@@ -54,8 +54,8 @@ TENSORS_OF_LAYER = {
 }
 # How a text is cut before pairs of bytes are merged, by the file's name for it. From the
 # tokenizer.json of each model.
-QWEN_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-              r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+              r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 PRETOKENIZERS = ("qwen2", "smollm", "gpt-2")
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4   # types of tokens
 

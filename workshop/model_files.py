@@ -21,9 +21,13 @@ import flm
 from workshop import config_files
 from workshop.files import LoadError, replacing
 
-# What stands beside the weights in a model folder, and is carried along with them.
-BESIDE = ("tokenizer.json", "sampling.json", "mimi.json", "mimi.safetensors",
-          "tokenizer-e351c8d8-checkpoint125.safetensors")
+# What stands beside the weights in a model folder, and is carried along with them (beside.py).
+KINDS = {
+    "tokenizer": ("tokenizer.json",),
+    "sampling": ("sampling.json",),
+    "codec": ("mimi.json", "mimi.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors"),
+}
+BESIDE = tuple(name for names in KINDS.values() for name in names)
 WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *BESIDE]
 INDEX = "model.safetensors.index.json"
 
@@ -141,9 +145,9 @@ def fill(model, tensors, where, device, dtype, optional=(), convert=None):
 
 # --- reading ---
 
-def read_config(folder):
+def read_config(folder, name="config.json"):
     """The flm.Config of a folder's config.json. Raises LoadError."""
-    file = Path(folder) / "config.json"
+    file = Path(folder) / name
     values = read_json(file)
     try:
         return config_files.from_json(values)

@@ -96,9 +96,16 @@ def read_tokenizer(folder):
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
         raise DataError(f"{path} cannot be read: {error}") from None
+    config = model_files.read_config(folder)
     largest = max(tokenizer.get_vocab().values())
-    size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
-    if largest >= size:
+    if largest >= config.vocab_size:
         raise DataError(f"{path} is another model's: its ids go up to {largest}, "
-                        f"config.json's to {size - 1}")
+                        f"config.json's to {config.vocab_size - 1}")
+    # The release's config.json names no <asr> and <answer>, which then take the last rows.
+    named = json.loads((Path(folder) / "config.json").read_text())
+    for name, key in (("<asr>", "text_asr_token_id"), ("<answer>", "text_answer_token_id")):
+        row = config.asr_token if name == "<asr>" else config.answer_token
+        if key not in {**named, **named["mm_token_info"]} and tokenizer.id_to_token(row):
+            raise DataError(f"{name} has no row of its own: config.json names no {key}, and the "
+                            f"last rows are words of {path}; name a free row there")
     return tokenizer

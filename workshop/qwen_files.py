@@ -1,4 +1,4 @@
-"""A start from a language model that somebody else trained: Qwen2.5, or another that computes alike.
+"""A start from a language model that others trained: Qwen2.5, or one that computes alike.
 
 What this is: the text embeddings, layers, norm and text head of a checkpoint under fresh audio
 embeddings and a fresh depth transformer (section 2.1: the language part of Qwen2.5-VL); which
@@ -13,7 +13,7 @@ be smaller than the model's; rows that it does not have begin with random values
 """
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ class Source:
     file: Path
     settings: dict
     tensors: object
+    gguf: gguf_files.Checkpoint | None = None  # where it is a GGUF file
 
 
 def open_source(path):
@@ -60,7 +61,8 @@ def open_source(path):
             raise LoadError(f"{path} does not exist")
         checkpoint = gguf_files.Checkpoint(path)
         tensors = ((path, name, tensor) for name, tensor in checkpoint.tensors())
-        return Source(Path(path), check_settings(checkpoint.settings, path), tensors)
+        settings = check_settings(checkpoint.settings, path)
+        return Source(Path(path), settings, tensors, checkpoint)
     folder = model_files.resolve(path)
     if not (folder / "config.json").exists():
         for file in folder.glob("*.gguf"):
@@ -132,11 +134,10 @@ def same(ours, theirs):
     return ours == theirs
 
 
-def shape_of(settings, preset):
-    """The flm.Config around a checkpoint with these settings; what is not the checkpoint's is that
-    of a preset: codec and depth transformer, and the special ids. Raises ValueError."""
+def shape_of(settings):
+    """What of a checkpoint's settings is a setting of flm.Config, by name: its shape."""
     names = (*SAME, "vocab_size", "max_position_embeddings", "disable_att_o_bias")
-    return replace(preset, **{name: settings[name] for name in names if name in settings})
+    return {name: settings[name] for name in names if name in settings}
 
 
 def our_name(name):

@@ -6,8 +6,9 @@ serves train.py. What this is not: the log of its steps (training_log.py), or re
 
     python train.py run grids/ft2 --init tiny/model --out runs/ft2 --stage fine-tuning-2
 """
+import flm
 from stream import FRAME_RATE
-from workshop import processes
+from workshop import beside, processes, starting
 from workshop.lora import Trained
 
 
@@ -43,6 +44,16 @@ def notes(run, stage):
             f"{settings.init} was trained on rows of {before} frames, and this run has rows of "
             f"{settings.length} (--length): the model that comes out will remember "
             f"{settings.length} frames ({seconds:.0f} s) and no more")
+    if settings.init not in flm.PRESETS and starting.fresh_config(settings.init):
+        sentences.append(f"{settings.init} is a config.json without weights: the model starts with "
+                         "fresh ones")
+    folders = beside.sources(settings.beside, settings.init, settings.qwen)
+    missing = beside.lacking(folders)
+    if missing:
+        sentences.append(
+            f"there is no {' and no '.join(missing)} to lay beside the model that comes out, "
+            "without which it cannot talk: name a folder that has them, now with --beside or "
+            "later with train.py export --beside")
     return sentences
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import flm
-from workshop import checkpoints, costs, lora, processes, training_log
+from workshop import checkpoints, costs, lora, processes, tokenizer, training_log
 
 
 class SettingError(ValueError):
@@ -28,9 +28,9 @@ class SettingError(ValueError):
 class Options:
     """What a run is told beside the method, which train.Settings adds."""
     grids: tuple = ()            # folders, or FOLDER:WEIGHT
-    init: str | None = None      # folder, Hub id or preset
+    init: str | None = None      # folder, Hub id, preset or config.json
     out: str | None = None
-    qwen: str | None = None      # folder or Hub id
+    qwen: str | None = None      # folder, Hub id or GGUF file
     beside: str | None = None    # folder or Hub id
     # A part of the weights.
     lora: int | None = None      # rank of adapters
@@ -93,13 +93,11 @@ def check(settings):
     for name in ("init", "out"):
         if not getattr(settings, name):
             raise SettingError(f"{option_name(name)} must be given")
-    if Path(settings.init).is_dir() and Path(settings.init).resolve() == Path(settings.out).resolve():
+    init = Path(settings.init)
+    if init.is_dir() and init.resolve() == Path(settings.out).resolve():
         raise SettingError(f"--out {settings.out} is the folder of --init, whose model would be "
                            "overwritten: choose another --out")
     check_trained(settings)
-    if settings.qwen and settings.init not in flm.PRESETS:
-        raise SettingError(f"--qwen starts a preset ({', '.join(flm.PRESETS)}), and --init is "
-                           f"{settings.init}")
 
 
 def check_trained(settings):
@@ -153,8 +151,12 @@ def make_parser(defaults, stages, paper_length):
     export = commands.add_parser("export", help="a checkpoint as a model folder for chat.py")
     export.add_argument("checkpoint", help="a checkpoint, or a run's folder for its newest")
     export.add_argument("folder", help="for the model, with tokenizer and codec beside")
+    export.add_argument("--beside", help="folder with tokenizer and codec to lay beside (default: "
+                        "those of the run)")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="the release has bfloat16" + DEFAULT)
+
+    tokenizer.add_command(commands)
 
     plot = commands.add_parser("plot", help="a run's curves as curves.png; needs matplotlib")
     plot.add_argument("folder", help="of the run")
@@ -177,12 +179,13 @@ def add_run_options(run, stages):
     add = run.add_argument_group("what").add_argument
     add("grids", nargs="*",
         help="folders that data.py made; FOLDER:WEIGHT reads it WEIGHT times an epoch")
-    add("--init", help="model folder or Hub id to start from, or a preset with fresh weights: "
-        + ", ".join(flm.PRESETS))
+    add("--init", help="model folder or Hub id to start from; or for fresh weights a config.json, "
+        "as a file or alone in a folder, or a preset: " + ", ".join(flm.PRESETS))
     add("--out", help="folder for checkpoints, log and trained model")
-    add("--qwen", help="Qwen2.5, or Qwen2.5-VL, that fills the preset's backbone: folder or Hub id")
-    add("--beside", help="folder with tokenizer and codec to lay beside the trained model "
-        "(default: that of --qwen or --init)")
+    add("--qwen", help="Qwen2.5, Qwen2.5-VL or a Llama without biases that fills the backbone of "
+        "a model with fresh weights: folder, Hub id or GGUF file")
+    add("--beside", help="folder with tokenizer and codec to lay beside the trained model; a "
+        "preset takes its special ids too (default: that of --init or --qwen)")
 
     add = run.add_argument_group("method").add_argument
     add("--stage", choices=stages, help="column of Table 3, which gives epochs and rates" + DEFAULT)
@@ -267,7 +270,10 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
             if getattr(args, name, 1) < 1:
                 raise SettingError(f"--{name} must be 1 or more, not {getattr(args, name)}")
         if args.command == "export":
-            checkpoints.export(args.checkpoint, args.folder, getattr(torch, args.dtype))
+            checkpoints.export(args.checkpoint, args.folder, getattr(torch, args.dtype),
+                               args.beside)
+        elif args.command == "tokenizer":
+            tokenizer.run_command(args)
         elif args.command == "plot":
             training_log.plot(args.folder, Path(args.folder) / "curves.png")
         elif args.command == "bench":

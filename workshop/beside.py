@@ -1,0 +1,57 @@
+"""What lies beside the weights in a model folder: tokenizer, codec, settings of sampling.
+
+What this is: from which folders a trained model gets them, what is lacking, and the copying. A
+model without tokenizer or codec cannot talk. What this is not: the weights, or the names of these
+files (model_files.py). Serves checkpoints.py, training_notes.py and tokenizer.py.
+
+    python train.py export runs/ft2 somewhere/model --beside release
+"""
+import shutil
+from pathlib import Path
+
+import flm
+from workshop import model_files
+
+NEEDED = ("tokenizer", "codec")
+
+
+def sources(*names):
+    """Folders and Hub ids, the first of which counts most -> their folders. None, presets and files
+    have nothing beside. Raises LoadError."""
+    folders = []
+    for name in names:
+        if name and name not in flm.PRESETS and not Path(name).is_file():
+            folders.append(model_files.resolve(name))
+    return folders
+
+
+def files_of_kinds(folders):
+    """{kind: the files of it, in the first folder that has any}. One folder gives all of a kind,
+    since the files of a codec go together."""
+    files = {}
+    for kind, names in model_files.KINDS.items():
+        for folder in folders:
+            present = [folder / name for name in names if (folder / name).exists()]
+            if present:
+                files[kind] = present
+                break
+    return files
+
+
+def lacking(folders):
+    """What a model needs in order to talk and none of the folders has: kinds, perhaps none."""
+    files = files_of_kinds(folders)
+    return [kind for kind in NEEDED if kind not in files]
+
+
+def lay(folders, target):
+    """Copy what the folders have to another folder."""
+    for files in files_of_kinds(folders).values():
+        copy(files, target)
+
+
+def copy(files, target):
+    target = Path(target)
+    for file in files:
+        if file.parent.resolve() != target.resolve():
+            shutil.copy(file, target)
