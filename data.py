@@ -30,11 +30,9 @@ model may write. What each format has in its two channels:
     lay_user_audio  script and clips       -> user_audio [T * FRAME], with noise and leakage
     grids           all of it              -> stream.Grid: text, speak and listen
 
-Unusual here:
-- What is heard is one continuous waveform, silence and noise included, and is encoded whole.
-- Decision: what is spoken is encoded clip by clip, each from the start of a frame on. So a clip has
-  one set of codes wherever it stands, and is encoded once for many samples.
-- A shard depends on the settings and on its number alone, so any process may make it.
+What is heard is one waveform, silence and noise included, and is encoded whole. Decision: what is
+spoken is encoded clip by clip, each from the start of a frame on. So a clip has one set of codes
+wherever it stands, and is encoded once for many samples.
 
 Shapes: N samples of a waveform (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks.
 """
@@ -192,7 +190,8 @@ def noise(n, rng, paths=(), levels=NOISE_LOUDNESS):
         if paths:
             segment = recorded_noise(missing, rng, paths)
         else:
-            segment = synthetic_noise(missing, rng)
+            colour = rng.uniform(0, 1)  # from white noise to brown
+            segment = acoustics.coloured_noise(missing, colour, rng.getrandbits(64))
         gain = amplitude(rng.uniform(*levels) - loudness(segment))
         if rng.random() < NO_NOISE_PROBABILITY:
             gain = 0.0
@@ -209,11 +208,6 @@ def recorded_noise(most, rng, paths):
     audio = read_noise(rng.choice(paths)).numpy()
     start = rng.randrange(max(1, len(audio) - SHORTEST_NOISE * SAMPLE_RATE))
     return audio[start:start + most]
-
-
-def synthetic_noise(n, rng):
-    """n samples of noise of a random colour, from white to brown."""
-    return acoustics.coloured_noise(n, rng.uniform(0, 1), rng.getrandbits(64))
 
 
 def draw_leak(rng):
@@ -269,35 +263,22 @@ def hesitate(audio, seconds, rng):
     return np.concatenate([audio[:start], pause, audio[start:]]), start
 
 
-def microphone(audio, rng):
-    """audio [N] through a microphone that favours some octaves."""
-    return acoustics.microphone(audio, [rng.gauss(0, MICROPHONE) for _ in acoustics.OCTAVES])
-
-
 def room(audio, rng):
     """audio [N] as a microphone across a room hears it, [N + echo]."""
-    seconds = rng.uniform(*ROOM_DECAY)
+    decay = rng.uniform(*ROOM_DECAY)
     direct = rng.uniform(*ROOM_DIRECT)
-    echo = acoustics.echo(audio, seconds, rng.getrandbits(64))
-    direct_sound = np.pad(audio, (0, len(echo) - len(audio)))
-    return direct_sound + (amplitude(-direct) * echo).astype(np.float32)
-
-
-def telephone(audio, rng):
-    """audio [N] as a telephone or a file of 8 kHz carries it: a random band of its frequencies."""
-    lowest = rng.uniform(*TELEPHONE_LOWEST)
-    highest = rng.uniform(*TELEPHONE_HIGHEST)
-    return acoustics.band(audio, lowest, highest)
+    return acoustics.room(audio, decay, amplitude(-direct), rng.getrandbits(64))
 
 
 def from_afar(audio, rng):
     """audio [N] with a random choice of microphone, room and telephone, [N + echo]."""
     if rng.random() < MICROPHONE_PROBABILITY:
-        audio = microphone(audio, rng)
+        audio = acoustics.microphone(audio, MICROPHONE, rng)
     if rng.random() < ROOM_PROBABILITY:
         audio = room(audio, rng)
     if rng.random() < TELEPHONE_PROBABILITY:
-        audio = telephone(audio, rng)
+        lowest = rng.uniform(*TELEPHONE_LOWEST)
+        audio = acoustics.band(audio, lowest, rng.uniform(*TELEPHONE_HIGHEST))
     return audio
 
 

@@ -19,7 +19,7 @@ import stream
 from conftest import assert_same
 from data import Settings
 from stream import Ids
-from workshop import codec_files, config_files, encoding, shards, training_set
+from workshop import acoustics, codec_files, config_files, encoding, shards, training_set
 from workshop.drawing import draw
 from workshop.manifests import DataError
 from workshop.parallel import in_parallel
@@ -409,7 +409,7 @@ def test_a_telephone_carries_a_band():
     time = np.arange(RATE) / RATE
     low = np.sin(2 * np.pi * 1000 * time).astype(np.float32)
     high = np.sin(2 * np.pi * 5000 * time).astype(np.float32)
-    narrow = data.telephone(low + high, random.Random(0))
+    narrow = acoustics.band(low + high, data.TELEPHONE_LOWEST[1], data.TELEPHONE_HIGHEST[0])
     middle = slice(RATE // 4, 3 * RATE // 4)  # away from the edges, where the filter rings
     assert np.abs(narrow - low)[middle].max() < 0.02
 
@@ -435,7 +435,7 @@ def test_a_microphone_favours_octaves_at_random():
     tones = [np.sin(2 * np.pi * hertz * time).astype(np.float32) for hertz in (750, 3000)]
     gains = []
     for seed in range(200):
-        clips = [data.microphone(tone, random.Random(seed)) for tone in tones]
+        clips = [acoustics.microphone(tone, data.MICROPHONE, random.Random(seed)) for tone in tones]
         # A sound that came later or earlier would not correlate like this.
         gains.append([(tone @ clip) / (tone @ tone) for tone, clip in zip(tones, clips)])
     decibels = 20 * np.log10(np.array(gains))

@@ -109,6 +109,20 @@ def test_a_stopped_run_goes_on(folder):
         transcription.transcribe(folder / "in", out, stub.listen, "stub")
 
 
+def test_a_recogniser_s_times_are_made_those_of_the_piece(tmp_path):
+    """Catches words behind the end of their piece, or in another order than their sound, for which
+    the whole line is refused later."""
+    soundfile.write(tmp_path / "a.wav", sounds([(0.5, 1.5)], 2), RATE)
+
+    def listen(audio, rate):
+        words = [["One", 0.0, 0.4], ["two", 0.3, 0.2], ["three", 0.25, 9.0]]
+        return {"text": "One two three", "confidence": 0.9, "words": words}
+    transcription.transcribe(tmp_path, tmp_path / "out.jsonl", listen, "stub")
+    ((turn,),) = read_manifest(tmp_path / "out.jsonl", "word-aligned")
+    assert turn["words"] == [["One", 0.0, 0.4], ["two", 0.3, 0.3],
+                             ["three", 0.3, pytest.approx(1.3, abs=0.03)]]
+
+
 def test_silence_alone_is_no_success(tmp_path):
     """Catches an empty manifest, and exit code 0, where nothing was understood."""
     soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)

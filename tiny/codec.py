@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import data
 import mimi
-from workshop import codec_files
+from workshop import acoustics, codec_files
 
 FRAMES = 44                             # of a clip: 3.52 s
 MODEL_CLIPS, USER_CLIPS = 4, 8          # in a batch; all are encoded,
@@ -95,7 +95,7 @@ def disturbed(wave, clip, rng):
         return wave
     n = len(wave)
     if rng.random() < MUFFLED:
-        wave = data.microphone(wave, rng)
+        wave = acoustics.microphone(wave, data.MICROPHONE, rng)
     if rng.random() < IN_ROOM:
         wave = data.room(wave, rng)[:n]
     level = data.loudness(clip) - rng.uniform(*SNR)

@@ -17,8 +17,10 @@ def spectrum_size(length):
     return 1 << length.bit_length()
 
 
-def microphone(audio, gains):
-    """audio [N] through a microphone with gains in dB at the OCTAVES, and a line between them."""
+def microphone(audio, deviation, rng):
+    """audio [N] through a microphone that favours some octaves: a random gain at each of the
+    OCTAVES, of so many dB standard deviation, and a line between them."""
+    gains = [rng.gauss(0, deviation) for _ in OCTAVES]
     size = spectrum_size(len(audio))
     frequencies = np.arange(1, size // 2 + 2) / (size // 2)  # as shares of 12 kHz
     response = 10 ** (np.interp(np.log2(frequencies), OCTAVES, gains) / 20)
@@ -26,16 +28,17 @@ def microphone(audio, gains):
     return filtered[:len(audio)].astype(np.float32)
 
 
-def echo(audio, seconds, seed):
-    """The echo of audio [N] alone, as loud as its source: [N + echo]. The room's response is a
-    noise that decays by 60 dB within so many seconds."""
+def room(audio, seconds, gain, seed):
+    """audio [N] and its echo, [N + echo]. The room's response is a noise that decays by 60 dB
+    within so many seconds. gain: amplitude of the echo beside its source."""
     n = round(seconds * SAMPLE_RATE)
     decay = np.exp(-SIXTY_DECIBELS * np.arange(n, dtype=np.float32) / n)
     response = np.random.default_rng(seed).standard_normal(n, np.float32) * decay
     response /= np.linalg.norm(response)
     length = len(audio) + n
     size = spectrum_size(length)
-    return np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[:length]
+    echo = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[:length]
+    return np.pad(audio, (0, n)) + (gain * echo).astype(np.float32)
 
 
 def band(audio, lowest, highest):

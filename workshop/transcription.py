@@ -72,12 +72,27 @@ def transcribe_one(path, listen, silence, longest):
     for start, end in speech.pieces(audio, silence, longest):
         piece = audio[round(start * SAMPLE_RATE):round(end * SAMPLE_RATE)]
         result = listen(piece, SAMPLE_RATE)
+        if "words" in result:
+            result["words"] = words_within(result["words"], end - start)
         if result["text"].strip():
             times = {"start": round(start, 3), "end": round(end, 3)}
             rows.append({"audio": path, **times, **result})
         else:
             silent += 1
     return {"rows": rows, "counts": {"lines": len(rows), "pieces without words": silent}}
+
+
+def words_within(words, seconds):
+    """[[word, start, end]] as a manifest has them. A recogniser's times may lie a little behind the
+    end of the piece, or before those of the word before."""
+    within = []
+    before = 0.0
+    for word, start, end in words:
+        start = min(max(start, before), seconds)
+        end = min(max(end, start), seconds)
+        within.append([word, round(start, 3), round(end, 3)])
+        before = start
+    return within
 
 
 class Progress:
