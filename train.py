@@ -80,11 +80,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from stream import FORMATS, Loss
 from workshop import checkpoints, costs, lora, model_files, processes, starting
-from workshop import training_notes, training_options
+from workshop import training_notes, training_options, training_set
 from workshop.batches import Batches
 from workshop.checkpoints import Checkpoints
 from workshop.processes import sum_over_processes
-from workshop.training_log import Log
+from workshop.training_log import Log, read_log
+from workshop.validation import History, Validation
 
 # Equation 3, section 3.1. Decision: section 3.1 gives equation 3 and these weights for
 # post-training, and section 3.2 gives no other loss, so that all four stages use them.
@@ -174,7 +175,10 @@ class Settings(training_options.Options):
     seed: int = 0
 
     def resolve(self, config):
-        """The same with every None of the method filled in for a model of this flm.Config."""
+        """The same with every None of the method filled in for a model of this flm.Config.
+
+        Decision: grids that hold each recording six times, drawn anew (data.py encode --draws 6),
+        count as six epochs."""
         stage = STAGES[self.stage]
         micro = self.micro
         if self.paper:
@@ -188,7 +192,7 @@ class Settings(training_options.Options):
             batch, length = 2, 256
         return replace(
             self,
-            epochs=self.epochs or stage.epochs,
+            epochs=self.epochs or stage.epochs / training_set.mean_draws(self.grids),
             lr=tuple(self.lr or stage.lr),
             batch=self.batch or batch,
             length=self.length or length,
@@ -295,19 +299,19 @@ def gradients(equation, micro_batches, weights):
 
 
 @torch.no_grad()
-def validation(equation, batches, weights):
-    """Equation 3 on what is held out, or on the folders of `valid` -> {format: loss}"""
-    losses = {}
+def validation(equation, batches):
+    """What equation 3 adds up, on what is held out or on the folders of `valid` -> {source: the
+    four CE, float64 [5] by class}"""
+    terms = {}
     for name, rows in batches.valid.items():
         micro_batches = batches.micro_batches(batches.valid_grids, rows)
         sums = torch.zeros(len(Loss), dtype=torch.float64)
         for batch in micro_batches:
             sums += equation(*batch.to(device_of(equation))).cpu()
-        terms = sum_over_processes(sums) / count_tokens(micro_batches).clamp(min=1)
-        losses[name] = (weights * terms).sum().item()
+        terms[name] = sum_over_processes(sums) / count_tokens(micro_batches).clamp(min=1)
     if dist.is_initialized():
         equation.reshard()  # without a backward pass the root stays gathered
-    return losses
+    return terms
 
 
 # --- the model to train, and its optimizer ---
@@ -368,7 +372,8 @@ class Run:
     batches: Batches
     checkpoints: Checkpoints
     about: dict                # what a checkpoint says of the run
-    step: int = 0              # the number of steps so far, with those of the checkpoint
+    step: int                  # the number of steps so far, with those of the checkpoint
+    history: History           # of validations
     log: Log | None = None     # of the first process
 
 
@@ -376,49 +381,51 @@ def train(settings):
     """Run a stage from `init`, or from the newest checkpoint in `out`, and write the model to
     `out`, in the release's format. All processes of a torchrun call this. Raises ValueError or
     OSError, one sentence."""
-    run = start(settings)
-    with closing(run.checkpoints):
-        take_steps(run)
-    if run.step < run.batches.steps:
-        raise TrainError(f"stopped at step {run.step}; the same command goes on from there")
-    if processes.rank() == 0:
-        checkpoints.export(settings.out, settings.out)
-    sum_over_processes(torch.zeros(1))  # nobody leaves before the model is written
-
-
-def start(settings):
-    """Settings -> the Run of this process, at its first step or where its newest checkpoint is."""
     device = processes.connect(settings.device, alone=settings.lora is not None)
+    with closing(Checkpoints(settings.out, settings.keep)) as folder:
+        run = start(settings, device, folder)
+        take_steps(run)
+        folder.wait()
+        if run.step < run.batches.steps and not run.history.reason():
+            raise TrainError(f"stopped at step {run.step}; the same command goes on from there")
+        if processes.rank() == 0:
+            checkpoints.export(settings.out, settings.out)
+            training_notes.conclude(run)
+        sum_over_processes(torch.zeros(1))  # nobody leaves before the model is written
+
+
+def start(settings, device, folder):
+    """Settings -> the Run of this process, at its first step or where its newest checkpoint is."""
     rank = processes.rank()
     if rank == 0 and settings.beside:
         model_files.resolve(settings.beside)  # a wrong path shows now, and not when all is trained
     equation, base = build(settings, device)
     config = equation.flm.config
-    settings = settings.resolve(config)
-    batches = Batches(settings, config, rank, processes.count())
+    batches = Batches(settings.resolve(config), config, rank, processes.count())
+    settings = batches.settings
     optimizer = make_optimizer(equation)
     about = checkpoints.describe(settings, config, batches, base)
-    folder = Checkpoints(settings.out, settings.keep)
-    run = Run(settings, equation, optimizer, batches, folder, about)
-    newest = run.checkpoints.newest()
-    if newest:
-        run.step = checkpoints.resume(newest, equation.flm, optimizer, about["method"], Settings)
+    step = folder.resume(equation.flm, optimizer, about, Settings)
+    lines = processes.from_first(read_log(settings.out, step))
+    history = History(lines, settings.forget, settings.patience)
+    run = Run(settings, equation, optimizer, batches, folder, about, step, history)
     if rank == 0:
-        run.checkpoints.remove_parts()
         training_notes.announce(run, STAGES[settings.stage])
-        run.log = Log(settings.out, run.step, batches.steps, settings.weights())
+        run.log = Log(settings.out, step, batches.steps, settings.weights(), settings.tensorboard)
     return run
 
 
 def take_steps(run):
-    """Train from `run.step` to the last step, or to the one at which the run is asked to stop; log,
-    checkpoints and validation in between."""
+    """Train from `run.step` to the last step, or to the one at which the run is asked to stop or
+    validation ends it; log, checkpoints and validation in between."""
     settings = run.settings
     weights = settings.weights()
     steps = run.batches.steps
     meter = costs.Meter(run.equation.flm.config, settings.length, device_of(run.equation),
                         lora.Trained.of(vars(settings)))
-    stopping = False
+    if run.step == 0 and not run.history.all:
+        validate(run)
+    stopping = run.history.reason() is not None
     with closing(run.batches.upcoming(run.step)) as upcoming, processes.StopRequest() as stop:
         while run.step < steps and not stopping:
             began = time.time()
@@ -426,19 +433,28 @@ def take_steps(run):
             rate = learning_rate(run.step, steps, settings.lr)
             run.step += 1
             result = update(run, micro_batches, weights, rate)
-            stopping = stop.anywhere()  # all processes stop at the same step
-            last = run.step == steps
+            run.checkpoints.check(result.loss)
             if run.log:
                 speed = meter.read(result.counts, time.time() - began)
                 run.log.add_step(run.step, result, speed)
-            if run.step % settings.save_every == 0 or last or stopping:
-                run.checkpoints.save(run.equation.flm, run.optimizer, run.step, run.about)
-            else:
-                run.checkpoints.check()
-            if run.batches.valid and (run.step % settings.valid_every == 0 or last):
-                losses = validation(run.equation, run.batches, weights)
-                if run.log:
-                    run.log.add_validation(run.step, losses)
+            stopping = stop.anywhere()  # all processes stop at the same step
+            last = run.step == steps
+            if last or run.step % run.batches.valid_every == 0:
+                validate(run)
+                stopping = stopping or run.history.reason() is not None
+            best = run.history.best()
+            if last or stopping or best == run.step or run.step % settings.save_every == 0:
+                run.checkpoints.save(run.equation.flm, run.optimizer, run.step, run.about, best)
+
+
+def validate(run):
+    """Add the losses on what is not trained on to history and log."""
+    if run.batches.valid:
+        terms = validation(run.equation, run.batches)
+        losses = Validation.of(run.step, terms, run.settings.weights())
+        run.history.add(losses)
+        if run.log:
+            run.log.add_validation(losses)
 
 
 @dataclass
@@ -463,8 +479,8 @@ def update(run, micro_batches, weights, rate):
     norm = processes.gather(norm).item()
     loss = (weights * terms).sum().item()
     if not math.isfinite(loss + norm):
-        raise TrainError(f"step {run.step} has loss {loss} and gradient norm {norm}: lower --lr, "
-                         "or look at the grids with stream.py; the checkpoints before it are kept")
+        raise TrainError(f"step {run.step} has loss {loss} and gradient norm {norm}: "
+                         f"{run.checkpoints.advice()}; or look at the grids with stream.py")
     run.optimizer.step()
     return Update(loss, terms, counts, norm, rate)
 

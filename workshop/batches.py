@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -32,8 +33,10 @@ from stream import K, Ids, Loss
 from workshop import shards
 from workshop.training_set import Grids
 
-VALID_ROWS = 64  # at most so many rows of each format are read for a validation loss
+VALID_ROWS = 64    # at most so many rows of each source are read for a validation loss
+VALID_EVERY = 200  # steps
 OPEN_ROWS = 16   # rows that wait for a shorter sample; when one more opens, the fullest closes
+PACKED_AT_ONCE = 100_000  # samples that are Python's numbers at a time, which take room
 
 
 class BatchError(ValueError):
@@ -53,36 +56,43 @@ class Batch(NamedTuple):
 
 # --- packing ---
 
-@dataclass(eq=False)
-class OpenRow:
-    """A row that still has room, in frames."""
-    room: int
-    samples: list
-
-
 def pack(order, lengths, length):
     """Put each sample into the first open row of `length` frames that has room for it.
 
-    order: numbers of samples; lengths: frames of each sample -> a list of numbers for each row.
-    Raises BatchError for a sample that is longer than a row."""
+    order: numbers of samples; lengths: frames of each sample -> an int32 array of numbers for each
+    row, a list. Raises BatchError for a sample that is longer than a row."""
+    order = np.asarray(order, np.int32)
+    frames_in_order = np.asarray(lengths)[order]
+    longest = frames_in_order.max(initial=0)
+    if longest > length:
+        raise BatchError(f"a sample of {longest} frames does not fit rows of {length}: raise "
+                         "--length")
     full_rows = []
-    open_rows = []
-    for sample in order:
-        frames = lengths[sample]
-        if frames > length:
-            raise BatchError(f"a sample of {frames} frames does not fit rows of {length}: raise "
-                             "--length")
-        row = next((row for row in open_rows if row.room >= frames), None)
-        if row is None:
-            row = OpenRow(length, [])
-            open_rows.append(row)
-        if len(open_rows) > OPEN_ROWS:
-            fullest = min(open_rows, key=lambda row: row.room)
-            open_rows.remove(fullest)
-            full_rows.append(fullest.samples)
-        row.room -= frames
-        row.samples.append(sample)
-    return full_rows + [row.samples for row in open_rows]
+    open_rows = []    # lists of samples
+    rooms = []        # frames that each open row has left
+    for start in range(0, len(order), PACKED_AT_ONCE):
+        some = slice(start, start + PACKED_AT_ONCE)
+        for sample, frames in zip(order[some].tolist(), frames_in_order[some].tolist()):
+            place = first_with_room(rooms, frames)
+            if place == len(rooms):
+                open_rows.append([])
+                rooms.append(length)
+                if len(rooms) > OPEN_ROWS:
+                    fullest = rooms.index(min(rooms))
+                    full_rows.append(np.array(open_rows.pop(fullest), np.int32))
+                    rooms.pop(fullest)
+                    place = len(rooms) - 1
+            open_rows[place].append(sample)
+            rooms[place] -= frames
+    return full_rows + [np.array(row, np.int32) for row in open_rows]
+
+
+def first_with_room(rooms, frames):
+    """The place of the first number in `rooms` that is not below `frames`, or len(rooms)."""
+    for place, room in enumerate(rooms):
+        if room >= frames:
+            return place
+    return len(rooms)
 
 
 def fill_row(grids, length, ids):
@@ -164,7 +174,7 @@ class Batches:
         self.rank = rank
         self.world = world
         self.grids = Grids(settings.grids)
-        self.held_out = self._draw_held_out()
+        self.is_held_out = self._draw_held_out()
         self.epoch = 0
         self.rows = self._rows_of_epoch(0)
         if not self.rows:
@@ -172,40 +182,47 @@ class Batches:
                              "fewer")
         self.steps_per_epoch = math.ceil(len(self.rows) / settings.batch)
         self.steps = math.ceil(settings.epochs * self.steps_per_epoch)
+        self.valid_every = settings.valid_every or VALID_EVERY
+        may_stop_early = settings.forget is not None or settings.patience is not None
+        if may_stop_early and not settings.valid_every:
+            self.valid_every = max(1, min(VALID_EVERY, self.steps // 10))
         self.valid_grids = Grids(settings.valid) if settings.valid else self.grids
-        self.valid = self._rows_for_validation()  # {format: rows}
+        self.valid = self._rows_for_validation()  # {folder and format: rows}
 
     def _draw_held_out(self):
-        """The numbers of the samples kept for validation: the same share of each format, a set."""
+        """The samples kept for validation: the same share of each format -> bool, of each sample"""
         rng = random.Random(f"{self.settings.seed} hold out")
-        held_out = set()
-        for name in sorted(set(self.grids.formats)):
-            of_format = [i for i, format in enumerate(self.grids.formats) if format == name]
+        is_held_out = np.zeros(len(self.grids), bool)
+        for name in sorted({source.format for source in self.grids.sources}):
+            parts = [source.grids for source in self.grids.sources if source.format == name]
+            of_format = np.concatenate([np.arange(part.start, part.stop) for part in parts])
             count = math.ceil(self.settings.hold_out * len(of_format))
-            held_out.update(rng.sample(of_format, count))
-        return held_out
+            is_held_out[of_format[rng.sample(range(len(of_format)), count)]] = True
+        return is_held_out
 
     def _rows_of_epoch(self, epoch):
         """All samples of an epoch, shuffled and packed -> a list of numbers for each row."""
-        rng = random.Random(f"{self.settings.seed} {epoch}")
-        order = [i for i in self.grids.epoch(rng) if i not in self.held_out]
+        rng = np.random.default_rng([self.settings.seed, epoch])
+        order = self.grids.epoch(rng)
+        order = order[~self.is_held_out[order]]
         rows = self._pack(self.grids, order)
-        rng.shuffle(rows)
-        return rows
+        return [rows[i] for i in rng.permutation(len(rows))]
 
     def _rows_for_validation(self):
+        """{folder and format: rows} of what is held out, or of the folders of `valid`."""
         grids = self.valid_grids
-        numbers = range(len(grids)) if self.settings.valid else sorted(self.held_out)
         rows_of = {}
-        for name in sorted(set(grids.formats)):
-            rows = self._pack(grids, [i for i in numbers if grids.formats[i] == name])
+        for source in grids.sources:
+            numbers = np.arange(source.grids.start, source.grids.stop)
+            if not self.settings.valid:
+                numbers = numbers[self.is_held_out[numbers]]
+            rows = self._pack(grids, numbers)
             if rows:
-                rows_of[name] = rows[:VALID_ROWS]
+                rows_of[f"{source.name} ({source.format})"] = rows[:VALID_ROWS]
         return rows_of
 
     def _pack(self, grids, order):
-        rows_of_grids = [frames + stream.ACOUSTIC_DELAY for frames in grids.lengths]
-        return pack(order, rows_of_grids, self.settings.length)
+        return pack(order, grids.lengths + stream.ACOUSTIC_DELAY, self.settings.length)
 
     def step(self, step):
         """The micro-batches that this process reads at a step -> list of Batch"""

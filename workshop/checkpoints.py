@@ -9,15 +9,18 @@ this is not: the model folder that chat.py reads, although `export` writes one.
 Unusual here:
 - The step is all that a checkpoint knows of random numbers and of the place in the data: both
   follow from the seed and the step (workshop/batches.py).
-- A checkpoint is written in the background, in a folder named step-....part, and renamed when
-  whole. Neither a kill nor a full disk costs an older one.
+- A checkpoint is written in the background, in a folder named step-....part, and renamed when it
+  is whole and on the disk. Neither a kill, a power cut nor a full disk costs an older one.
+- A checkpoint that is damaged even so is set aside, and the run goes on from the one before.
 - A checkpoint of 8 processes can be read by 2, or by one.
 - It holds what is trained and no more. With adapters or frozen parts (workshop/lora.py) the rest
   comes from the model that the run started from, and a fingerprint tells whether it is still that.
 """
 import json
+import math
 import os
 import shutil
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -31,17 +34,27 @@ from torch.distributed.checkpoint.state_dict import (
 
 import flm
 from workshop import beside, config_files, lora, model_files, processes, starting
+from workshop.files import sync
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
+
+# What is not trained is in no checkpoint.
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+# A checkpoint is spoilt whose steps had a mean loss above a multiple of the lowest of those before
+# it, plus some. A run that goes astray (too high a rate) is far above within tens of steps.
+SPOILT_TIMES = 1.5
+SPOILT_PLUS = 0.1
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read; the message is one sentence."""
 
 
-# What is not trained is in no checkpoint.
-TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+class Damaged(CheckpointError):
+    """A checkpoint whose files are not what was written."""
+
 
 # CheckpointException is no Exception.
 FAILURES = (Exception, dcp.api.CheckpointException)
@@ -54,12 +67,13 @@ def reason(failure):
     return str(first).splitlines()[0]
 
 
-# --- writing ---
+# --- what a checkpoint says of its run ---
 
-# A run may go on from a checkpoint with these settings changed; all else must be as it was.
+# A run may go on from a checkpoint with these settings changed; all else must be as it was, but for
+# a learning rate, which may be lower.
 MAY_CHANGE = {
-    "out", "beside", "paper", "valid", "valid_every", "micro", "device", "bfloat16", "recompute",
-    "compile", "save_every", "keep",
+    "out", "beside", "paper", "valid", "valid_every", "forget", "patience", "micro", "device",
+    "bfloat16", "recompute", "compile", "save_every", "keep", "tensorboard",
 }
 
 
@@ -70,56 +84,134 @@ def describe(settings, config, batches, base):
     for field in fields(settings):
         if field.name not in MAY_CHANGE:
             method[field.name] = getattr(settings, field.name)
-    method["samples"] = len(batches.grids)
+    method["data"] = batches.grids.fingerprints()
     method["base"] = base
     about = {"method": method, "config": config_files.to_json(config), "beside": settings.beside}
     return json.loads(json.dumps(about, default=str))
 
 
+def read_about(path):
+    """run.json of a checkpoint: step, method, config, beside. Raises Damaged."""
+    try:
+        about = json.loads((path / "run.json").read_text())
+        about["step"], about["method"], about["config"], about["beside"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Damaged(f"{path / 'run.json'} is empty or damaged, so that {path} is no checkpoint "
+                      "that a run can go on from") from None
+    for name, size in about.get("files", {}).items():
+        file = path / name
+        if not file.exists() or file.stat().st_size != size:
+            raise Damaged(f"{file} is missing, or not as long as it was when it was written")
+    return about
+
+
+def check_same(path, before, method, settings_class):
+    """Raise CheckpointError where a run differs from what the checkpoint `path` says of its own.
+
+    before, method: as `describe` makes them, of the checkpoint and of the run; settings_class:
+    train.Settings, whose defaults a checkpoint had that is older than a setting."""
+    defaults = {field.name: field.default for field in fields(settings_class)}
+    before = {"data": method["data"], **json.loads(json.dumps(defaults)), **before}
+    differing = [name for name in method if method[name] != before.get(name)]
+    if "lr" in differing and all(now <= then for now, then in zip(method["lr"], before["lr"])):
+        differing.remove("lr")
+        if processes.rank() == 0:
+            print(f"note: the learning rate was {before['lr']}, and is {method['lr']} from here on")
+    if differing == ["data"]:
+        other = [folder for folder, known in method["data"].items()
+                 if before["data"].get(folder) != known]
+        raise CheckpointError(f"{path} was made with other grids than those that are now in "
+                              f"{', '.join(other)}: choose another --out, or put the grids back")
+    if differing:
+        raise CheckpointError(f"{path} was made with another {', '.join(differing)}: choose "
+                              "another --out, or remove it")
+
+
+# --- writing ---
+
 class Checkpoints:
-    """The checkpoints of one run, in OUT/checkpoints. keep: how many of the newest stay."""
+    """The checkpoints of one run, in OUT/checkpoints. keep: how many of the newest stay. Raises
+    CheckpointError where another run has this folder."""
 
     def __init__(self, out, keep):
         self.folder = Path(out) / "checkpoints"
         self.keep = keep
+        self.losses = []       # of the steps since the last checkpoint
         self.writing = None    # the future of the checkpoint that is being written
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = None
+        if processes.rank() == 0:
+            self.lock = lock(Path(out))
         self.background = ThreadPoolExecutor(1)
         self.group = None      # a group of its own: the background must not meet the gradients
         if dist.is_initialized():
             self.group = dist.new_group(backend="gloo")
 
-    def newest(self):
-        """The path of the newest whole checkpoint, or None."""
-        whole = list_checkpoints(self.folder)
-        return whole[-1] if whole else None
+    def resume(self, model, optimizer, about, settings_class):
+        """Load the newest checkpoint that is whole -> its step, 0 where there is none. One that is
+        damaged is set aside, and said. All processes call this together. Raises CheckpointError
+        where all are damaged, or of another run; see check_same."""
+        if processes.rank() == 0:
+            self.remove_parts()
+        paths = list_checkpoints(self.folder)
+        for path in reversed(paths):
+            step = 0
+            damage = None
+            try:
+                before = read_about(path)
+                check_same(path, before["method"], about["method"], settings_class)
+                load_training(path, model, optimizer)
+                step = before["step"]
+            except Damaged as error:
+                damage = error
+            is_damaged = processes.sum_over_processes(torch.tensor([float(damage is not None)]))
+            if not is_damaged.item():
+                return step
+            if processes.rank() == 0:
+                aside = set_aside(path)
+                print(f"WARNING: {damage}; it stands in {aside} now, and the run goes on from the "
+                      "checkpoint before it", file=sys.stderr)
+        if paths:
+            raise CheckpointError(f"no checkpoint in {self.folder} is whole: the same command "
+                                  "begins at the first step again")
+        return 0
 
     def remove_parts(self):
         """Remove what a kill left half written."""
         for part in self.folder.glob("*.part"):
             shutil.rmtree(part)
 
-    def save(self, model, optimizer, step, about):
+    def save(self, model, optimizer, step, about, best=None):
         """Begin to write; all processes call this at the same step. about: what run.json says
-        beside the step. Raises CheckpointError where the checkpoint before this one could not be
-        written."""
-        self.close()
+        beside the step; best: the step of a checkpoint that stays, however old. Raises
+        CheckpointError where the checkpoint before this one could not be written."""
+        self.wait()
         weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         part = self.folder / f"step-{step:08d}.part"
         state = {"model": weights, "optimizer": moments}
         shards = dcp.async_save(state, checkpoint_id=part, process_group=self.group)
-        about = {"step": step, **about}
+        loss = None
+        if self.losses:
+            loss = sum(self.losses) / len(self.losses)
+        self.losses = []
+        about = {"step": step, "loss": loss, "best": best, **about}
         self.writing = self.background.submit(self._finish, shards, part, about)
 
     def _finish(self, shards, part, about):
         """In the background: wait for the shards, name the checkpoint, remove the oldest."""
-        whole = part.with_suffix("")
+        whole = self.path(about["step"])
         try:
-            shards.result()
+            shards.result()  # the shards are on the disk then
             if processes.rank() == 0:
+                about["files"] = {file.name: file.stat().st_size for file in part.iterdir()}
                 (part / "run.json").write_text(json.dumps(about))
+                sync(part / "run.json")
+                sync(part)
+                if whole.exists():
+                    shutil.rmtree(whole)
                 os.replace(part, whole)
-                for old in list_checkpoints(self.folder)[:-self.keep]:
+                sync(self.folder)
+                for old in self._superfluous(about["best"]):
                     shutil.rmtree(old)
         except FAILURES as failure:
             shutil.rmtree(part, ignore_errors=True)
@@ -129,15 +221,91 @@ class Checkpoints:
                 f"({reason(failure)}); the ones before it are kept, and the same command goes on "
                 "from the last") from None
 
-    def check(self):
-        """Raise CheckpointError if the last checkpoint has failed by now. Does not wait."""
-        if self.writing and self.writing.done():
-            self.close()
+    def _superfluous(self, best):
+        """The checkpoints that need not stay. The newest does, and the newest `keep` of those that
+        are not spoilt, and that of the step `best`."""
+        paths = list_checkpoints(self.folder)
+        good, _ = self._good_and_spoilt(paths)
+        stay = {paths[-1], *good[-self.keep:], self.path(best or 0)}
+        return [path for path in paths if path not in stay]
 
-    def close(self):
+    def _good_and_spoilt(self, paths):
+        """Some checkpoints, oldest first -> those whose steps had a usual loss; those whose had
+        not. The damaged ones are in neither."""
+        good = []
+        spoilt = []
+        lowest = math.inf
+        for path in paths:
+            try:
+                loss = read_about(path).get("loss")
+            except Damaged:
+                continue
+            if loss is None or loss <= SPOILT_TIMES * lowest + SPOILT_PLUS:
+                good.append(path)
+            else:
+                spoilt.append(path)
+            lowest = min(lowest, math.inf if loss is None else loss)
+        return good, spoilt
+
+    def path(self, step):
+        """Where the checkpoint of a step stands."""
+        return self.folder / f"step-{step:08d}"
+
+    def advice(self):
+        """How to go on when the newest steps were useless, the end of a sentence."""
+        self.wait()
+        good, spoilt = self._good_and_spoilt(list_checkpoints(self.folder))
+        if not good:
+            return "nothing is saved yet, so the same command with a lower --lr starts again"
+        newer = [str(path) for path in spoilt if path > good[-1]]
+        how = f"the same command with a lower --lr goes on from {good[-1]}"
+        if newer:
+            how = f"remove {' '.join(newer)}, whose loss is spoilt already, and then {how}"
+        return how
+
+    def check(self, loss):
+        """After a step with this loss: raise CheckpointError if the last checkpoint has failed by
+        now. Does not wait."""
+        self.losses.append(loss)
+        if self.writing and self.writing.done():
+            self.wait()
+
+    def wait(self):
         """Wait until the checkpoint that is being written is whole. Raises CheckpointError."""
         if self.writing:
             self.writing.result()
+
+    def close(self):
+        """Wait for the last checkpoint, and leave the folder to others. Raises CheckpointError."""
+        try:
+            self.wait()
+        finally:
+            if self.lock:
+                self.lock.close()
+
+
+def lock(out):
+    """Take a run's folder for this process -> an open file; the operating system gives it back when
+    it is closed, or when the process is gone. Raises CheckpointError where another has it."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    file = open(out / ".lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise CheckpointError(f"another run (process {owner}) writes to {out}: wait until it ends, "
+                              "or choose another --out") from None
+    except OSError:  # a file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def list_checkpoints(folder):
@@ -146,49 +314,41 @@ def list_checkpoints(folder):
     return sorted(path for path in paths if path.suffix != ".part")
 
 
+def set_aside(path):
+    """Give a damaged checkpoint a name under which no run looks for one -> the new path."""
+    aside = path.with_name(f"damaged-{path.name}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    return aside
+
+
 # --- reading ---
 
 def load(path, state, no_dist=False):
-    """Fill a state dict from a checkpoint, in place. Raises CheckpointError."""
+    """Fill a state dict from a checkpoint, in place. Raises Damaged."""
     try:
         dcp.load(state, checkpoint_id=path, no_dist=no_dist)
     except FAILURES:
-        raise CheckpointError(f"the checkpoint {path} is damaged or of another model: without it, "
-                              "the run goes on from the one before") from None
+        raise Damaged(f"the checkpoint {path} is damaged or of another model") from None
 
 
-def resume(path, model, optimizer, method, settings_class):
-    """Load a checkpoint into model and optimizer -> its step.
-
-    method: the settings that must be those of the checkpoint; settings_class: train.Settings, whose
-    defaults a checkpoint had that is older than a setting. Raises CheckpointError that names the
-    settings that differ."""
-    defaults = {field.name: field.default for field in fields(settings_class)}
-    about = json.loads((path / "run.json").read_text())
-    before = json.loads(json.dumps(defaults)) | about["method"]
-    differing = ", ".join(name for name in method if method[name] != before.get(name))
-    if differing:
-        raise CheckpointError(f"{path} was made with another {differing}: choose another --out, or "
-                              "remove it")
+def load_training(path, model, optimizer):
+    """Load a checkpoint into model and optimizer. Raises Damaged."""
     weights, moments = get_state_dict(model, optimizer, options=TRAINED)
     load(path, {"model": weights, "optimizer": moments})
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments,
                    options=TRAINED)
-    return about["step"]
 
 
 def export(source, folder, dtype=torch.float32, beside_it=None):
-    """A checkpoint, or the newest of a run's folder -> a model folder in the release's format, with
-    tokenizer and codec beside it, of the folder or Hub id `beside_it` or those of the run. Raises
-    CheckpointError, model_files.LoadError or OSError."""
-    source = Path(source)
-    path = source
-    if not (source / "run.json").exists():
-        whole = list_checkpoints(source / "checkpoints")
-        if not whole:
-            raise CheckpointError(f"{source} is no checkpoint, and no run's folder that has one")
-        path = whole[-1]
-    about = json.loads((path / "run.json").read_text())
+    """A checkpoint, or the best or else the newest of a run's folder -> a model folder in the
+    release's format, with tokenizer and codec beside it, of the folder or Hub id `beside_it` or
+    those of the run. Raises CheckpointError, LoadError or OSError."""
+    path = Path(source)
+    if not (path / "run.json").exists():
+        path = best_checkpoint(path)
+    about = read_about(path)
     method = about["method"]
     model = whole_model(path, about)
     folders = beside.sources(beside_it, about["beside"], method["init"], method["qwen"])
@@ -200,9 +360,21 @@ def export(source, folder, dtype=torch.float32, beside_it=None):
               "that has, with train.py export --beside")
 
 
+def best_checkpoint(out):
+    """The checkpoint of a run's folder that is its model: the one that validation chose, where it
+    did, and else the newest. Raises CheckpointError."""
+    folder = out / "checkpoints"
+    paths = list_checkpoints(folder)
+    if not paths:
+        raise CheckpointError(f"{out} is no checkpoint, and no run's folder that has one")
+    best = read_about(paths[-1]).get("best")
+    chosen = folder / f"step-{best or 0:08d}"
+    return chosen if chosen in paths else paths[-1]
+
+
 def whole_model(path, about):
     """The flm.FLM of a checkpoint; about: what its run.json says. Adapters are merged. Raises
-    CheckpointError or model_files.LoadError."""
+    CheckpointError or LoadError."""
     method = about["method"]
     # chat.py remembers as many frames as a row of training held, and no more.
     config = config_files.from_json(about["config"] | {"trained_frames": method["length"]})
@@ -211,9 +383,10 @@ def whole_model(path, about):
         model = flm.FLM(config).to_empty(device="cpu")
         load(path, {"model": model.state_dict()}, no_dist=True)
         return model
-    start = method["qwen"] or method["init"]
-    model = starting.starting_model(method["init"], method["qwen"], method["seed"])
+    model = starting.starting_model(method["init"], method["qwen"], method["seed"],
+                                    about["beside"])
     if lora.fingerprint(model) != method["base"]:
+        start = method["qwen"] or method["init"]
         raise CheckpointError(f"{path} holds what was trained beside the weights of {start}, and "
                               "other weights are there now: put those of the run's start back")
     lora.adapt(model, trained)

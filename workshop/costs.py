@@ -136,7 +136,7 @@ def plan(settings, hours, gpu, gpus):
     settings = settings.resolve(config)
     trained = lora.Trained.of(vars(settings))
     if settings.grids:
-        frames_an_epoch = sum(Grids(settings.grids).lengths)
+        frames_an_epoch = Grids(settings.grids).frames
     elif hours:
         frames_an_epoch = hours * 3600 * FRAME_RATE
     else:

@@ -1,8 +1,8 @@
 """Files that are whole or not there: written beside, given the usual permissions, and renamed.
 
-What this is: how every file of this repository is replaced, so that neither a full disk nor a
-kill costs what stood there before; and the error for files that cannot be read. What this is not: a
-format. Serves model_files.py, codec_files.py, shards.py, train.py.
+What this is: how every file of this repository is replaced, so that neither a full disk, a kill nor
+a power cut costs what stood there before; and the error for files that cannot be read. What this
+is not: a format. Serves model_files.py, codec_files.py, shards.py, train.py.
 """
 import os
 from contextlib import contextmanager
@@ -12,6 +12,18 @@ from pathlib import Path
 class LoadError(ValueError):
     """Files of a model or codec that cannot be used. The message is one sentence that names the
     file and, where there is one, the tensor."""
+
+
+def sync(path):
+    """Return when a file's content, or a folder's names, are on the disk itself."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder, on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -29,7 +41,9 @@ def replacing(file, shared=False):
         permissions = beside.stat().st_mode & 0o777
         yield beside
         os.chmod(beside, permissions)
+        sync(beside)  # or a power cut may leave the new name, and nothing in it
         os.replace(beside, file)
+        sync(file.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

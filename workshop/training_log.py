@@ -13,7 +13,8 @@ and by what it adds to the loss:
 
 log.jsonl has an object for each step: step, loss, the terms by name, the same weighted
 (weighted_wait), lr, norm, frames, frames/s, times_real_time, gigabytes, minutes_left and, on a GPU
-that is known, mfu. A validation has an object of its own: step, valid {format: loss}.
+that is known, mfu. A validation has an object of its own: step, valid {source: loss},
+valid_monologue {source: the same of words alone}.
 """
 import json
 import math
@@ -55,15 +56,19 @@ def read_log(folder, steps=math.inf):
 
 class Log:
     """The log of a run from its step `first` to `steps`. weights: of equation 3, [5] by class of
-    Loss."""
+    Loss; tensorboard: whether its numbers go to OUT/tensorboard too. Raises LogError where they
+    cannot."""
 
-    def __init__(self, folder, first, steps, weights):
+    def __init__(self, folder, first, steps, weights, tensorboard=False):
         self.first = first
         self.steps = steps
         self.weights = weights.tolist()
         self.began = time.time()
         self.file = Path(folder) / "log.jsonl"
         write_lines(self.file, read_log(folder, first))  # steps after the checkpoint come again
+        self.board = None
+        if tensorboard:
+            self.board = open_tensorboard(Path(folder) / "tensorboard", first)
 
     def add_step(self, step, update, speed):
         """update: train.Update; speed: a dict of more numbers to log."""
@@ -85,17 +90,36 @@ class Log:
         line["minutes_left"] = seconds_a_step * (self.steps - step) / 60
         others = [f"{name.replace('_', ' ')} {form.format(line[name])}"
                   for name, form in COLUMNS.items() if name in line]
+        self._plot(step, line)
         self._write(line, [f"loss {update.loss:.3f}", *equation, *others])
 
-    def add_validation(self, step, losses):
-        """losses: {format: equation 3 on what is held out}."""
-        columns = [f"valid {name} {loss:.3f}" for name, loss in losses.items()]
-        self._write({"step": step, "valid": losses}, columns)
+    def add_validation(self, validation):
+        """validation: validation.Validation"""
+        columns = [f"valid {name} {loss:.3f}" for name, loss in validation.losses.items()]
+        for name, loss in validation.losses.items():
+            self._plot(validation.step, {f"valid/{name}": loss})
+        self._write(validation.line(), columns)
+
+    def _plot(self, step, numbers):
+        if self.board:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
 
     def _write(self, line, columns):
         with open(self.file, "a") as file:
             print(json.dumps(line), file=file)
         print(f"step {line['step']}/{self.steps}  " + "  ".join(columns), flush=True)
+
+
+def open_tensorboard(folder, first):
+    """A SummaryWriter of a run that goes on behind step `first`. Raises LogError."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise LogError("--tensorboard needs the package of this name: pip install tensorboard"
+                       ) from None
+    return SummaryWriter(folder, purge_step=first + 1)
 
 
 # --- curves ---

@@ -25,16 +25,27 @@ def announce(run, stage):
         print(trained_parameters(run.equation))
     grids = run.batches.grids
     begin = f", resumed at step {run.step}" if run.step else ""
-    print(f"{len(grids)} samples, {sum(grids.lengths):,} frames, "
+    print(f"{len(grids)} samples, {grids.frames:,} frames, "
           f"{run.batches.steps_per_epoch} steps an epoch, {run.batches.steps} steps, "
           f"{processes.count()} processes{begin}")
+
+
+def conclude(run):
+    """Print what a finished train.Run has learned, by its validations, and why it ended."""
+    if run.step < run.batches.steps:
+        best = run.history.best()
+        which = f"the model is that of step {best}" if best else "the model is that of this step"
+        print(f"stopped early: {run.history.reason()}; {which}")
+    table = run.history.table()
+    if table:
+        print(table)
 
 
 def notes(run, stage):
     """Sentences on what may surprise, one each."""
     settings = run.settings
     sentences = []
-    others = set(run.batches.grids.formats) - {*stage.formats, "unknown"}
+    others = {source.format for source in run.batches.grids.sources} - {*stage.formats, "unknown"}
     if others:
         sentences.append(f"Table 3 has no {', '.join(sorted(others))} in {settings.stage}")
     before = run.equation.flm.config.trained_frames

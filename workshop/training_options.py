@@ -39,7 +39,9 @@ class Options:
     # Validation.
     valid: tuple = ()            # folders
     hold_out: float = 0.0        # share of the samples
-    valid_every: int = 200       # steps
+    valid_every: int | None = None  # steps
+    forget: float | None = None  # how far the loss of a source may rise
+    patience: int | None = None  # validations in a row without a new lowest loss
     # The machine.
     micro: int | None = None     # rows a forward pass; None: all that a process has
     device: str = "cpu"
@@ -49,6 +51,7 @@ class Options:
     # Checkpoints.
     save_every: int = 100        # steps
     keep: int = 2
+    tensorboard: bool = False
 
     def __post_init__(self):
         check(self)
@@ -70,6 +73,9 @@ LIMITS = {
     "hide": (0, 1),
     "hold_out": (0, 1),
     "valid_every": (1, math.inf),
+    "forget": (0, math.inf),
+    "patience": (1, math.inf),
+    "seed": (0, 2**63 - 1),
     "micro": (1, math.inf),
     "save_every": (1, math.inf),
     "keep": (1, math.inf),
@@ -97,6 +103,10 @@ def check(settings):
     if init.is_dir() and init.resolve() == Path(settings.out).resolve():
         raise SettingError(f"--out {settings.out} is the folder of --init, whose model would be "
                            "overwritten: choose another --out")
+    may_stop_early = settings.forget is not None or settings.patience is not None
+    if may_stop_early and not settings.valid and not settings.hold_out:
+        raise SettingError("--forget and --patience need something to validate on: --valid or "
+                           "--hold-out")
     check_trained(settings)
 
 
@@ -118,7 +128,7 @@ def check_number(name, number):
     if math.isfinite(number) and lowest <= number <= highest:
         return
     if highest < math.inf:
-        bounds = f"from {lowest} to {highest:g}"
+        bounds = f"from {lowest} to {highest:.4g}"
     elif lowest > -math.inf:
         bounds = f"{lowest} or more"
     else:
@@ -145,7 +155,7 @@ def make_parser(defaults, stages, paper_length):
                "torchrun --nproc-per-node 8 train.py run ... --device cuda --bfloat16 --recompute "
                "--compile")
     add_run_options(run, stages)
-    run.set_defaults(**defaults)
+    run.set_defaults(**defaults | {"valid": []})  # a list for each time that it is given
     add_plan_options(run)
 
     export = commands.add_parser("export", help="a checkpoint as a model folder for chat.py")
@@ -216,10 +226,17 @@ def add_run_options(run, stages):
     add("--seed", type=int, help="of every random choice" + DEFAULT)
 
     add = run.add_argument_group("validation").add_argument
-    add("--valid", nargs="+", help="folders of grids for the validation loss")
+    add("--valid", nargs="+", action="append", metavar="FOLDER",
+        help="folders of grids for the validation loss, each for itself; may be given several "
+        "times")
     add("--hold-out", type=float, help="or a share of the samples kept for it; a recording may be "
         "in others too" + DEFAULT)
-    add("--valid-every", type=int, help="steps between validations" + DEFAULT)
+    add("--valid-every", type=int, help="steps between validations (default: 200, or a tenth of "
+        "a shorter run that may stop early)")
+    add("--forget", type=float, metavar="X", help="stop early when the loss of a source has risen "
+        "by more than X, and take the best model before that")
+    add("--patience", type=int, metavar="N", help="stop early when N validations in a row have "
+        "brought no source to a new lowest loss, and take the best model")
 
     add = add_speed_options(run)
     add("--micro", type=int,
@@ -228,6 +245,8 @@ def add_run_options(run, stages):
     add = run.add_argument_group("checkpoints").add_argument
     add("--save-every", type=int, help="steps between checkpoints" + DEFAULT)
     add("--keep", type=int, help="the newest so many stay" + DEFAULT)
+    add("--tensorboard", action="store_true",
+        help="write OUT/tensorboard too, which other viewers of runs read; needs the package")
 
 
 SPEED = ("device", "bfloat16", "recompute", "compile")
@@ -265,6 +284,8 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
     args = make_parser(defaults, list(stages), paper_length).parse_args(arguments)
     names = [name for name in defaults if hasattr(args, name)]
     options = {name: getattr(args, name) for name in names}
+    if "valid" in options:
+        options["valid"] = tuple(folder for some in options["valid"] for folder in some)
     try:
         for name in ("gpus", "steps"):
             if getattr(args, name, 1) < 1:

@@ -6,14 +6,18 @@ in post-training 2), and `data.py check FOLDER`. What this is not: the format of
 
     python data.py check grids/ft1
 """
+import bisect
+import hashlib
 import json
 import os
 import re
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import stream
@@ -27,60 +31,95 @@ LARGEST_IDS = (2**31 - 1, 2**15)  # more text ids and codes than any model has
 open_shard = lru_cache(maxsize=64)(shards.Shard)
 
 
+@dataclass(frozen=True)
+class Source:
+    """One folder of grids among several."""
+    name: str         # of the folder, as it was given
+    weight: float     # how often an epoch reads each of its grids
+    grids: range      # its grids among all
+    format: str       # "unknown" where the folder does not say
+    draws: int        # encodings of each recording, as data.py encode made them
+    fingerprint: str  # of its settings, of what it was made from, and of its shards and lengths
+
+
 class Grids:
     """The grids of some sources, "FOLDER" or "FOLDER:WEIGHT"; grids[i] reads one from the disk.
 
-    lengths: frames of each. formats: the format of each, "unknown" where its folder does not say.
-    Raises DataError for a source without grids."""
+    sources: list of Source; lengths: frames of each grid, int32. What is held of a grid is its
+    length, 4 bytes, so that ten million fit in every process of a run. Raises DataError for a
+    source without grids."""
 
     def __init__(self, sources):
-        self.lengths = []
-        self.formats = []
-        self._places = []    # of each grid: its shard's path, its number there
-        self._weighted = []  # of each source: the range of its grids, its weight
-        for source in sources:
-            self._add(str(source))
+        self.sources = []
+        self._shards = []         # paths
+        self._first_of = []       # of each shard: the number of its first grid among all
+        lengths = []
+        count = 0
+        for source in map(str, sources):
+            folder, weight = parse_source(source)
+            index = read_index(folder)
+            if not index or not weight:
+                raise DataError(f"{source} holds no grids, or weighs nothing: make them with "
+                                f"`python data.py encode MANIFEST {folder}`")
+            first = count
+            for name, (_, of_shard) in index.items():
+                self._shards.append(folder / name)
+                self._first_of.append(count)
+                lengths.append(np.array(of_shard, np.int32))
+                count += len(of_shard)
+            about = read_json(folder / "grids.json")
+            known = hashlib.sha1(json.dumps([about, index]).encode()).hexdigest()
+            self.sources.append(Source(str(folder), weight, range(first, count),
+                                       about.get("format", "unknown"), about.get("draws", 1),
+                                       known))
+        self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
 
-    def _add(self, source):
-        """Append the grids of one source."""
-        folder, weight = parse_source(source)
-        index = read_index(folder)
-        if not index or not weight:
-            raise DataError(f"{source} holds no grids, or weighs nothing: make them with "
-                            f"`python data.py encode MANIFEST {folder}`")
-        first = len(self)
-        for name, (_, lengths) in index.items():
-            self.lengths += lengths
-            self._places += [(folder / name, number) for number in range(len(lengths))]
-        added = len(self) - first
-        self.formats += [format_of(folder)] * added
-        self._weighted.append((range(first, len(self)), weight))
+    @property
+    def formats(self):
+        """The format of each grid, a list."""
+        return [source.format for source in self.sources for _ in source.grids]
+
+    @property
+    def frames(self):
+        """Of all grids together."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+    def fingerprints(self):
+        """{folder: what tells its grids from others}"""
+        return {source.name: source.fingerprint for source in self.sources}
 
     def __len__(self):
         return len(self.lengths)
 
+    def _place(self, i):
+        """Grid i -> the path of its shard, its number there. Raises IndexError."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"there is no grid {i} of {len(self)}")
+        shard = bisect.bisect(self._first_of, i) - 1
+        return self._shards[shard], int(i) - self._first_of[shard]
+
     def __getitem__(self, i):
-        path, number = self._places[i]
+        path, number = self._place(i)
         return open_shard(path)[number]
 
     def place(self, i):
         """Where grid i stands, for messages."""
-        path, number = self._places[i]
+        path, number = self._place(i)
         return f"{path}, grid {number}"
 
     def epoch(self, rng):
-        """The indices of one epoch, in random order.
+        """The numbers of one epoch's grids in random order, int32. rng: numpy's Generator.
 
         A source of weight 2.5 gives each of its grids twice, and a random half of them once more.
         Post-training 2 has weights 0.5 and 5 (section 3.1)."""
-        indices = []
-        for source, weight in self._weighted:
-            whole = int(weight)
-            rest = round((weight - whole) * len(source))
-            for _ in range(whole):
-                indices += source
-            indices += rng.sample(source, rest)
-        return rng.sample(indices, len(indices))
+        numbers = [np.zeros(0, np.int32)]
+        for source in self.sources:
+            all_of_it = np.arange(source.grids.start, source.grids.stop, dtype=np.int32)
+            whole = int(source.weight)
+            rest = round((source.weight - whole) * len(all_of_it))
+            numbers += [all_of_it] * whole
+            numbers.append(rng.permutation(all_of_it)[:rest])
+        return rng.permutation(np.concatenate(numbers))
 
 
 def parse_source(source):
@@ -89,14 +128,20 @@ def parse_source(source):
     return Path(folder), float(weight or 1)
 
 
+def mean_draws(sources):
+    """How often some sources hold each of their recordings, in the mean; 1 of none."""
+    grids = 0.0
+    recordings = 0.0
+    for source in Grids(sources).sources:
+        weighted = source.weight * len(source.grids)
+        grids += weighted
+        recordings += weighted / source.draws
+    return grids / recordings if recordings else 1
+
+
 def read_json(path):
     """A JSON file's object; {} where there is no such file."""
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def format_of(folder):
-    """The format that a folder of grids says it has, or "unknown"."""
-    return read_json(folder / "grids.json").get("format", "unknown")
 
 
 def read_index(folder):
