@@ -16,10 +16,9 @@ import data
 import eval as evaluation
 import flm
 import mimi
-import stream
 import train
 from workshop import (
-    checkpoints,
+    beside,
     codec_files,
     config_files,
     gguf_files,
@@ -27,9 +26,7 @@ from workshop import (
     shards,
     starting,
     tokenizer,
-    training_set,
 )
-from workshop.manifests import DataError
 
 REFERENCE = Path(__file__).parent / "reference"
 # What the release's configuration class takes in its two groups; it stops at any other key there.
@@ -402,9 +399,35 @@ def test_what_is_lacking_beside_is_said_before_training(tmp_path, monkeypatch, c
             str(tmp_path / "release"),
         ]
     )
+    none = str(tmp_path / "none")
+    with pytest.raises(SystemExit, match="none does not exist"):
+        train.main(["export", str(tmp_path / "out"), str(tmp_path / "n"), "--beside", none])
     assert {"tokenizer.json", "mimi.json", "mimi.safetensors"} <= {
         path.name for path in (tmp_path / "m").iterdir()
     }
+
+
+def test_what_lies_beside_comes_from_the_first_folder_that_has_it(tmp_path):
+    """Catches a codec of two folders, an export that needs the folder which a run started from, and
+    files that a later folder overwrites."""
+    for name, files in {
+        "first": ("tokenizer.json",),
+        "second": ("tokenizer.json", "mimi.json", "mimi.safetensors"),
+        "third": ("tokenizer-e351c8d8-checkpoint125.safetensors", "sampling.json"),
+    }.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text(name)
+    names = [str(tmp_path / name) for name in ("first", "gone", "second", "third")]
+    (tmp_path / "out").mkdir()
+    beside.lay(beside.sources(*names, "tiny"), tmp_path / "out")
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
+        "tokenizer.json": "first",
+        "mimi.json": "second",
+        "mimi.safetensors": "second",
+        "sampling.json": "third",
+    }
+    assert beside.lacking([tmp_path / "first"]) == ["codec"]
 
 
 # --- a tokenizer of one's own ---

@@ -11,17 +11,24 @@ from pathlib import Path
 
 import flm
 from workshop import model_files
+from workshop.files import LoadError
 
 NEEDED = ("tokenizer", "codec")
 
 
-def sources(*names):
+def sources(first, *others):
     """Folders and Hub ids, the first of which counts most -> their folders. None, presets and files
-    have nothing beside. Raises LoadError."""
+    have nothing beside. Raises LoadError where the first is not there; others may be gone since a
+    run began."""
     folders = []
-    for name in names:
+    if first:
+        folders.append(model_files.resolve(first))
+    for name in others:
         if name and name not in flm.PRESETS and not Path(name).is_file():
-            folders.append(model_files.resolve(name))
+            try:
+                folders.append(model_files.resolve(name))
+            except LoadError:
+                continue
     return folders
 
 

@@ -55,7 +55,8 @@ def notes(run, stage):
             f"{settings.init} was trained on rows of {before} frames, and this run has rows of "
             f"{settings.length} (--length): the model that comes out will remember "
             f"{settings.length} frames ({seconds:.0f} s) and no more")
-    if settings.init not in flm.PRESETS and starting.fresh_config(settings.init):
+    is_preset = settings.init in flm.PRESETS
+    if not is_preset and not settings.qwen and starting.fresh_config(settings.init):
         sentences.append(f"{settings.init} is a config.json without weights: the model starts with "
                          "fresh ones")
     folders = beside.sources(settings.beside, settings.init, settings.qwen)
