@@ -364,9 +364,9 @@ def test_check_asks_the_recogniser_and_listeners(tmp_path, monkeypatch):
                                    "poor sound": 1}
 
 
-def test_check_holds_no_manifest_in_memory(folder):
-    """Catches a check that lists all rows before it looks at the first: a manifest of ten million
-    lines would not fit."""
+def test_jobs_are_taken_as_they_are_needed():
+    """Catches workers that list all jobs before they begin the first: the rows of a manifest of ten
+    million lines would not fit into memory."""
     taken = []
 
     def jobs():

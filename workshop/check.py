@@ -9,7 +9,6 @@ Serves data.py.
 """
 import hashlib
 import json
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache, partial

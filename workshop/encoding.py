@@ -17,15 +17,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 import stream
-from workshop import codec_files, devices, sample_index, shards
+from workshop import codec_files, devices, model_files, sample_index, shards
 from workshop.manifests import DataError, index_lines, write_lines
-from workshop.model_files import BESIDE
 from workshop.parallel import in_parallel
 from workshop.training_set import read_index
 
 SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
-# What counts of a model folder: the weights of the language model do not.
-MODEL_PARTS = ("config.json", *(name for name in BESIDE if name != "sampling.json"))
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
@@ -198,18 +195,27 @@ def fingerprint(run):
     settings = run.settings
     content = hashlib.sha1()
     hash_file(content, run.manifest)
-    folders = [run.model]
-    if settings.hearing:
-        folders.append(settings.hearing)
-    for folder in folders:
-        for name in MODEL_PARTS:
-            hash_file(content, Path(folder) / name)
+    for name in ("config.json", "tokenizer.json"):
+        hash_file(content, Path(run.model) / name)
+    codecs = [run.model, settings.hearing] if settings.hearing else [run.model]
+    for codec in codecs:
+        weights, config = codec_file(codec)
+        hash_file(content, weights)
+        content.update(repr(config).encode())
     lists = []
     for folder in (*settings.noise, *settings.backchannels):
         for path in recordings([folder]):
             lists.append((str(Path(path).relative_to(folder)), Path(path).stat().st_size))
     content.update(repr((lists, settings.leaks, sorted(run.constants.items()))).encode())
     return content.hexdigest()
+
+
+def codec_file(path):
+    """A codec as codec_files.load takes it -> (its weights file, its configuration). Raises
+    ValueError where there is none."""
+    if Path(path).is_file():
+        return Path(path), None
+    return codec_files.files_in(model_files.resolve(path, codec_files.WANTED))
 
 
 def hash_file(content, path):

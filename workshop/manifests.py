@@ -194,11 +194,13 @@ def write_lines(file, rows):
 
 # --- what a line may hold ---
 
-def first_of(sentences):
-    """The first SHOWN of some sentences, and how many more there are."""
+def first_of(sentences, count=None):
+    """The first SHOWN of some sentences, and how many more there are. count: how many there are in
+    all, where `sentences` are the first of them."""
+    count = count or len(sentences)
     shown = list(sentences[:SHOWN])
-    if len(sentences) > SHOWN:
-        shown.append(f"and {len(sentences) - SHOWN} more")
+    if count > SHOWN:
+        shown.append(f"and {count - SHOWN} more")
     return "; ".join(shown)
 
 
@@ -464,7 +466,8 @@ def usable_rows(file, format):
     Decision: one line that cannot be used stops the command, and all such lines are counted.
     Whoever encodes for hours wants to know beforehand. Raises DataError, after the last line."""
     folder = Path(file).parent
-    offenders = []
+    offenders = []  # the first ones
+    count = 0       # of all
     is_empty = True
     for number, offset, line in placed_lines(file):
         if not line.strip():
@@ -472,14 +475,16 @@ def usable_rows(file, format):
         is_empty = False
         row = parse_row(line)
         problems = problems_of(row, folder, format)
-        if problems:
-            offenders.append(f"line {number}: {problems[0].detail}")
-        else:
+        if not problems:
             yield offset, row
-    if offenders:
-        raise DataError(f"{file}: {len(offenders)} lines cannot be used for format {format}: "
-                        f"{first_of(offenders)}. `python data.py check` writes a manifest without "
-                        "them")
+            continue
+        count += 1
+        if len(offenders) < SHOWN:
+            offenders.append(f"line {number}: {problems[0].detail}")
+    if count:
+        raise DataError(f"{file}: {count} lines cannot be used for format {format}: "
+                        f"{first_of(offenders, count)}. `python data.py check` writes a manifest "
+                        "without them")
     if is_empty:
         raise DataError(f"the manifest {file} is empty: it needs a line of JSON for each pair or "
                         "dialog")
