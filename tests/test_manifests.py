@@ -273,6 +273,18 @@ def test_rows_that_cannot_be_right_are_named_and_left_out(folder, capsys):
         assert sentence in messages
 
 
+def test_a_table_may_name_parts(folder, capsys):
+    """Catches columns start and end of a table that are dropped, so that each row gets the whole
+    recording."""
+    content = "audio,text,start,end\na.wav,One,0.25,0.5\na.wav,Two,,\na.wav,Three,x,1\n"
+    counts, texts = imported(folder, content)
+    assert counts == (2, 1) and texts == ["One", "Two"]
+    assert "start must be seconds, not 'x'" in capsys.readouterr().err
+    one, two = read_manifest(folder / "out.jsonl", "asr")
+    assert (one[0]["heard"].start, one[0]["heard"].end) == (0.25, 0.5)
+    assert two[0]["heard"] == folder / "a.wav"
+
+
 @pytest.mark.parametrize("rows", [
     'a.wav,"Half a mark\na.wav,Two\na.wav,Three\n', 'a.wav,"Half\na.wav,Two\na.wav,"Three"\n'])
 def test_a_lone_quotation_mark_swallows_nothing(folder, rows):

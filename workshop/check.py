@@ -115,12 +115,12 @@ def recogniser_problems(name, audio, text, limits):
     one."""
     if limits.most_errors is None:
         return []
-    understood = recogniser_of(limits.whisper, limits.language).transcribe(audio, SAMPLE_RATE)
+    guess = recogniser_of(limits.whisper, limits.language).transcribe(audio, SAMPLE_RATE)
     truth = measures.words(text, limits.language)
-    errors = measures.word_errors(measures.words(understood, limits.language), truth)
+    errors = measures.word_errors(measures.words(guess, limits.language), truth)
     if errors <= limits.most_errors * len(truth):
         return []
-    return [Problem("other words", f"{name}: understood as {understood!r}")]
+    return [Problem("other words", f"{name}: understood as {guess!r}")]
 
 
 def examine(row, folder, limits, format=None):
@@ -207,7 +207,7 @@ def check(manifest, limits=None, workers=1, format=None):
     results = in_parallel(look, rows_of_one_kind(manifest), workers)
     first_line = {}  # digest -> the line that had it first
     counts = Counter()
-    unread = Counter()
+    unknown = Counter()
     reasons = manifest.with_suffix(".offenders.jsonl")
     clean = manifest.with_suffix(".clean.jsonl")
     with (replacing(reasons) as reasons_part, replacing(clean) as clean_part,
@@ -217,14 +217,14 @@ def check(manifest, limits=None, workers=1, format=None):
         for (problems, digest), (number, row) in zip(results, read_rows(manifest)):
             if not problems and first_line.setdefault(digest, number) != number:
                 problems.append(Problem("duplicate", f"of line {first_line[digest]}"))
-            unread.update(unknown_keys(row, format))
+            unknown.update(unknown_keys(row, format))
             counts.update({problem.kind for problem in problems} or ["none"])
             for problem in problems:
                 offence = {"line": number, "problem": problem.kind, "detail": problem.detail}
                 reasons_file.write(json.dumps(offence, ensure_ascii=False) + "\n")
             if not problems:
                 clean_file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    note_unknown_keys(manifest, unread)
+    note_unknown_keys(manifest, unknown)
     if not total:
         raise DataError(f"{manifest} is empty: it needs a line of JSON for each pair or dialog")
     if not counts["none"]:

@@ -165,16 +165,27 @@ def common_voice(source, clips):
 
 
 def table(source, clips):
-    """A .jsonl, .csv or .tsv file with columns audio, a path relative to the file, and text."""
+    """A .jsonl, .csv or .tsv file with columns audio, a path relative to the file, and text; start
+    and end, in seconds, where a row uses a part of its recording."""
     if source.suffix == ".jsonl":
         rows = jsonl_rows(source)
     else:
-        rows = table_rows(source, ("audio", "text"))
+        rows = table_rows(source, ("audio", "text"), optional=("start", "end"))
     for row in rows:
-        if isinstance(row, Skipped):
-            yield row
-        else:
-            yield {**row, "audio": source.parent / row["audio"]}
+        if not isinstance(row, Skipped):
+            row = with_numbers({**row, "audio": source.parent / row["audio"]})
+        yield row
+
+
+def with_numbers(row):
+    """A row whose start and end are numbers, or Skipped where they are none."""
+    for column in ("start", "end"):
+        if isinstance(row.get(column), str):
+            try:
+                row[column] = float(row[column])
+            except ValueError:
+                return Skipped(f"{row['audio']}: {column} must be seconds, not {row[column]!r}")
+    return row
 
 
 def jsonl_rows(file):
@@ -207,10 +218,10 @@ def sniff(file, columns):
                     f"and has: {there}")
 
 
-def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
-    """The rows of a table, as dicts of its columns; Skipped for a row that has too many cells, too
-    few, or an empty one of `columns`. Texts are as they stand there, but a line break within
-    quotation marks is a space.
+def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL, optional=()):
+    """The rows of a table, as dicts of `columns`, and of those of `optional` that are there and not
+    empty; Skipped for a row that has too many cells, too few, or an empty one of `columns`. Texts
+    are as they stand there, but a line break within quotation marks is a space.
 
     Raises DataError for a quotation mark that nothing closes: it would swallow the rows after
     it."""
@@ -223,7 +234,7 @@ def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
             if not set(columns) <= set(names):
                 raise DataError(f"{file} needs the columns {' and '.join(columns)}, "
                                 f"and has: {', '.join(names)}")
-            yield from checked_rows(file, reader, names, columns, separator)
+            yield from checked_rows(file, reader, names, columns, separator, optional)
     except UnicodeDecodeError as error:
         raise not_utf8(file, error) from None
     except csv.Error as error:
@@ -235,7 +246,7 @@ def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL):
                         f"match ({error}): a mark within a quoted text is written twice") from None
 
 
-def checked_rows(file, reader, names, columns, separator):
+def checked_rows(file, reader, names, columns, separator, optional):
     before = reader.line_num
     broken = 0
     for cells in reader:
@@ -252,8 +263,11 @@ def checked_rows(file, reader, names, columns, separator):
             yield Skipped(f"{file}, line {first}: {len(cells)} cells in a table of {len(names)} "
                           f"columns; a text that holds {separator!r} must be quoted")
             continue
-        row = dict(zip(names, cells))
-        row = {column: without_line_breaks(row[column]) for column in columns}
+        all_cells = dict(zip(names, cells))
+        row = {column: without_line_breaks(all_cells[column]) for column in columns}
+        for column in optional:
+            if all_cells.get(column, "").strip():
+                row[column] = all_cells[column].strip()
         broken += before > first
         empty = [column for column in columns if not row[column].strip()]
         if empty:

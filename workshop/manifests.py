@@ -500,10 +500,10 @@ def index_lines(file, format):
     """A manifest -> the byte at which each of its lines starts, an array of whole numbers. Raises
     DataError where a line cannot be used."""
     offsets = array("Q")
-    unread = Counter()
+    unknown = Counter()
     rows = usable_rows(file, format)
     for offset, row in tqdm(rows, desc=f"lines of {Path(file).name}", unit="line", leave=False):
         offsets.append(offset)
-        unread.update(unknown_keys(row, format))
-    note_unknown_keys(file, unread)
+        unknown.update(unknown_keys(row, format))
+    note_unknown_keys(file, unknown)
     return offsets

@@ -55,17 +55,17 @@ def pieces(audio, silence, longest):
     spans = []
     for start, end in speech_spans(audio):
         spans += cut(level, start, end, longest - 2 * MARGIN)
-    joined = []
+    groups = []
     for start, end in spans:
-        is_near = joined and start - joined[-1][1] < silence
-        if is_near and end - joined[-1][0] <= longest - 2 * MARGIN:
-            joined[-1] = (joined[-1][0], end)
+        is_near = groups and start - groups[-1][1] < silence
+        if is_near and end - groups[-1][0] <= longest - 2 * MARGIN:
+            groups[-1] = (groups[-1][0], end)
         else:
-            joined.append((start, end))
+            groups.append((start, end))
     with_margins = []
     before = 0.0
-    for i, (start, end) in enumerate(joined):
-        after = joined[i + 1][0] if i + 1 < len(joined) else seconds
+    for i, (start, end) in enumerate(groups):
+        after = groups[i + 1][0] if i + 1 < len(groups) else seconds
         last = min(end + MARGIN, (end + after) / 2, seconds)
         with_margins.append((max(start - MARGIN, before), last))
         before = last

@@ -179,8 +179,8 @@ def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0, users=US
         if problem:
             problems.append(f"line {number}: {problem}")
             continue
-        drawn = random.Random(f"{seed} {number}").sample(user_voices, min(users, len(user_voices)))
-        for user in drawn:
+        askers = random.Random(f"{seed} {number}").sample(user_voices, min(users, len(user_voices)))
+        for user in askers:
             turns = []
             for turn in row["turns"]:
                 clips = {"heard": speech.clip(user, turn["transcript"]),

@@ -49,13 +49,13 @@ def transcribe(folder, out, listen, about, silence=0.6, longest=25.0):
     counts = Counter()
     with progress, tqdm(paths, unit="recording") as bar:
         for path in bar:
-            if path not in progress.finished:
+            if path not in progress.results:
                 progress.add(path, transcribe_one(path, listen, silence, longest))
-            counts.update(progress.finished[path]["counts"])
+            counts.update(progress.results[path]["counts"])
             bar.set_postfix_str(f"{counts['lines']} lines")
     if not counts["lines"]:
         raise DataError(f"{folder}: no words were understood in {len(paths)} recordings")
-    write_lines(out, (row for path in paths for row in progress.finished[path]["rows"]))
+    write_lines(out, (row for path in paths for row in progress.results[path]["rows"]))
     progress.remove()
     return counts
 
@@ -97,19 +97,19 @@ def words_within(words, seconds):
 
 class Progress:
     """What is finished of a run, in a hidden file beside its manifest: a line that says what the
-    run is, then a line for each recording. finished: {path: what `transcribe_one` gave}."""
+    run is, then a line for each recording. results: {path: what `transcribe_one` gave}."""
 
     def __init__(self, out, about):
         """Raises DataError where the file was begun by another run."""
         self.path = out.with_name(f".{out.name}.progress")
-        self.finished = {}
+        self.results = {}
         whole = 0  # bytes of whole lines; a kill may have left half of one
         if self.path.exists():
             rows = [row for _, row in read_rows(self.path) if not isinstance(row, Problem)]
             if rows and rows[0] != about:
                 raise DataError(f"{out} was begun from other recordings or with other settings: "
                                 f"take those again, or remove {self.path}")
-            self.finished = {row["path"]: row["result"] for row in rows[1:]}
+            self.results = {row["path"]: row["result"] for row in rows[1:]}
             content = self.path.read_bytes()
             whole = content.rfind(b"\n") + 1
         self.file = open(self.path, "ab")
@@ -118,7 +118,7 @@ class Progress:
             self._write(about)
 
     def add(self, path, result):
-        self.finished[path] = result
+        self.results[path] = result
         self._write({"path": path, "result": result})
 
     def remove(self):
