@@ -24,14 +24,15 @@ Unusual here:
   own; attention is shared.
 - Parameter names are the release's, so that its files load without renaming.
 
-To start from Qwen2.5-0.5B: the preset 0.5b has its shape, so that all its weights fit. They become
-the text embeddings, the layers, the norm and the text head, which begins as a copy of the
-embeddings where Qwen has one matrix for both. The 16 audio embeddings and the depth transformer
-begin with random values (`init_weights`). RELEASE is a folder with tokenizer and codec, which also
-names the special ids; the grids are encoded with it.
+To start from Qwen2.5-0.5B: its weights become the text embeddings, the layers, the norm and the
+text head, which begins as a copy of the embeddings where Qwen has one matrix for both. The 16 audio
+embeddings and the depth transformer begin with random values (`init_weights`). The first line makes
+the folder `start`: Qwen's tokenizer with rows for <wait>, <asr> and <answer>, a codec (--codec),
+and a config.json whose backbone has Qwen's shape.
 
-    python train.py run grids/tts grids/asr --init 0.5b --qwen Qwen/Qwen2.5-0.5B --beside RELEASE \\
-        --out runs/pt1 --stage post-training-1
+    python train.py tokenizer Qwen/Qwen2.5-0.5B start
+    python data.py encode pairs.jsonl grids/tts --format tts --model start
+    python train.py run grids/tts --init start --qwen Qwen/Qwen2.5-0.5B --out runs/pt1
     python flm.py 0.5b          # parameters by part, of a preset, a folder or a Hub id
 
 Shapes: B batch, T frames, K = 8 codebooks, D model width, V text vocabulary, C = card, the audio

@@ -52,8 +52,8 @@ because of it:
     loudspeaker                0    40   it takes blocks of 40 ms
     together                  80   310
 
-Only what the model says depends on it so late. How its voice sounds can change one frame earlier,
-because the acoustic codes of frame s are written when frame s of the user is known.
+How the voice of the model sounds can change one frame earlier, because the acoustic codes of frame
+s are written when frame s of the user is known; the words and the semantic codes cannot.
 
 A transcript of the user's words begins in the frame after the user's last sound. In the ASR-style
 of post-training 1 and 2 it has no marks and ends with its last word (`Script.transcribe`). In
