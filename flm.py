@@ -100,9 +100,9 @@ class Config:
         # they take the last rows of the vocabulary: Qwen's tokenizer ends before these.
         for name in ("answer_token", "asr_token"):
             if getattr(self, name) is None:
-                taken = (self.wait_token, self.asr_token, self.answer_token)
+                others = (self.wait_token, self.asr_token, self.answer_token)
                 rows = range(self.vocab_size - 1, -1, -1)
-                self._set(name, next(row for row in rows if row not in taken))
+                self._set(name, next(row for row in rows if row not in others))
 
     def _set(self, name, value):
         object.__setattr__(self, name, value)  # the way past `frozen`, for what follows from others

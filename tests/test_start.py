@@ -364,8 +364,8 @@ def test_what_is_lacking_beside_is_said_before_training(tmp_path, monkeypatch, c
         ]
     )
     monkeypatch.setitem(flm.PRESETS, "small", small(vocab_size=340, wait_token=WAIT))
-    seen = []
-    monkeypatch.setattr(train, "take_steps", lambda run: seen.append(capsys.readouterr().out))
+    outputs = []
+    monkeypatch.setattr(train, "take_steps", lambda run: outputs.append(capsys.readouterr().out))
     command = [
         "run",
         str(tmp_path / "grids"),
@@ -382,10 +382,10 @@ def test_what_is_lacking_beside_is_said_before_training(tmp_path, monkeypatch, c
     ]
     with pytest.raises(SystemExit, match="stopped at step 0"):
         train.main(command)
-    assert "there is no tokenizer and no codec to lay beside" in seen[0]
+    assert "there is no tokenizer and no codec to lay beside" in outputs[0]
     with pytest.raises(SystemExit, match="stopped at step 0"):
         train.main([*command, "--beside", str(tmp_path / "release")])
-    assert "to lay beside" not in seen[1]
+    assert "to lay beside" not in outputs[1]
     monkeypatch.undo()
     monkeypatch.setitem(flm.PRESETS, "small", small(vocab_size=340, wait_token=WAIT))
     train.main(command)
@@ -487,6 +487,21 @@ def test_a_tokenizer_for_another_language(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_the_codec_of_transformers_is_laid_under_its_own_name(tmp_path):
+    """Catches kyutai/mimi given as --codec: its files have the names of a language model's, and the
+    folder would be left without a codec, or with weights of another kind."""
+    codec = REFERENCE / "mimi_transformers"
+    (tmp_path / "start").mkdir()
+    tokenizer.lay_codec(codec, tmp_path / "start")
+    assert {path.name for path in (tmp_path / "start").iterdir()} == {
+        "mimi.json",
+        "mimi.safetensors",
+    }
+    audio = torch.randn(1, 1, 3840)
+    ours = codec_files.load(tmp_path / "start").encode(audio)
+    assert torch.equal(ours, codec_files.load(codec).encode(audio))
+
+
 def test_a_folder_to_start_from_another_language_model(tmp_path):
     """Catches <wait>, <asr> and <answer> in rows that the other model's tokenizer has, or outside
     the vocabulary."""
@@ -494,21 +509,21 @@ def test_a_folder_to_start_from_another_language_model(tmp_path):
     shutil.copytree(REFERENCE / "qwen_small", source)
     values = json.loads((source / "config.json").read_text())
     qwen_tokenizer(source, 260)
-    used = 1 + max(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"].values())
-    (source / "config.json").write_text(json.dumps(values | {"vocab_size": used}))
+    rows = 1 + max(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"].values())
+    (source / "config.json").write_text(json.dumps(values | {"vocab_size": rows}))
     tensors = load_file(source / "model.safetensors")
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
-        tensors[name] = torch.randn(used, 32)
+        tensors[name] = torch.randn(rows, 32)
     save_file(tensors, source / "model.safetensors")
     write_codec(tmp_path, "moshi")
     config = tokenizer.make([str(source)], tmp_path / "start", 4096, "tiny", tmp_path)
     assert [config.wait_token, config.asr_token, config.answer_token] == [
-        used,
-        used + 1,
-        used + 2,
+        rows,
+        rows + 1,
+        rows + 2,
     ]
     model = starting.starting_model(str(tmp_path / "start"), str(source), seed=0)
-    assert torch.equal(model.lm_head.weight[:used], tensors["lm_head.weight"])
+    assert torch.equal(model.lm_head.weight[:rows], tensors["lm_head.weight"])
     assert data.Encoder(tmp_path / "start").words("who are you")
 
 

@@ -32,8 +32,8 @@ def check(config):
         for name in tokens:
             check_token(config, name, size)
     text_tokens = [getattr(config, name) for name in TOKENS["vocab_size"]]
-    named = [token for token in text_tokens if token is not None]
-    if len(set(named)) < len(named):
+    rows = [token for token in text_tokens if token is not None]
+    if len(set(rows)) < len(rows):
         raise ValueError(f"{', '.join(TOKENS['vocab_size'])} must be different ids, not "
                          f"{', '.join(map(str, text_tokens))}")
     if config.vocab_size < len(text_tokens):

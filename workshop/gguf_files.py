@@ -168,14 +168,14 @@ class Checkpoint:
                             "the model's own tokenizer.json beside instead")
         tokens = self.value("tokenizer.ggml.tokens")
         types = self.value("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-        added = [i for i, type in enumerate(types) if type in (CONTROL, USER_DEFINED)]
+        special_rows = [i for i, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)]
         # Tokens of another type are unused: rows of the embedding that no text reaches.
-        vocabulary = {tokens[i]: i for i, type in enumerate(types) if type == NORMAL}
-        vocabulary |= {tokens[i]: i for i in added}
+        vocabulary = {tokens[i]: i for i, kind in enumerate(types) if kind == NORMAL}
+        vocabulary |= {tokens[i]: i for i in special_rows}
         merges = [tuple(pair.split(" ")) for pair in self.value("tokenizer.ggml.merges")]
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
         cut_words(tokenizer, words)
-        for i in added:
+        for i in special_rows:
             special = AddedToken(tokens[i], special=types[i] == CONTROL, normalized=False)
             tokenizer.add_special_tokens([special])
         return tokenizer

@@ -102,10 +102,11 @@ def read_tokenizer(folder):
         raise DataError(f"{path} is another model's: its ids go up to {largest}, "
                         f"config.json's to {config.vocab_size - 1}")
     # The release's config.json names no <asr> and <answer>, which then take the last rows.
-    named = json.loads((Path(folder) / "config.json").read_text())
-    for name, key in (("<asr>", "text_asr_token_id"), ("<answer>", "text_answer_token_id")):
-        row = config.asr_token if name == "<asr>" else config.answer_token
-        if key not in {**named, **named["mm_token_info"]} and tokenizer.id_to_token(row):
+    values = json.loads((Path(folder) / "config.json").read_text())
+    keys = values.keys() | values["mm_token_info"].keys()
+    for name, key, row in (("<asr>", "text_asr_token_id", config.asr_token),
+                           ("<answer>", "text_answer_token_id", config.answer_token)):
+        if key not in keys and tokenizer.id_to_token(row):
             raise DataError(f"{name} has no row of its own: config.json names no {key}, and the "
                             f"last rows are words of {path}; name a free row there")
     return tokenizer

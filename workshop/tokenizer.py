@@ -145,9 +145,18 @@ def make(sources, folder, size, shape=None, codec=SHIPPED):
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(config_files.to_json(config), indent=1))
     if "codec" in beside.lacking([folder]):
-        files = beside.files_of_kinds([model_files.resolve(codec, codec_files.WANTED)])
-        beside.copy(files.get("codec", []), folder)
+        lay_codec(codec, folder)
     return config
+
+
+def lay_codec(codec, folder):
+    """Copy a codec's files to a folder. transformers' Mimi, whose files have the names of a
+    language model's, is written as mimi.json and mimi.safetensors. Raises LoadError or OSError."""
+    files = beside.files_of_kinds([model_files.resolve(codec, codec_files.WANTED)])
+    if "codec" in files:
+        beside.copy(files["codec"], folder)
+    else:
+        codec_files.save(codec_files.load(codec, codebooks=flm.K), folder)
 
 
 # --- command line ---
