@@ -78,8 +78,7 @@ CLOSING_SILENCE = 2              # frames
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the contents of grids, beside the manifest and the model. Raises
-    ValueError.
+    """What decides the contents of grids, beside the manifest and the model. Raises ValueError.
 
     Grids of the same settings are the same to the byte, within one VERSION of this file."""
     format: str                 # of stream.FORMATS
@@ -455,7 +454,11 @@ class GridMaker:
 
     def free_user(self, exchanges, rng):
         """Section 3.2.2, free user input: some questions interrupt the answer before them, and some
-        answers are heard with a back-channel. Changes the exchanges."""
+        answers are heard with a back-channel. Changes the exchanges.
+
+        stream.draw_interruptions draws which, and from which frame on. The recording of such a
+        question is laid over the answer. The answer's words and codes end `reaction` seconds after
+        its first sound (stream.Script.cut); a back-channel changes nothing of the answer."""
         lengths = []
         for exchange in exchanges:
             if self.backchannels and rng.random() < BACKCHANNEL_PROBABILITY:

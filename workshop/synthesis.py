@@ -48,31 +48,38 @@ def speak(job):
     """(file, voice, text, least DNSMOS or None): write the file unless it is there -> None, or why
     it could not be done."""
     file, voice, text, least_mos = job
-    if file.exists() and least_mos is None:
-        return None
-    beside = file.with_suffix(".part.wav")
-    command = []
-    for word in split_command(voice):
-        command.append(word.replace("{out}", str(beside)).replace("{text}", text))
     try:
-        if file.exists():  # an earlier run may have taken a worse one
+        if not file.exists():
+            return run_voice(file, voice, text, least_mos)
+        if least_mos is not None:  # an earlier run may have taken a worse one
             return sound_problem(file, least_mos)
-        process = subprocess.run(command, input=text, capture_output=True, encoding="utf-8",
-                                 errors="replace")
-        if process.returncode:
-            complaint = " ".join(process.stderr.split())
-            return complaint or f"it ended with code {process.returncode}"
-        problem = sound_problem(beside, least_mos)
-        if problem:
-            return problem
-        os.replace(beside, file)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())
     return None
 
 
+def run_voice(file, voice, text, least_mos):
+    """Write a clip -> None, or why it could not be done. Raises OSError and ValueError."""
+    beside = file.with_suffix(".part.wav")
+    command = []
+    for word in split_command(voice):
+        command.append(word.replace("{out}", str(beside)).replace("{text}", text))
+    process = subprocess.run(command, input=text, capture_output=True, encoding="utf-8",
+                             errors="replace")
+    if process.returncode:
+        complaint = " ".join(process.stderr.split())
+        return complaint or f"it ended with code {process.returncode}"
+    problem = sound_problem(beside, least_mos)
+    if not problem:
+        os.replace(beside, file)
+    return problem
+
+
 def sound_problem(file, least_mos):
-    """None, or why the sound of a clip is not good enough. Raises ValueError."""
+    """None, or why the sound of a clip is not good enough. Raises ValueError.
+
+    Decision: section 3.2.1 filters voices by DNSMOS. A voice here is a command, which has no
+    recording of its own, so each of its clips is judged."""
     audio = read_audio(file).numpy()
     if loudness(audio) < SILENT:
         return "it is silent"
