@@ -340,7 +340,7 @@ class Exchange:
     turn: Turn                                # lengths and words, of which stream.py makes a script
     user_clip: Clip | None = None             # the question
     speak_codes: torch.Tensor | None = None   # [T, K], the answer
-    model_path: Path | None = None            # its recording
+    recording: Path | sound_file.Part | None = None  # of the answer
     backchannel: Clip | None = None           # of the user, which may fall into the answer
 
 
@@ -348,8 +348,8 @@ class Exchange:
 class Plan:
     """A sample before what is heard of it is encoded."""
     script: stream.Script
-    speak_codes: list                 # [T, K] of each span of script.speak_spans
-    user_audio: np.ndarray | None     # [T * FRAME]; None where nothing is heard
+    speak: torch.Tensor | None = None       # [T, K]; None where nothing is spoken
+    user_audio: np.ndarray | None = None    # [T * FRAME]; None where nothing is heard
 
 
 class GridMaker:
@@ -376,14 +376,7 @@ class GridMaker:
         if self.settings.format in stream.LISTENS:
             waves = [plan.user_audio for plan in plans]
             listens = self.encoder.encode(waves, self.encoder.hearing)
-        grids = []
-        for plan, listen in zip(plans, listens):
-            speak = None
-            if self.settings.format in stream.SPEAKS:
-                script = plan.script
-                silence = self.encoder.silence
-                speak = stream.place(script.speak_spans, plan.speak_codes, silence, len(script))
-            grids.append(plan.script.grid(speak, listen))
+        grids = [plan.script.grid(plan.speak, listen) for plan, listen in zip(plans, listens)]
         return grids, problems
 
     def plan(self, sample, rng):
@@ -393,13 +386,15 @@ class GridMaker:
         if self.settings.format == "response-tts-free":
             self.free_user(exchanges, rng)
         script, exchanges = self.write_script(exchanges, rng)
-        speak_codes = []
-        for exchange, (start, stop) in zip(exchanges, script.speak_spans):
-            speak_codes.append(exchange.speak_codes[:stop - start])  # an interruption cuts it
-        user_audio = None
+        plan = Plan(script)
+        if self.settings.format in stream.SPEAKS:
+            clips = []
+            for exchange, (start, stop) in zip(exchanges, script.speak_spans):
+                clips.append(exchange.speak_codes[:stop - start])  # an interruption cuts it
+            plan.speak = stream.place(script.speak_spans, clips, self.encoder.silence, len(script))
         if self.settings.format in stream.LISTENS:
-            user_audio = self.lay_user_audio(script, exchanges, rng)
-        return Plan(script, speak_codes, user_audio)
+            plan.user_audio = self.lay_user_audio(script, exchanges, rng)
+        return plan
 
     def read_turn(self, entry, rng):
         """A turn of the manifest, a dict of workshop/manifests.py -> Exchange."""
@@ -419,7 +414,7 @@ class GridMaker:
             turn.listen_frames = exchange.user_clip.frames + closing
             turn.onset = exchange.user_clip.onset
         if "spoken" in entry:
-            exchange.model_path = entry["spoken"]
+            exchange.recording = entry["spoken"]
             exchange.speak_codes = self.encoder.speak_codes(entry["spoken"])
             turn.speak_frames = len(exchange.speak_codes)
         return exchange
@@ -495,7 +490,7 @@ class GridMaker:
             leakage = draw_leak(rng)
         if leakage and script.speak_spans:
             model_audio = np.zeros_like(user_audio)
-            answers = [self.encoder.model_audio(exchange.model_path) for exchange in exchanges]
+            answers = [self.encoder.model_audio(exchange.recording) for exchange in exchanges]
             lay(model_audio, script.speak_spans, answers)
             leak(user_audio, model_audio, *leakage)
         return user_audio.clip(-1, 1)

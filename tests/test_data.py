@@ -170,7 +170,7 @@ def test_an_interruption_is_heard_where_the_answer_ends(folder, encoder, monkeyp
         plan = maker.plan([turn, turn], random.Random(seed))
         begins, stop = plan.script.speak_spans[0]
         start, _ = plan.script.listen_spans[1]
-        codes = plan.speak_codes[0]
+        codes = plan.speak[begins:stop]
         assert begins <= start < begins + len(answer)
         assert torch.equal(codes, answer[:stop - begins])
         if len(codes) < len(answer):
