@@ -698,6 +698,16 @@ def test_wrong_commands_are_one_sentence(tmp_path, monkeypatch, capsys, command,
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_single_turns_are_said_to_have_no_interruptions(capsys):
+    """Catches a set for interruptions that has none, because --join was left as it is, and a
+    warning where turns are joined, or the format has no interruptions."""
+    for format, join, is_warned in [("response-tts-free", (1, 1), True),
+                                    ("response-tts-free", (1, 4), False),
+                                    ("response-tts", (1, 1), False)]:
+        encoding.warn_of_single_turns(Settings(format=format, join=join))
+        assert ("yields no interruption" in capsys.readouterr().err) == is_warned
+
+
 def test_every_option_reaches_the_settings(folder, tmp_path):
     """Catches an option of the command line that is parsed and then forgotten."""
     data.main(["encode", str(folder / "dialogs.jsonl"), str(tmp_path / "g"), "--model", str(folder),

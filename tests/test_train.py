@@ -25,7 +25,7 @@ import stream
 import train
 from stream import K, Ids, Loss, Turn
 from workshop import (batches, checkpoints, costs, files, lora, model_files, parameters, processes,
-                      shards, training_set, validation)
+                      shards, training_log, training_set, validation)
 from workshop.training_log import read_log
 from workshop.training_options import option_name
 
@@ -670,6 +670,68 @@ def test_adapters_with_bfloat16(run):
 
 # --- what a user sees ---
 
+def test_a_run_that_cannot_learn_says_so(run, capsys):
+    """Catches a run that ends well and has taught nothing, without a word before or after; and a
+    warning where the rates suffice."""
+    too_slow = replace(run, lr=(1e-9, 1e-9), hold_out=0.1)
+    train.train(too_slow)
+    output = capsys.readouterr().out
+    assert "too short or too slow to learn much: the rates of its 6 steps add" in output
+    assert "up to 6.0e-09" in output
+    assert "no loss has fallen by more than a hundredth" in output
+    assert "validation before the run and after step 6:" in output
+    assert f"{run.grids[0]} (asr)" in output.split("validation before the run")[1]
+    train.train(replace(run, out=f"{run.out}-fast"))
+    output = capsys.readouterr().out
+    assert "too slow" not in output and "nothing is kept to validate on" in output
+
+
+def test_draws_count_as_epochs(run, capsys):
+    """Catches six epochs on grids that hold each recording six times, which nobody asked for."""
+    for folder in run.grids:
+        about = json.loads((Path(folder) / "grids.json").read_text())
+        (Path(folder) / "grids.json").write_text(json.dumps(about | {"draws": 6}))
+    train.train(replace(run, epochs=None))
+    output = capsys.readouterr().out
+    assert "hold each recording 6 times, drawn anew, so that 1 epochs read it 6 times" in output
+    assert log_of(run.out, "step")[-1][0] == 3
+    assert train.Settings(init="tiny", out="-", stage="fine-tuning-2").resolve(SMALL).epochs == 6
+
+
+def test_a_mixture_without_weights_is_said(run, capsys):
+    """Catches post-training 2 on half of nothing and five times nothing."""
+    run = replace(run, stage="post-training-2", epochs=1)
+    train.train(run)
+    assert "mixes 0.5 x what is transcribed by a program and 5 x" in capsys.readouterr().out
+    asr, other = run.grids
+    train.train(replace(run, grids=(f"{asr}:0.5", f"{other}:5"), out=f"{run.out}-mixed"))
+    assert "all grids weigh the same" not in capsys.readouterr().out
+
+
+def test_tensorboard(run, monkeypatch):
+    """Catches a traceback where the package is missing, and numbers that do not arrive."""
+    run = replace(run, epochs=1, tensorboard=True, hold_out=0.1)
+    numbers = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            assert (str(folder), purge_step) == (f"{run.out}/tensorboard", 1)
+
+        def add_scalar(self, name, value, step):
+            numbers.append((name, step))
+
+        def flush(self):
+            pass
+    stand_in = type(sys)("torch.utils.tensorboard")
+    stand_in.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    train.train(run)
+    assert {("loss", 1), ("weighted_wait", 1), (f"valid/{run.grids[0]} (asr)", 0)} <= {*numbers}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(training_log.LogError, match="pip install tensorboard"):
+        train.train(replace(run, out=f"{run.out}-without"))
+
+
 def test_log_shows_what_each_term_adds(run, capsys):
     """Catches a weight that cannot be set, or that is set for another term, and a log that does not
     show what gamma does to the loss."""
@@ -748,6 +810,9 @@ def test_errors_are_one_sentence(run, tmp_path):
         ([*usual, "--qwen", "q"], "--qwen fills a model without weights"),
         (["run", *grids, *start, "--out", f"{run.init}/../start"], "is the folder of --init"),
         ([*usual, "--lora", "0"], "--lora must be 1 or more"),
+        ([*usual, "--seed", "9" * 30], "--seed must be from 0 to 9.223e+18"),
+        ([*usual, "--patience", "2"], "need something to validate on"),
+        ([*usual, "--forget", "-1"], "--forget must be 0 or more"),
         ([*usual, "--freeze", "head"], "--freeze takes embeddings, backbone, heads, depth, not"),
         ([*usual, "--freeze", *lora.PARTS], "nothing is left to train"),
         ([*usual, "--lora-full-audio"], "no effect without --lora"),
@@ -805,6 +870,19 @@ def test_plan_counts_without_starting(capsys):
     assert f"{3.3e6 * 3600 * 12.5 * 17 / 1e6:,.1f} M tokens" in plan
     assert f"{16 * size / 8 / 1e9:.1f}  weights" in plan
     assert "days at 45% MFU" in plan
+    # Three numbers of 4 bytes for each weight; 2 stay, and 3 more may be there at once.
+    assert f"disk: {12 * size / 1e9:,.1f} GB a checkpoint, 2 to 5 of them" in plan
+    logits = 12 * 8192 * (152_064 + 8 * 2049)
+    assert f"{logits / 1e9:.1f}  logits" in plan
+
+
+def test_plan_reads_a_source_as_often_as_it_weighs(run, capsys):
+    """Catches hours and days of a mixture without its weights."""
+    grids = [f"{run.grids[0]}:5", f"{run.grids[1]}:0.5"]
+    train.main(["run", *grids, "--init", run.init, "--plan", "--epochs", "1", "--length", "64"])
+    lengths = [sum(training_set.Grids([folder]).lengths) for folder in run.grids]
+    frames = 5 * lengths[0] + 0.5 * lengths[1]
+    assert f"{frames * 17 / 1e6:,.1f} M tokens" in capsys.readouterr().out
 
 
 def test_plan_with_adapters_fits_a_small_gpu(capsys):

@@ -48,6 +48,14 @@ def check_settings(settings):
         raise DataError(f"--long-silences must be a share, 0 .. 1, not {settings.long_silences:g}")
 
 
+def warn_of_single_turns(settings):
+    """Say on stderr what samples of one manifest line lack, where interruptions are asked for."""
+    if settings.format == "response-tts-free" and settings.join[1] == 1:
+        print(f"note: with --join 1 1 each line of the manifest is a sample of its own, and a line "
+              f"of one turn yields no interruption, which is what {settings.format} is for: take "
+              "--join 1 4", file=sys.stderr)
+
+
 def parse_part(part):
     """"I/N" -> (I, N). Raises DataError."""
     numbers = re.fullmatch(r"(\d+)/(\d+)", part)
@@ -102,6 +110,7 @@ class Run:
         for a manifest that cannot be used, and for a folder that holds other grids."""
         parse_part(self.part)
         devices.check_device(self.device)
+        warn_of_single_turns(self.settings)
         about = about_grids(self)
         check_folder(self.out, about)
         index = self.out / "samples.index"

@@ -84,6 +84,15 @@ class Grids:
         """Of all grids together."""
         return int(self.lengths.sum(dtype=np.int64))
 
+    @property
+    def frames_an_epoch(self):
+        """The same, each source as often as an epoch reads it."""
+        frames = 0.0
+        for source in self.sources:
+            lengths = self.lengths[source.grids.start:source.grids.stop]
+            frames += source.weight * int(lengths.sum(dtype=np.int64))
+        return round(frames)
+
     def fingerprints(self):
         """{folder: what tells its grids from others}"""
         return {source.name: source.fingerprint for source in self.sources}

@@ -93,6 +93,14 @@ class History:
             return None
         return min(good, key=lambda validation: sum(validation.losses.values())).step
 
+    def learned_nothing(self):
+        """Whether no loss has fallen by a hundredth since before the run, as far as is known."""
+        if len(self.all) < 2 or self.all[0].step != 0:
+            return False
+        before = self.all[0].losses
+        return all(loss > 0.99 * before[name] for later in self.all[1:]
+                   for name, loss in later.losses.items() if name in before)
+
     def table(self):
         """What was before the first step and what is after the best or else the last, as text; ""
         where that is not known."""
