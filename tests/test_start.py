@@ -313,6 +313,7 @@ def test_a_preset_takes_the_ids_of_the_folder_beside(tmp_path, monkeypatch):
     config = starting.fresh_config("small", tmp_path / "release")
     assert (config.wait_token, config.asr_token, config.answer_token) == (WAIT, 338, 339)
     assert starting.fresh_config("small").wait_token == 300
+    assert starting.fresh_config("small", REFERENCE / "qwen_small").wait_token == 300
     monkeypatch.setitem(flm.PRESETS, "small", small(vocab_size=330, wait_token=300))
     with pytest.raises(
         starting.StartError, match="special ids of .*release.config.json do not fit"

@@ -285,5 +285,6 @@ class Batches:
                 f"{grids.place(i)}: {error}. Either the file is damaged (python data.py check "
                 "FOLDER says so), or it was made for another tokenizer or codec than this model's, "
                 f"which has {text_size} text ids and {audio_size} audio ids: encode the recordings "
-                "again with data.py and this model") from None
+                "again with data.py and this model, or, where --init is a preset, name the folder "
+                "that they were encoded with as --beside") from None
         return stream.delay(grid, self.ids)

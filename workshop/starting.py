@@ -2,9 +2,8 @@
 
 What this is: a folder's model, a preset or a config.json with fresh weights or with those of a
 Qwen, and what of it a run keeps as it is; the same in every process. It serves train.py and
-checkpoints.py. What this is
-not: reading files (model_files.py), adapters (lora.py), or the sharding over processes
-(processes.py).
+checkpoints.py. What this is not: reading files (model_files.py, qwen_files.py), adapters (lora.py),
+or the sharding over processes (processes.py).
 
     python train.py run grids/pt1 --init 0.5b --qwen Qwen/Qwen2.5-0.5B --beside release --out runs/1
 """
@@ -38,19 +37,20 @@ def fresh_config(init, beside=None):
 
 
 def with_ids_of(beside, config):
-    """A preset with the special ids of a model folder, where this has a config.json."""
+    """A preset with the special ids of a model folder, where its config.json names any: that of a
+    codec or of a Qwen names none."""
     if not beside:
         return config
     folder = model_files.resolve(beside)
-    if not (folder / "config.json").exists():
+    file = folder / "config.json"
+    if not file.exists() or "mm_token_info" not in model_files.read_json(file):
         return config
     other = model_files.read_config(folder)
     names = ("wait_token", "asr_token", "answer_token", "pad_token", "empty_token")
     try:
         return replace(config, **{name: getattr(other, name) for name in names})
     except ValueError as error:
-        raise StartError(f"the special ids of {folder / 'config.json'} do not fit the preset: "
-                         f"{error}") from None
+        raise StartError(f"the special ids of {file} do not fit the preset: {error}") from None
 
 
 def starting_model(init, qwen, seed, beside=None):
