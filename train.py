@@ -79,11 +79,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from stream import FORMATS, Loss
-from workshop import checkpoints, costs, lora, model_files, processes, starting
+from workshop import checkpoints, costs, model_files, processes, starting
 from workshop import training_notes, training_options, training_set
 from workshop.batches import Batches
 from workshop.checkpoints import Checkpoints
-from workshop.processes import sum_over_processes
+from workshop.processes import Stopped, TrainError, sum_over_processes
 from workshop.training_log import Log, read_log
 from workshop.validation import History, Validation
 
@@ -104,10 +104,6 @@ BETAS = (0.9, 0.95)   # of AdamW
 WEIGHT_DECAY = 0.1    # of matrices; norms and biases do not decay
 CLIP = 1.0            # the largest norm of a gradient
 WARMUP = 0.02         # share of the steps
-
-
-class TrainError(ValueError):
-    """A run that stops before its end; the message is one sentence."""
 
 
 # --- the four stages ---
@@ -180,23 +176,21 @@ class Settings(training_options.Options):
         Decision: grids that hold each recording six times, drawn anew (data.py encode --draws 6),
         count as six epochs."""
         stage = STAGES[self.stage]
-        micro = self.micro
+        # Decision: without --paper for a laptop: a step of the tiny preset takes about a second,
+        # and the larger presets stay within memory.
         if self.paper:
-            batch, length = PAPER_BATCH, PAPER_LENGTH
-            micro = micro or 1
-        # Decision: else for a laptop: a step of the tiny preset takes about a second, and the
-        # larger presets stay within memory.
+            batch, length, micro = PAPER_BATCH, PAPER_LENGTH, 1
         elif config.hidden_size <= 256:
-            batch, length = 8, 512
+            batch, length, micro = 8, 512, None
         else:
-            batch, length = 2, 256
+            batch, length, micro = 2, 256, None
         return replace(
             self,
             epochs=self.epochs or stage.epochs / training_set.mean_draws(self.grids),
             lr=tuple(self.lr or stage.lr),
             batch=self.batch or batch,
             length=self.length or length,
-            micro=micro,
+            micro=self.micro or micro,
         )
 
     def weights(self):
@@ -298,22 +292,6 @@ def gradients(equation, micro_batches, weights):
     return terms, counts
 
 
-@torch.no_grad()
-def validation(equation, batches):
-    """What equation 3 adds up, on what is held out or on the folders of `valid` -> {source: the
-    four CE, float64 [5] by class}"""
-    terms = {}
-    for name, rows in batches.valid.items():
-        micro_batches = batches.micro_batches(batches.valid_grids, rows)
-        sums = torch.zeros(len(Loss), dtype=torch.float64)
-        for batch in micro_batches:
-            sums += equation(*batch.to(device_of(equation))).cpu()
-        terms[name] = sum_over_processes(sums) / count_tokens(micro_batches).clamp(min=1)
-    if dist.is_initialized():
-        equation.reshard()  # without a backward pass the root stays gathered
-    return terms
-
-
 # --- the model to train, and its optimizer ---
 
 def build(settings, device):
@@ -387,7 +365,7 @@ def train(settings):
         take_steps(run)
         folder.wait()
         if run.step < run.batches.steps and not run.history.reason():
-            raise TrainError(f"stopped at step {run.step}; the same command goes on from there")
+            raise Stopped(f"stopped at step {run.step}; the same command goes on from there")
         if processes.rank() == 0:
             checkpoints.export(settings.out, settings.out)
             training_notes.conclude(run)
@@ -411,7 +389,8 @@ def start(settings, device, folder):
     run = Run(settings, equation, optimizer, batches, folder, about, step, history)
     if rank == 0:
         training_notes.announce(run, STAGES[settings.stage])
-        run.log = Log(settings.out, step, batches.steps, settings.weights(), settings.tensorboard)
+        meter = costs.Meter(config, settings, device)
+        run.log = Log(settings, step, batches.steps, meter)
     return run
 
 
@@ -421,8 +400,6 @@ def take_steps(run):
     settings = run.settings
     weights = settings.weights()
     steps = run.batches.steps
-    meter = costs.Meter(run.equation.flm.config, settings.length, device_of(run.equation),
-                        lora.Trained.of(vars(settings)))
     if run.step == 0 and not run.history.all:
         validate(run)
     stopping = run.history.reason() is not None
@@ -435,8 +412,7 @@ def take_steps(run):
             result = update(run, micro_batches, weights, rate)
             run.checkpoints.check(result.loss)
             if run.log:
-                speed = meter.read(result.counts, time.time() - began)
-                run.log.add_step(run.step, result, speed)
+                run.log.add_step(run.step, result, time.time() - began)
             stopping = stop.anywhere()  # all processes stop at the same step
             last = run.step == steps
             if last or run.step % run.batches.valid_every == 0:
@@ -447,14 +423,25 @@ def take_steps(run):
                 run.checkpoints.save(run.equation.flm, run.optimizer, run.step, run.about, best)
 
 
+@torch.no_grad()
 def validate(run):
-    """Add the losses on what is not trained on to history and log."""
-    if run.batches.valid:
-        terms = validation(run.equation, run.batches)
-        losses = Validation.of(run.step, terms, run.settings.weights())
-        run.history.add(losses)
-        if run.log:
-            run.log.add_validation(losses)
+    """Compute equation 3 on what is held out, or on the folders of `valid`, for history and log."""
+    batches = run.batches
+    if not batches.valid:
+        return
+    terms = {}  # of each source
+    for name, rows in batches.valid.items():
+        micro_batches = batches.micro_batches(batches.valid_grids, rows)
+        sums = torch.zeros(len(Loss), dtype=torch.float64)
+        for batch in micro_batches:
+            sums += run.equation(*batch.to(device_of(run.equation))).cpu()
+        terms[name] = sum_over_processes(sums) / count_tokens(micro_batches).clamp(min=1)
+    if dist.is_initialized():
+        run.equation.reshard()  # without a backward pass the root stays gathered
+    losses = Validation.of(run.step, terms, run.settings.weights())
+    run.history.add(losses)
+    if run.log:
+        run.log.add_validation(losses)
 
 
 @dataclass

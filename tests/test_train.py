@@ -5,9 +5,12 @@ import math
 import os
 import random
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -416,28 +419,38 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("name, damage, sentence", [
+DAMAGES = [
     ("run.json", lambda path: path.write_text(""), "run.json is empty or damaged"),
     ("run.json", lambda path: path.write_text('{"step": 6}'), "run.json is empty or damaged"),
     ("__0_0.distcp", truncate, "__0_0.distcp is missing, or not as long"),
     ("__0_0.distcp", Path.unlink, "__0_0.distcp is missing, or not as long"),
     (".metadata", lambda path: path.write_bytes(bytes(path.stat().st_size)), "is damaged or of"),
-])
-def test_a_damaged_checkpoint_is_passed_over_loudly(run, capfd, name, damage, sentence):
+]
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(run, capfd):
     """Catches a run that cannot go on, or begins anew without a word, because a power cut spoilt
     its newest checkpoint; and an older one that is lost with it."""
-    run = replace(run, epochs=2)
     train.train(run)
     losses = log_of(run.out, "step", "loss")
-    newest = checkpoints.list_checkpoints(Path(run.out) / "checkpoints")[-1]
-    damage(newest / name)
-    capfd.readouterr()
-    train.train(run)
-    output = capfd.readouterr()
-    assert f"WARNING: " in output.err and sentence in output.err
-    assert "resumed at step 3" in output.out
-    assert log_of(run.out, "step", "loss") == losses
-    assert newest.with_name(f"damaged-{newest.name}").exists()
+    for number, (name, damage, sentence) in enumerate(DAMAGES):
+        copy = f"{run.out}-{number}"
+        shutil.copytree(run.out, copy)
+        newest = checkpoints.list_checkpoints(Path(copy) / "checkpoints")[-1]
+        about = checkpoints.read_about(newest)
+        damage(newest / name)
+        capfd.readouterr()
+        equation, _ = train.build(run, torch.device("cpu"))
+        optimizer = train.make_optimizer(equation)
+        with closing(checkpoints.Checkpoints(copy, 2)) as folder:
+            step = folder.resume(equation.flm, optimizer, about, train.Settings)
+        assert step == 3
+        warning = capfd.readouterr().err
+        assert "WARNING: " in warning and sentence in warning, name
+        assert newest.with_name(f"damaged-{newest.name}").exists()
+    train.train(replace(run, out=copy))
+    assert "resumed at step 3" in capfd.readouterr().out
+    assert log_of(copy, "step", "loss") == losses
 
 
 def test_no_whole_checkpoint_is_one_sentence(run):
@@ -453,18 +466,20 @@ def test_no_whole_checkpoint_is_one_sentence(run):
 def test_two_runs_in_one_folder(run):
     """Catches two runs that overwrite each other's checkpoints, and a lock that a run which was
     killed leaves behind."""
-    holder = ("import sys; from pathlib import Path; from workshop import checkpoints; "
-              "lock = checkpoints.lock(Path(sys.argv[1])); print('locked', flush=True); input()")
     Path(run.out).mkdir()
-    child = subprocess.Popen([sys.executable, "-c", holder, run.out], text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             cwd=Path(train.__file__).parent)
-    assert child.stdout.readline() == "locked\n"
-    sentence = f"another run \\(process {child.pid}\\) writes to"
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        held = checkpoints.lock(Path(run.out))
+        os.write(tell, str(os.getpid()).encode())
+        signal.pause()
+        held.close()
+    assert int(os.read(told, 20)) == child
+    sentence = f"another run \\(process {child}\\) writes to"
     with pytest.raises(checkpoints.CheckpointError, match=sentence):
         train.train(run)
-    child.kill()
-    child.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     checkpoints.Checkpoints(run.out, 2).close()
 
 
@@ -577,6 +592,16 @@ def test_early_stopping_in_a_run(run, capsys):
     train.train(run)
     assert f"the model is that of step {best}" in capsys.readouterr().out
     assert len([line for line in read_log(run.out) if "valid" in line]) == len(lines)
+
+
+def test_a_stop_is_one_sentence_and_the_exit_code_of_a_stop(run, monkeypatch, capsys):
+    """Catches a stop that reads as a failure, or as a run that has ended."""
+    monkeypatch.setattr(processes.StopRequest, "anywhere", lambda request: True)
+    with pytest.raises(SystemExit) as end:
+        train.main(["run", *run.grids, "--init", run.init, "--out", run.out, "--length", "64"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == ("train.py: stopped at step 1; the same command goes on from "
+                                       "there\n")
 
 
 # --- a part of the weights ---

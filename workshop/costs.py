@@ -101,12 +101,12 @@ def memory(device):
 
 
 class Meter:
-    """How fast a run is. length: frames of a row; trained: lora.Trained."""
+    """How fast a run of some train.Settings is, with a model of this flm.Config."""
 
-    def __init__(self, config, length, device, trained):
+    def __init__(self, config, settings, device):
         self.config = config
-        self.length = length
-        self.trained = trained
+        self.length = settings.length
+        self.trained = lora.Trained.of(vars(settings))
         self.device = device
         self.peak = peak(device)
 

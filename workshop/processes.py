@@ -25,6 +25,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
+class TrainError(ValueError):
+    """A run that ends before its end, in all its processes alike; the message is one sentence."""
+
+
+class Stopped(TrainError):
+    """A run that was asked to stop, and did."""
+
+
 class ProcessError(ValueError):
     """A device that is not there; the message is one sentence."""
 

@@ -55,23 +55,24 @@ def read_log(folder, steps=math.inf):
 
 
 class Log:
-    """The log of a run from its step `first` to `steps`. weights: of equation 3, [5] by class of
-    Loss; tensorboard: whether its numbers go to OUT/tensorboard too. Raises LogError where they
-    cannot."""
+    """The log of a run of some train.Settings from its step `first` to `steps`. meter: costs.Meter.
+    Raises LogError where it cannot be written for TensorBoard."""
 
-    def __init__(self, folder, first, steps, weights, tensorboard=False):
+    def __init__(self, settings, first, steps, meter):
         self.first = first
         self.steps = steps
-        self.weights = weights.tolist()
+        self.meter = meter
+        self.weights = settings.weights().tolist()
         self.began = time.time()
-        self.file = Path(folder) / "log.jsonl"
-        write_lines(self.file, read_log(folder, first))  # steps after the checkpoint come again
+        self.file = Path(settings.out) / "log.jsonl"
+        steps_so_far = read_log(settings.out, first)
+        write_lines(self.file, steps_so_far)  # steps after the checkpoint come again
         self.board = None
-        if tensorboard:
-            self.board = open_tensorboard(Path(folder) / "tensorboard", first)
+        if settings.tensorboard:
+            self.board = open_tensorboard(Path(settings.out) / "tensorboard", first)
 
-    def add_step(self, step, update, speed):
-        """update: train.Update; speed: a dict of more numbers to log."""
+    def add_step(self, step, update, seconds):
+        """update: train.Update; seconds: how long the step took."""
         line = {"step": step, "loss": update.loss}
         additions = {}   # what each term adds to the loss
         equation = []    # the same, as text
@@ -85,7 +86,7 @@ class Log:
             additions[f"weighted_{name}"] = weight * term
             equation.append(f"{name} {term:.3f} x {weight:g} = {weight * term:.3f}")
         line |= additions
-        line |= {"lr": update.rate, "norm": update.norm, **speed}
+        line |= {"lr": update.rate, "norm": update.norm, **self.meter.read(update.counts, seconds)}
         seconds_a_step = (time.time() - self.began) / (step - self.first)
         line["minutes_left"] = seconds_a_step * (self.steps - step) / 60
         others = [f"{name.replace('_', ' ')} {form.format(line[name])}"

@@ -1,8 +1,8 @@
 """What a run of training says of itself before its first step and after its last.
 
 What this is: its stage beside Table 3, its samples and steps, what of it may surprise, and what it
-has learned. It serves train.py. What this is not: the log of its steps (training_log.py), or refusals
-(training_options.py).
+has learned. It serves train.py. What this is not: the log of its steps (training_log.py), or
+refusals (training_options.py).
 
     python train.py run grids/ft2 --init tiny/model --out runs/ft2 --stage fine-tuning-2
 """

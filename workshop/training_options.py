@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import flm
-from workshop import checkpoints, costs, lora, processes, tokenizer, training_log
+from workshop import checkpoints, command, costs, lora, processes, tokenizer, training_log
 
 
 class SettingError(ValueError):
@@ -309,6 +309,12 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
             train(settings_class(**options))
     except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
         raise
+    except processes.Stopped as error:
+        if processes.rank() == 0:  # all processes stop, and one says it
+            print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(command.STOPPED)
+    except processes.TrainError as error:
+        sys.exit(f"train.py: {error}" if processes.rank() == 0 else 1)
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: {error}")
     except torch.OutOfMemoryError:
