@@ -79,7 +79,8 @@ def test_from_qwen_reads_a_vision_language_checkpoint(tmp_path):
     config = replace(flm.PRESETS["tiny"], vocab_size=97, hidden_size=32, head_dim=8, intermediate_size=56, num_hidden_layers=2)
     plain, nested = qwen_files.from_qwen(source, config), qwen_files.from_qwen(tmp_path, config)
     assert torch.equal(plain.model.layers[1].mlp.up_proj.weight, nested.model.layers[1].mlp.up_proj.weight)
-    with pytest.raises(model_files.LoadError, match="has vocab_size 97, and the model to be started has 96, .* too few"):
+    too_few = "has vocab_size 97, and the model to be started has 96, .* too few"
+    with pytest.raises(model_files.LoadError, match=too_few):
         qwen_files.from_qwen(source, replace(config, vocab_size=96))
 
 
@@ -117,11 +118,14 @@ def test_a_nested_checkpoint_with_one_matrix_for_both_ends(tmp_path):
     source = REFERENCE / "qwen_small_tied"
     values = json.loads((source / "config.json").read_text())
     del values["tie_word_embeddings"]
-    outer = {"model_type": "qwen2_5_vl", "tie_word_embeddings": True, "text_config": values | {"model_type": "qwen2_5_vl_text"}}
+    inner = values | {"model_type": "qwen2_5_vl_text"}
+    outer = {"model_type": "qwen2_5_vl", "tie_word_embeddings": True, "text_config": inner}
     (tmp_path / "config.json").write_text(json.dumps(outer))
     tensors = load_file(source / "model.safetensors")
-    save_file({name.replace("model.", "model.language_model."): t for name, t in tensors.items()}, tmp_path / "model.safetensors")
-    plain, nested = qwen_files.from_qwen(source, QWEN_SMALL), qwen_files.from_qwen(tmp_path, QWEN_SMALL)
+    renamed = {name.replace("model.", "model.language_model."): t for name, t in tensors.items()}
+    save_file(renamed, tmp_path / "model.safetensors")
+    plain = qwen_files.from_qwen(source, QWEN_SMALL)
+    nested = qwen_files.from_qwen(tmp_path, QWEN_SMALL)
     assert torch.equal(plain.lm_head.weight, nested.lm_head.weight)
     assert torch.equal(nested.lm_head.weight, nested.model.embed_tokens.text_embeddings.weight)
 
@@ -134,17 +138,19 @@ def test_llama_is_qwen_without_biases(tmp_path):
     values = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
     for folder, kind in (("llama", "llama"), ("zeros", "qwen2")):
-        kept = {name: t if not name.endswith("bias") else t * 0 for name, t in tensors.items() if kind == "qwen2" or not name.endswith("bias")}
+        weights = {name: t for name, t in tensors.items() if not name.endswith("bias")}
+        if kind == "qwen2":
+            weights |= {name: t * 0 for name, t in tensors.items() if name.endswith("bias")}
         (tmp_path / folder).mkdir()
-        save_file(kept, tmp_path / folder / "model.safetensors")
+        save_file(weights, tmp_path / folder / "model.safetensors")
         (tmp_path / folder / "config.json").write_text(json.dumps(values | {"model_type": kind}))
     llama = qwen_files.from_qwen(tmp_path / "llama", replace(QWEN_SMALL, attention_bias=False))
     zeros = qwen_files.from_qwen(tmp_path / "zeros", QWEN_SMALL)
     inputs = frames(QWEN_SMALL, 1, 7)
-    for target, value in zip(llama.model.embed_tokens.parameters(), zeros.model.embed_tokens.parameters()):
-        target.copy_(value)
+    llama.model.embed_tokens.load_state_dict(zeros.model.embed_tokens.state_dict())
     close(llama.hidden(*inputs), zeros.hidden(*inputs))
-    with pytest.raises(model_files.LoadError, match="has attention_bias False, and the model to be started has True"):
+    biases = "has attention_bias False, and the model to be started has True"
+    with pytest.raises(model_files.LoadError, match=biases):
         qwen_files.from_qwen(tmp_path / "llama", QWEN_SMALL)
 
 
@@ -173,17 +179,22 @@ def test_rows_of_a_llama_file_by_hand():
 
 def test_names_of_a_gguf_file():
     """Catches a tensor of Llama or Qwen2 under another name than transformers gives it."""
-    names = ["token_embd.weight", "blk.11.attn_q.bias", "blk.0.ffn_gate.weight", "output_norm.weight", "rope_freqs.weight"]
-    assert [gguf_files.tensor_name(name) for name in names] == [
-        "model.embed_tokens.weight", "model.layers.11.self_attn.q_proj.bias", "model.layers.0.mlp.gate_proj.weight",
-        "model.norm.weight", None]
+    names = {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "blk.11.attn_q.bias": "model.layers.11.self_attn.q_proj.bias",
+        "blk.0.ffn_gate.weight": "model.layers.0.mlp.gate_proj.weight",
+        "output_norm.weight": "model.norm.weight",
+        "rope_freqs.weight": None,
+    }
+    assert {name: gguf_files.tensor_name(name) for name in names} == names
 
 
 def test_a_gguf_file_without_the_package_is_one_sentence(tmp_path, monkeypatch):
     """Catches a traceback where the optional package is not installed."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(model_files.LoadError, match="package gguf .pip install gguf.; or give the folder"):
+    how = "package gguf .pip install gguf.; or give the folder"
+    with pytest.raises(model_files.LoadError, match=how):
         qwen_files.from_qwen(tmp_path / "x.gguf", QWEN_SMALL)
     with pytest.raises(model_files.LoadError, match="y.gguf does not exist"):
         qwen_files.from_qwen(tmp_path / "y.gguf", QWEN_SMALL)
@@ -210,7 +221,8 @@ def write_gguf(file, source, architecture):
             continue
         if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
             heads = config.num_attention_heads if "q_proj" in stem else config.num_key_value_heads
-            tensor = tensor.reshape(heads, 2, -1, tensor.shape[-1]).swapaxes(1, 2).reshape(tensor.shape)
+            halves = tensor.reshape(heads, 2, -1, tensor.shape[-1])
+            tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
         if stem.startswith("model.layers."):
             _, _, layer, part = stem.split(".", 3)
             stem = f"blk.{layer}.{parts[part]}"
@@ -227,7 +239,8 @@ def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path, architecture)
     folder."""
     write_gguf(tmp_path / "x.gguf", REFERENCE / "qwen_small", architecture)
     config = replace(QWEN_SMALL, attention_bias=architecture == "qwen2")
-    model, plain = qwen_files.from_qwen(tmp_path / "x.gguf", config), qwen_files.from_qwen(REFERENCE / "qwen_small", QWEN_SMALL)
+    model = qwen_files.from_qwen(tmp_path / "x.gguf", config)
+    plain = qwen_files.from_qwen(REFERENCE / "qwen_small", QWEN_SMALL)
     for name, tensor in model.state_dict().items():
         if "aud_" not in name:
             assert torch.equal(tensor, plain.state_dict()[name]), name

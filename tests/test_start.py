@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 import data
 import eval as evaluation
@@ -528,11 +529,36 @@ def test_a_folder_to_start_from_another_language_model(tmp_path):
     assert data.Encoder(tmp_path / "start").words("who are you")
 
 
+def test_the_tokenizer_of_a_gguf_file(tmp_path):
+    """Catches ids of a GGUF file's tokenizer that are not those of the tokenizer.json which it was
+    made from, marks of the chat that text cannot write any more, and words in rows that are free."""
+    gguf = pytest.importorskip("gguf")
+    qwen_tokenizer(tmp_path, 300)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    rows = {i: word for word, i in values["model"]["vocab"].items()}
+    size = len(rows)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen2")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([*(rows[i] for i in range(size)), "[PAD]"])
+    writer.add_token_types([3, 3, 3, *[1] * (size - 3), 5])
+    writer.add_token_merges([" ".join(pair) for pair in values["model"]["merges"]])
+    writer.add_tensor("token_embd.weight", np.zeros((size + 1, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours = gguf_files.Checkpoint(tmp_path / "x.gguf").tokenizer()
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("who are you, Joe?", "[PAD] 12 naïve 你好\n\n", "<|im_start|>I am<|im_end|>"):
+        assert ours.encode(text).ids == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text).ids) == theirs.decode(theirs.encode(text).ids)
+    assert ours.get_vocab_size() == size
+
+
 def test_words_are_cut_as_qwen_and_smollm_cut_them():
     """Catches a tokenizer of a GGUF file that cuts words elsewhere than its model was trained
     with."""
-    from tokenizers import Tokenizer, models
-
     expected = {
         "qwen2": ["I", "'ll", "Ġpay", "Ġ", "1", "2", "!Ċ", "ĠOk"],
         "smollm": ["I", "'ll", "Ġpay", "Ġ", "1", "2", "!", "Ċ", "ĠOk"],
