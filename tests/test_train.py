@@ -399,6 +399,8 @@ def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
     assert np.mean(losses[-3:]) < 0.85 * losses[0]
     validated = {name for line in read_log(run.out) for name in line.get("valid", ())}
     assert validated == {f"{run.grids[0]} (asr)", f"{run.grids[1]} (response-tts)"}
+    with pytest.raises(SystemExit, match="in its run all weights were trained"):
+        train.main(["export", run.out, str(tmp_path / "x"), "--adapters"])
     newest = checkpoints.list_checkpoints(Path(run.out) / "checkpoints")[-1]
     exported = tmp_path / "exported"
     train.main(["export", str(newest), str(exported), "--dtype", "bfloat16"])
@@ -680,6 +682,33 @@ def test_adapters_need_the_model_that_they_stand_beside(run):
         train.train(run)
     with pytest.raises(SystemExit, match="other weights are there now"):
         train.main(["export", run.out, f"{run.out}-exported"])
+
+
+@pytest.mark.parametrize("part", (dict(lora=2), dict(freeze=("backbone",))))
+def test_adapters_travel_alone(run, tmp_path, part):
+    """Catches a small folder that is not small, or that makes another model than the run did, and
+    one that is merged with other weights than it was trained beside."""
+    run = replace(run, epochs=1, **part)
+    train.train(run)
+    share = tmp_path / "share"
+    train.main(["export", run.out, str(share), "--adapters"])
+    assert not any("model.layers.0.self_attn.q_proj.weight" in name
+                   for name in load_file(share / "adapters.safetensors"))
+    train.main(["export", str(share), str(tmp_path / "whole"), "--base", run.init])
+    expected = model_files.load(run.out)
+    merged = model_files.load(tmp_path / "whole")
+    assert merged.config == expected.config and merged.config.trained_frames == run.length
+    for name, value in merged.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    assert (tmp_path / "whole" / "tokenizer.json").exists()
+    for arguments, sentence in [
+        (["export", str(share), str(tmp_path / "x"), "--base", run.out], "beside other weights"),
+        (["export", run.out, str(tmp_path / "x"), "--base", run.init], "holds no adapters"),
+        (["export", run.out, str(tmp_path / "x"), "--base", "b", "--adapters"], "alone: --base"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            train.main(arguments)
+        assert sentence in end.value.code and "\n" not in end.value.code
 
 
 def test_adapters_with_bfloat16(run):

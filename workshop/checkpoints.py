@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_state_dict, set_state_dict)
 
 import flm
-from workshop import beside, config_files, lora, model_files, processes, starting
+from workshop import adapter_files, beside, config_files, lora, model_files, processes, starting
 from workshop.files import sync
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
@@ -344,20 +344,50 @@ def load_training(path, model, optimizer):
 def export(source, folder, dtype=torch.float32, beside_it=None):
     """A checkpoint, or the best or else the newest of a run's folder -> a model folder in the
     release's format, with tokenizer and codec beside it, of the folder or Hub id `beside_it` or
-    those of the run. Raises CheckpointError, LoadError or OSError."""
-    path = Path(source)
-    if not (path / "run.json").exists():
-        path = best_checkpoint(path)
-    about = read_about(path)
+    those of the run. Adapters are merged. Raises CheckpointError, LoadError or OSError."""
+    path, about = chosen_checkpoint(source)
     method = about["method"]
-    model = whole_model(path, about)
+    model = model_of(path, about)
+    lora.merge(model)
     folders = beside.sources(beside_it, about["beside"], method["init"], method["qwen"])
-    model_files.save(model.to(dtype), folder)
+    save_model(model.to(dtype), folder, folders)
+
+
+def export_adapters(source, folder, dtype=torch.float32):
+    """The same, but only what was trained, for who has the model that the run started from. Raises
+    CheckpointError, LoadError or OSError."""
+    path, about = chosen_checkpoint(source)
+    if lora.Trained.of(about["method"]).everything:
+        raise CheckpointError(f"{source} has no adapters: in its run all weights were trained")
+    adapter_files.save(model_of(path, about), about["method"], folder, dtype)
+
+
+def export_merged(source, base, folder, dtype=torch.float32, beside_it=None):
+    """What `export_adapters` wrote and the model `base` -> a model folder, as of `export`. Raises
+    LoadError or OSError."""
+    if not adapter_files.is_here(source):
+        raise CheckpointError(f"{source} holds no adapters: --base goes with what train.py export "
+                              "--adapters wrote")
+    model = adapter_files.load(source, base)
+    save_model(model.to(dtype), folder, beside.sources(beside_it, base))
+
+
+def save_model(model, folder, folders):
+    """Write a model, and beside it what some folders have of tokenizer and codec."""
+    model_files.save(model, folder)
     beside.lay(folders, folder)
     missing = beside.lacking([Path(folder)])
     if missing:
         print(f"note: {folder} has no {' and no '.join(missing)} and cannot talk: give a folder "
               "that has, with train.py export --beside")
+
+
+def chosen_checkpoint(source):
+    """A checkpoint, or a run's folder -> the checkpoint's path, what its run.json says."""
+    path = Path(source)
+    if not (path / "run.json").exists():
+        path = best_checkpoint(path)
+    return path, read_about(path)
 
 
 def best_checkpoint(out):
@@ -372,9 +402,9 @@ def best_checkpoint(out):
     return chosen if chosen in paths else paths[-1]
 
 
-def whole_model(path, about):
-    """The flm.FLM of a checkpoint; about: what its run.json says. Adapters are merged. Raises
-    CheckpointError or LoadError."""
+def model_of(path, about):
+    """The flm.FLM of a checkpoint, with adapters where its run has them. about: what its run.json
+    says. Raises CheckpointError or LoadError."""
     method = about["method"]
     # chat.py remembers as many frames as a row of training held, and no more.
     config = config_files.from_json(about["config"] | {"trained_frames": method["length"]})
@@ -392,6 +422,5 @@ def whole_model(path, about):
     lora.adapt(model, trained)
     weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
     load(path, {"model": weights}, no_dist=True)
-    lora.merge(model)
     model.config = config
     return model

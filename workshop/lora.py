@@ -8,6 +8,7 @@ they are the same with all weights and with some.
         --stage fine-tuning-2 --lr 1e-4 7e-5 --bfloat16 --recompute --device cuda --micro 1
     python train.py run grids/ft2 --init tiny/model --freeze depth heads --out runs/backbone
     python train.py export runs/lora somewhere/model       # merged: an ordinary model
+    python train.py export runs/lora to-share --adapters   # what was trained alone
 
 A matrix W [out, in] stays as it is, and two thin ones beside it are trained:
 

@@ -159,10 +159,15 @@ def make_parser(defaults, stages, paper_length):
     add_plan_options(run)
 
     export = commands.add_parser("export", help="a checkpoint as a model folder for chat.py")
-    export.add_argument("checkpoint", help="a checkpoint, or a run's folder for its newest")
+    export.add_argument("checkpoint", help="a checkpoint; or a run's folder, for its best or "
+                        "newest; or, with --base, what --adapters wrote")
     export.add_argument("folder", help="for the model, with tokenizer and codec beside")
     export.add_argument("--beside", help="folder with tokenizer and codec to lay beside (default: "
                         "those of the run)")
+    export.add_argument("--adapters", action="store_true", help="write what a run with --lora or "
+                        "--freeze has trained, and not the weights beside it")
+    export.add_argument("--base", help="the model that such a run started from, folder or Hub id: "
+                        "makes a whole model of both")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="the release has bfloat16" + DEFAULT)
 
@@ -276,6 +281,20 @@ def add_plan_options(run):
     add("--gpus", type=int, default=8, help="how many of them" + DEFAULT)
 
 
+def export(args):
+    """The command `export`."""
+    dtype = getattr(torch, args.dtype)
+    if args.adapters and (args.base or args.beside):
+        raise SettingError("--adapters writes what was trained alone: --base and --beside are for "
+                           "the whole model")
+    if args.adapters:
+        checkpoints.export_adapters(args.checkpoint, args.folder, dtype)
+    elif args.base:
+        checkpoints.export_merged(args.checkpoint, args.base, args.folder, dtype, args.beside)
+    else:
+        checkpoints.export(args.checkpoint, args.folder, dtype, args.beside)
+
+
 def main(arguments, settings_class, stages, paper_length, train, bench):
     """Do what a command line asks for. settings_class, stages, train: of train.py; bench: a
     function of (preset, length, steps, settings). Ends the program with one sentence where that
@@ -291,8 +310,7 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
             if getattr(args, name, 1) < 1:
                 raise SettingError(f"--{name} must be 1 or more, not {getattr(args, name)}")
         if args.command == "export":
-            checkpoints.export(args.checkpoint, args.folder, getattr(torch, args.dtype),
-                               args.beside)
+            export(args)
         elif args.command == "tokenizer":
             tokenizer.run_command(args)
         elif args.command == "plot":
