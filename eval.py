@@ -51,8 +51,8 @@ import chat
 import data
 import stream
 from data import FRAME, SAMPLE_RATE
-from workshop import (eval_options, full_duplex_bench, grid_losses, model_files, run_folder,
-                      sound_file, test_sets)
+from workshop import (blind_pairs, eval_options, full_duplex_bench, grid_losses, model_files,
+                      run_folder, sound_file, test_sets)
 from workshop.encoding import recordings
 from workshop.full_duplex_bench import between, takes_turn
 from workshop.measures import spaced, words
@@ -311,6 +311,7 @@ def grade(row, language):
             grades[measure + suffix] = value
     if "heard" in row:
         grades |= grade_speech(row, language)
+    grades |= grade_by_models(row)
     if "pause" in row:
         grades |= grade_pause(row, language)
     if "at" in row:
@@ -347,6 +348,19 @@ def grade_speech(row, language):
             "spoken exact": row["heard"] == expected}
 
 
+def grade_by_models(row):
+    """score: a language model's points for the answer, 0 .. 10 (Table 6). SIM: the cosine between
+    the embeddings of the voice and of its reference (Table 5). Each is named by its model."""
+    grades = {}
+    if "score" in row:
+        model, points = row["score"]
+        grades[f"score by {model}"] = points
+    if "similarity" in row:
+        model, cosine = row["similarity"]
+        grades[f"SIM by {model}"] = cosine
+    return grades
+
+
 def grade_answers(row, language):
     """answer in monologue, answer in speech: an accepted answer stands in the response, as it was
     written and as a recogniser hears it (both numbers are in Table 4)."""
@@ -362,7 +376,7 @@ def grade_answers(row, language):
               "speaks after": delay_of(sounds, turn["end"])}
     if "heard" in row:
         grades["answer in speech" + spelling.label] = is_in(row["heard"])
-    return grades
+    return grades | grade_by_models(row)
 
 
 def grade_pause(row, language):
@@ -430,7 +444,7 @@ def ask(run):
                for turns in test_sets.dialogs(run.args.dialogs, run.args.most)]
     questions = [clips[0] for clips in dialogs]
     scenes = [scene([(0, one)]) for one in questions]
-    rows = run.transcribe(run.hold("questions", scenes))
+    rows = run.judge(run.transcribe(run.hold("questions", scenes)))
     run.count("questions", rows)
     run.count_groups("questions", rows, test_sets.GROUPS)
     return Asked(dialogs, questions, scenes, rows)
@@ -543,7 +557,7 @@ def reading(run):
     the reference the voice is."""
     entries = test_sets.texts(run.args.tts, run.args.most)
     rows = run.hold_each("tts", range(len(entries)), lambda i: reading_scene(entries[i], run))
-    run.count("tts", run.transcribe(rows))
+    run.count("tts", run.compare(run.transcribe(rows)))
 
 
 def question_answering(run):
@@ -557,16 +571,21 @@ def question_answering(run):
         return scene([(0, one)], tail=OPEN_TAIL), {}
 
     rows = run.transcribe(run.hold_each("qa", range(len(entries)), scene_of))
-    run.count("qa", rows, grade_answers)
+    run.count("qa", run.judge(rows), grade_answers)
 
 
-def benchmark(run, folder):
+def benchmark(run):
     """Full-Duplex-Bench: an answer beside each recording, in time with it."""
-    scenes = []
-    for file, row in full_duplex_bench.samples(folder):
-        run.may_write(row["output"], "fdb", len(scenes))
-        scenes.append(Scene(sound_file.read_audio(file), row))
-    run.measure("fdb", scenes, full_duplex_bench.grade)
+    samples = full_duplex_bench.samples(run.args.fdb)
+    for i, (_, row) in enumerate(samples):
+        run.may_write(row["output"], "fdb", i)
+
+    def scene_of(i):
+        path, row = samples[i]
+        return Scene(sound_file.read_audio(path), row), {}
+
+    rows = run.hold_each("fdb", range(len(samples)), scene_of)
+    run.count("fdb", rows, full_duplex_bench.grade)
 
 
 def start(args):
@@ -582,6 +601,10 @@ def start(args):
 
 def measure(args):
     """Every part that was asked for -> the table of results."""
+    if args.ab:
+        return blind_pairs.write(*args.ab, args.out, args.most, args.seed)
+    if args.ab_sheets:
+        return blind_pairs.read(args.ab_sheets, args.out)
     run = start(args)
     if args.dialogs:
         asked = ask(run)
@@ -600,7 +623,7 @@ def measure(args):
         for format, of_format in numbers.items():
             run.parts[f"loss, {format}"] = of_format, [], []
     if args.fdb:
-        benchmark(run, args.fdb)
+        benchmark(run)
     return run.write()
 
 

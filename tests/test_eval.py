@@ -433,17 +433,18 @@ def test_full_duplex_bench_folder(untrained, tmp_path):
         measure(tmp_path / "other", untrained, "--fdb", samples)
 
 
-def test_full_duplex_bench_1_5_is_answered_and_not_graded(untrained, tmp_path, capsys):
-    """Catches folders of version 1.5 graded as back-channels, and a clean recording without its
-    answer."""
-    folder = tmp_path / "samples" / "1"
-    bench_sample(folder, "metadata.json", {})
+def test_full_duplex_bench_1_5(untrained, tmp_path):
+    """Catches folders of version 1.5 graded as back-channels, a clean recording without its answer,
+    and an answer to it that is graded."""
+    folder = tmp_path / "samples" / "user_interruption" / "1"
+    bench_sample(folder, "metadata.json", {"timestamps": [0.4, 0.6]})
     soundfile.write(folder / "clean_input.wav", np.zeros(16_000), 16_000)
     numbers = measure(tmp_path / "out", untrained, "--fdb", tmp_path / "samples")
-    assert "of Full-Duplex-Bench 1.5" in capsys.readouterr().err
     outputs = {file.name for file in folder.glob("*output.wav")}
     assert outputs == {"output.wav", "clean_output.wav"}
-    assert numbers == {"fdb": {}}
+    assert numbers["fdb"].keys() == {"user_interruption stop latency",
+                                     "user_interruption response latency"}
+    assert numbers["fdb"]["user_interruption stop latency"]["n"] <= 1
 
 
 def test_full_duplex_bench_by_hand():
@@ -465,6 +466,35 @@ def test_full_duplex_bench_by_hand():
     murmurs["spans"][1][1] = 3.2
     assert full_duplex_bench.grade(murmurs, "en") == {"backchannel takeover": True,
                                                 "backchannels a second": (0, 4.0)}
+
+
+def test_overlaps_by_hand():
+    """Catches a stop counted from the start of the answer, and a response from before the
+    overlap's end."""
+    row = dict(task="version 1.5", event="user_interruption", overlap=[2.0, 3.0],
+               spans=[[1.0, 2.6], [3.5, 5.0]], lines=[], seconds=6.0)
+    assert full_duplex_bench.grade(row, "en") == {
+        "user_interruption stop latency": pytest.approx(0.6),
+        "user_interruption response latency": pytest.approx(0.5)}
+    row["spans"] = [[0.2, 0.9]]
+    assert set(full_duplex_bench.grade(row, "en").values()) == {None}
+    del row["overlap"]
+    assert full_duplex_bench.grade(row, "en") == {}
+
+
+def test_the_timing_of_backchannels_by_hand():
+    """Catches a distance that is not 0 for the same times, that is not the largest for others, or
+    in another base than the benchmark's."""
+    same = [0.0] * 10 + [1.0] + [0.0] * 9
+    distance = full_duplex_bench.timing_distance
+    assert distance([[2.05, 2.1]], 3.9, same) == pytest.approx(0, abs=1e-3)
+    assert distance([[0.05, 0.1]], 3.9, same) == pytest.approx(np.log(2) ** 0.5, abs=1e-3)
+    assert distance([], 3.9, same) == 1
+    # p = (1/2, 1/2), q = (1, 0): KL(p, m) = ln(2/3) / 2 + ln(2) / 2, KL(q, m) = ln(4/3)
+    by_hand = ((np.log(2 / 3) + np.log(2)) / 4 + np.log(4 / 3) / 2) ** 0.5
+    assert distance([[0.1, 0.3]], 0.3, [1.0, 0.0]) == pytest.approx(by_hand, abs=1e-3)
+    row = dict(task="backchannel", seconds=3.9, lines=[], spans=[[2.05, 2.1]], people=same)
+    assert full_duplex_bench.grade(row, "en")["backchannel JSD"] == pytest.approx(0, abs=1e-3)
 
 
 def test_a_missing_recogniser_is_told_first(untrained, tmp_path, monkeypatch):

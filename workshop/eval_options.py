@@ -41,6 +41,11 @@ def make_parser(conversations):
                        help="Full-Duplex-Bench v1: write output.wav beside each input.wav")
     group.add_argument("--overwrite", action="store_true",
                        help="replace an output.wav that is there already")
+    group = parser.add_argument_group("people compare two models (Table 6)")
+    group.add_argument("--ab", nargs=2, type=Path, metavar=("A", "B"),
+                       help="two folders of results: write a page of blind pairs to OUT/page")
+    group.add_argument("--ab-sheets", nargs="+", type=Path, metavar="JSON",
+                       help="what raters saved from OUT/page: points and intervals")
     add_run_options(parser)
     return parser
 
@@ -79,6 +84,14 @@ def add_run_options(parser):
     group.add_argument("--whisper", nargs="?", const="", metavar="MODEL",
                        help="transcribe what the model says: faster-whisper folder or id "
                        "(default: a packaged Whisper tiny)")
+    group.add_argument("--similarity", nargs="?", const="resemblyzer", metavar="MODEL",
+                       help="compare the voice of --tts with its references (Table 5): "
+                       "resemblyzer (default), or a WavLM for speakers by folder or Hub id")
+    group.add_argument("--judge", nargs=2, metavar=("URL", "MODEL"),
+                       help="have a language model grade answers from 0 to 10 (Table 6): an "
+                       "endpoint of OpenAI's style, its key in OPENAI_API_KEY")
+    group.add_argument("--judge-prompt", type=Path, metavar="FILE",
+                       help="its prompt, with {question}, {reference} and {answer}")
     group.add_argument("--language", default="en",
                        help="language of the texts; zh counts characters (default: %(default)s)")
     group.add_argument("--most", type=int, metavar="N",
@@ -104,8 +117,15 @@ def check(args):
     for name in ("backchannels", "snr", "noise", "rooms", "leakage", "only"):
         if getattr(args, name) and not args.dialogs:
             raise ValueError(f"--{name} needs the questions of --dialogs")
-    if not (args.dialogs or args.qa or args.asr or args.tts or args.grids or args.fdb):
-        raise ValueError("nothing to measure: name --dialogs, --qa, --asr, --tts, --grids or --fdb")
+    if args.judge and not (args.dialogs or args.qa):
+        raise ValueError("--judge needs the questions of --dialogs or --qa")
+    if args.similarity and not args.tts:
+        raise ValueError("--similarity needs the references of --tts meta.lst")
+    wanted = (args.dialogs, args.qa, args.asr, args.tts, args.grids, args.fdb, args.ab,
+              args.ab_sheets)
+    if not any(wanted):
+        raise ValueError("nothing to measure: name --dialogs, --qa, --asr, --tts, --grids, --fdb "
+                         "or --ab")
     if args.whisper is not None:
         check_packages(args.whisper)
     check_device(args.device)

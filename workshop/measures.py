@@ -21,6 +21,7 @@ APOSTROPHES = "’‘ʼ＇`´"
 CHARACTER = "\u3400-\u9fff\uf900-\ufaff"  # of Chinese, within brackets of an expression
 NORMAL_95 = 1.96   # standard deviations around the mean that hold 95 % of a normal distribution
 RESAMPLES = 1000   # of the bootstrap
+MEANS = {"score": "points", "SIM": "cosine", "JSD": "distance"}  # in a measure's name -> its unit
 
 
 def words(text, language="en"):
@@ -86,8 +87,9 @@ def number(values, unit):
     """Measurements -> dict of value, n, low, high (the 95 % interval) and unit.
 
     unit "share": values are booleans, the value is the share of True. unit "s": values are seconds,
-    the value is their median. Any other unit: values are pairs (part, whole), the value is the sum
-    of the parts divided by the sum of the wholes. Without values, value, low and high are None."""
+    the value is their median. Units of MEANS: the value is their mean. Any other unit: values are
+    pairs (part, whole), the value is the sum of the parts divided by the sum of the wholes. Without
+    values, value, low and high are None."""
     if not values:
         return dict(value=None, n=0, low=None, high=None, unit=unit)
     interval = wilson if unit == "share" else bootstrap
@@ -107,7 +109,7 @@ def wilson(values, unit):
 
 
 def bootstrap(values, unit):
-    """Seconds or pairs -> (value, low, high). The interval holds the middle 95 % of the values of
+    """Numbers or pairs -> (value, low, high). The interval holds the middle 95 % of the values of
     RESAMPLES resamples, which are the same in every run."""
     n = len(values)
     drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
@@ -115,14 +117,19 @@ def bootstrap(values, unit):
     samples = np.asarray(values, float)[np.vstack([np.arange(n), drawn])]
     if unit == "s":
         estimates = np.median(samples, 1)
+    elif unit in MEANS.values():
+        estimates = samples.mean(1)
     else:
         estimates = samples[..., 0].sum(1) / samples[..., 1].sum(1).clip(1)
     low, high = np.percentile(estimates[1:], (2.5, 97.5)).tolist()
     return float(estimates[0]), low, high
 
 
-def unit_of(values):
+def unit_of(measure, values):
     """The unit of a measure's values, as `number` takes it."""
+    for name, unit in MEANS.items():
+        if name in measure.split():
+            return unit
     kinds = {type(value) for value in values}
     if kinds == {bool}:
         return "share"
@@ -138,7 +145,7 @@ def numbers_of(rows, grades, spelling):
     numbers = {}
     for measure in dict.fromkeys(measure for one in grades for measure in one):
         values = [one[measure] for one in grades if one.get(measure) is not None]
-        numbers[measure] = number(values, unit_of(values))
+        numbers[measure] = number(values, unit_of(measure, values))
     errors = []
     for row in rows:
         if "heard" not in row:

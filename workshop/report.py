@@ -17,8 +17,8 @@ import numpy as np
 BAD = {"false start", "false stop", "says more", "pause takeover", "backchannel takeover"}
 # Shares that are too strict, or too much alike, to list the conversations that fail them.
 COUNTED = {"exact", "right at last", "takeover", "spoken right", "spoken exact"}
-GROUP_MEASURES = ("right", "exact", "WER", "CER")  # what the table shows of a group
-FORMS = {"share": "{:.0%}", "s": "{:.2f} s"}       # unit -> how a number is printed
+GROUP_MEASURES = ("right", "exact", "score", "WER", "CER")  # what the table shows of a group
+FORMS = {"share": "{:.0%}", "s": "{:.2f} s", "points": "{:.2f}"}  # unit -> how a number is printed
 LONGEST_TIME = 3                                   # seconds, right edge of the plot of times
 
 

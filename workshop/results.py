@@ -20,9 +20,11 @@ import torch
 from tqdm import tqdm
 
 from workshop import report, sound_file
+from workshop.judge import Judge
 from workshop.manifests import write_lines
 from workshop.measures import numbers_of
 from workshop.recogniser import Recogniser
+from workshop.similarity import Similarity
 from workshop.sounds import SAMPLE_RATE, spans
 from workshop.spelling import spelling_of
 from workshop.test_sets import DEFAULT_MOST
@@ -30,7 +32,7 @@ from workshop.test_sets import DEFAULT_MOST
 BATCHES_IN_MEMORY = 8  # scenes that are made at once, in batches
 # Options that must stay the same in a folder of results.
 SETTINGS = ("dialogs", "backchannels", "noise", "talk", "qa", "asr", "asr_format", "tts", "fdb",
-            "most", "seed", "language", "whisper")
+            "most", "seed", "language", "whisper", "similarity")
 
 
 def settings_of(args, folder, sampling):
@@ -145,6 +147,37 @@ class Run:
             audio, rate = soundfile.read(file, dtype="float32")
             row["heard"] = self.recogniser.transcribe(audio[:, 1], rate)
             write_lines(file.with_suffix(".json"), [row])
+        return rows
+
+    def compare(self, rows):
+        """Add `similarity` to rows that have a reference: how like it the model's voice is. Without
+        --similarity, nothing is added."""
+        todo = [row for row in rows if "reference" in row and "similarity" not in row]
+        if not self.args.similarity or not todo:
+            return rows
+        similarity = Similarity(self.args.similarity)
+        for row in tqdm(todo, desc="comparing voices", unit="talk"):
+            file = self.out / row["audio"]
+            audio, rate = soundfile.read(file, dtype="float32")
+            cosine = similarity.compare(audio[:, 1], rate, row["reference"])
+            row["similarity"] = [self.args.similarity, cosine]
+            write_lines(file.with_suffix(".json"), [row])
+        return rows
+
+    def judge(self, rows):
+        """Add `score` to the rows of questions: what a language model thinks of the first answer.
+        Without --judge, nothing is added."""
+        if not self.args.judge:
+            return rows
+        url, model = self.args.judge
+        judge = Judge(url, model, self.args.judge_prompt, self.out / "judge.jsonl")
+        answers = []
+        for row in rows:
+            turn = row["turns"][0]
+            text = " ".join(text for at, text in row["lines"] if at >= turn["since"])
+            answers.append((turn["question"], turn["expected"], text))
+        for row, points in zip(rows, judge.scores(answers)):
+            row["score"] = [model, points]
         return rows
 
     # --- numbers ---
