@@ -455,6 +455,26 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, capfd):
     assert log_of(copy, "step", "loss") == losses
 
 
+def test_checkpoints_of_older_versions_are_gone_on_from(run, capsys):
+    """Catches a setting, or a thing that run.json says, without which no older run can go on."""
+    train.train(run)
+    folder = Path(run.out) / "checkpoints"
+    whole = log_of(run.out, "step", "loss")
+    newest = checkpoints.list_checkpoints(folder)[-1]
+    shutil.rmtree(newest)
+    older = folder / "step-00000003" / "run.json"
+    about = json.loads(older.read_text())
+    for name in ("loss", "best", "files"):
+        del about[name]
+    for name in ("lora", "lora_full_audio", "freeze", "data", "base"):
+        del about["method"][name]
+    about["method"]["samples"] = 24
+    older.write_text(json.dumps(about))
+    train.train(run)
+    assert "resumed at step 3" in capsys.readouterr().out
+    assert log_of(run.out, "step", "loss") == whole
+
+
 def test_no_whole_checkpoint_is_one_sentence(run):
     """Catches a run that begins at its first step unasked, over the only checkpoints there are."""
     run = replace(run, epochs=1)
@@ -570,6 +590,9 @@ def test_a_run_that_learns_nothing_more_ends():
     losses.append(dict(a=2.2, b=2.0))
     assert "up to step 40" in history(losses, patience=2).reason()
     assert history(losses, patience=2).best() == 20
+    with_another = [*losses[:4], dict(b=2.0, c=3.0), dict(b=2.1, c=3.1)]
+    assert history(with_another, patience=2).reason() is None  # nothing is known of c before
+    assert "up to step 50" in history(with_another, patience=1).reason()
 
 
 def test_early_stopping_in_a_run(run, capsys):

@@ -64,6 +64,10 @@ class History:
         return [name for name, loss in validation.losses.items()
                 if loss > before.get(name, loss) + self.forget]
 
+    def losses_on(self, name, validations):
+        """A source's losses in some validations; a run that went on may have got new sources."""
+        return [one.losses[name] for one in validations if name in one.losses]
+
     def reason(self):
         """Why the run should stop now, a sentence; None where it goes on."""
         if not self.all:
@@ -76,10 +80,10 @@ class History:
                     f"was {self.all[0].losses[name]:.3f} before the run (--forget {self.forget:g})")
         if self.patience is None or len(self.all) <= self.patience:
             return None
-        earlier = self.all[:-self.patience]
         for name in newest.losses:
-            lowest = min(validation.losses.get(name, 0) for validation in earlier)
-            if any(later.losses[name] < lowest for later in self.all[-self.patience:]):
+            earlier = self.losses_on(name, self.all[:-self.patience])
+            later = self.losses_on(name, self.all[-self.patience:])
+            if not earlier or min(later) < min(earlier):
                 return None
         return (f"no loss has fallen in the last {self.patience} validations, up to step "
                 f"{newest.step} (--patience {self.patience})")
