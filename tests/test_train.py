@@ -631,9 +631,9 @@ def test_a_stop_is_one_sentence_and_the_exit_code_of_a_stop(run, monkeypatch, ca
 
 # --- a part of the weights ---
 
-def adapted(net, **trained):
+def adapted(net, **choices):
     """A model with adapters that change something."""
-    lora.adapt(net, lora.Trained(**trained))
+    lora.adapt(net, lora.Selection(**choices))
     for name, parameter in net.named_parameters():
         if name.endswith("lora_B"):
             parameter.data.normal_(0, 0.1)
@@ -969,13 +969,13 @@ def test_plan_with_adapters_fits_a_small_gpu(capsys):
                 "--gpu", "4090", "--micro", "1", "--length", "512", "--recompute"])
     lines = capsys.readouterr().out.splitlines()
     net = flm.FLM(flm.PRESETS["7b"])
-    lora.adapt(net, lora.Trained(rank=16))
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    lora.adapt(net, lora.Selection(rank=16))
+    trained_count = sum(p.numel() for p in net.parameters() if p.requires_grad)
     stays = sum(p.numel() for p in net.parameters() if not p.requires_grad)
     sizes = {line.split("  ")[-1]: float(line.split()[0]) for line in lines if line[:1] == " "}
     assert sizes["weights that stay, sharded"] == pytest.approx(2 * stays / 1e9, abs=0.1)
     moments = sizes["weights, gradients and two moments in float32, sharded"]
-    assert moments == pytest.approx(16 * trained / 1e9, abs=0.1)
+    assert moments == pytest.approx(16 * trained_count / 1e9, abs=0.1)
     assert sizes["in all"] < 24
 
 

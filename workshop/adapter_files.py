@@ -28,9 +28,9 @@ def save(model, method, folder, dtype=torch.float32):
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: parameter.detach().to(dtype).contiguous()
                for name, parameter in model.named_parameters() if parameter.requires_grad}
-    trained = lora.Trained.of(method)
-    about = {"lora": trained.rank, "lora_full_audio": trained.full_audio,
-             "freeze": list(trained.freeze), "base": method["base"],
+    selection = lora.Selection.of(method)
+    about = {"lora": selection.rank, "lora_full_audio": selection.full_audio,
+             "freeze": list(selection.freeze), "base": method["base"],
              "config": config_files.to_json(model.config)}
     with replacing(folder / WEIGHTS) as beside:
         save_file(weights, beside)
@@ -52,7 +52,7 @@ def load(folder, base):
     if lora.fingerprint(model) != about.get("base"):
         raise LoadError(f"{folder} was trained beside other weights than those of {base}: give the "
                         "model that its run started from with --base")
-    lora.adapt(model, lora.Trained.of(about))
+    lora.adapt(model, lora.Selection.of(about))
     shapes = {name: parameter for name, parameter in model.named_parameters()
               if parameter.requires_grad}
     for file, name, tensor in model_files.tensors_in([folder / WEIGHTS]):

@@ -357,7 +357,7 @@ def export_adapters(source, folder, dtype=torch.float32):
     """The same, but only what was trained, for who has the model that the run started from. Raises
     CheckpointError, LoadError or OSError."""
     path, about = chosen_checkpoint(source)
-    if lora.Trained.of(about["method"]).everything:
+    if lora.Selection.of(about["method"]).everything:
         raise CheckpointError(f"{source} has no adapters: in its run all weights were trained")
     adapter_files.save(model_of(path, about), about["method"], folder, dtype)
 
@@ -408,8 +408,8 @@ def model_of(path, about):
     method = about["method"]
     # chat.py remembers as many frames as a row of training held, and no more.
     config = config_files.from_json(about["config"] | {"trained_frames": method["length"]})
-    trained = lora.Trained.of(method)
-    if trained.everything:
+    selection = lora.Selection.of(method)
+    if selection.everything:
         model = flm.FLM(config).to_empty(device="cpu")
         load(path, {"model": model.state_dict()}, no_dist=True)
         return model
@@ -419,7 +419,7 @@ def model_of(path, about):
         start = method["qwen"] or method["init"]
         raise CheckpointError(f"{path} holds what was trained beside the weights of {start}, and "
                               "other weights are there now: put those of the run's start back")
-    lora.adapt(model, trained)
+    lora.adapt(model, selection)
     weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
     load(path, {"model": weights}, no_dist=True)
     model.config = config

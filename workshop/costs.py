@@ -50,7 +50,7 @@ class CostError(ValueError):
 
 # --- a step ---
 
-def flops(config, frames, length, code_frames, trained=lora.Trained()):
+def flops(config, frames, length, code_frames, selection=lora.Selection()):
     """Floating-point operations of forward and backward pass over `frames` in rows of `length`,
     `code_frames` of them with loss on codes.
 
@@ -70,15 +70,15 @@ def flops(config, frames, length, code_frames, trained=lora.Trained()):
     depth_blocks = K * config.depth_layers * (4 * n * n + mlp)
     depth_ends = K * (n * D + n * config.aud_vocab_size)
     layers = config.num_hidden_layers
-    backbone = passes(trained, "model.layers.") * layers * block + 6 * layers * scores
-    backbone += passes(trained, "lm_head.") * D * config.vocab_size
-    depth = passes(trained, lora.DEPTH_BLOCKS) * depth_blocks + 6 * depth_ends
+    backbone = passes(selection, "model.layers.") * layers * block + 6 * layers * scores
+    backbone += passes(selection, "lm_head.") * D * config.vocab_size
+    depth = passes(selection, lora.DEPTH_BLOCKS) * depth_blocks + 6 * depth_ends
     return frames * backbone + code_frames * depth
 
 
-def passes(trained, name):
+def passes(selection, name):
     """Operations of each entry of the matrices whose names begin so: 6, or 4 where they stay."""
-    return 6 if trained.is_whole(name) else 4
+    return 6 if selection.is_whole(name) else 4
 
 
 def peak(device):
@@ -106,7 +106,7 @@ class Meter:
     def __init__(self, config, settings, device):
         self.config = config
         self.length = settings.length
-        self.trained = lora.Trained.of(vars(settings))
+        self.selection = lora.Selection.of(vars(settings))
         self.device = device
         self.peak = peak(device)
 
@@ -121,7 +121,7 @@ class Meter:
         }
         if self.peak:
             code_frames = counts[Loss.SEMANTIC].item()
-            work = flops(self.config, frames, self.length, code_frames, self.trained)
+            work = flops(self.config, frames, self.length, code_frames, self.selection)
             numbers["mfu"] = work / seconds / processes.count() / self.peak
         return numbers
 
@@ -138,7 +138,7 @@ def plan(settings, hours, gpu, gpus):
     model = flm.FLM(fresh) if fresh else model_files.load(settings.init, "meta")
     config = model.config
     settings = settings.resolve(config)
-    trained = lora.Trained.of(vars(settings))
+    selection = lora.Selection.of(vars(settings))
     if settings.grids:
         frames_an_epoch = Grids(settings.grids).frames_an_epoch
     elif hours:
@@ -148,11 +148,11 @@ def plan(settings, hours, gpu, gpus):
     frames = settings.epochs * frames_an_epoch
     steps = math.ceil(frames / (settings.batch * settings.length))
     counts = parameters.count_parameters(model)
-    lora.adapt(model, trained, bfloat16=True)
+    lora.adapt(model, selection, bfloat16=True)
     parts = memory_plan(model, settings, gpus)
     total = sum(parts.values())
     gigabytes, tera = GPUS[gpu]
-    work = flops(config, frames, settings.length, frames, trained)
+    work = flops(config, frames, settings.length, frames, selection)
     days = work / (gpus * tera * 1e12 * EXPECTED_MFU) / 86_400
     by_part = ", ".join(f"{part} {count / 1e6:,.0f} M" for part, count in counts.items())
     verdict = ""
@@ -166,7 +166,7 @@ def plan(settings, hours, gpu, gpus):
         f"{frames * (1 + 2 * K) / 1e6:,.1f} M tokens",
         f"memory of each of {gpus} {gpu}, estimated, in GB of {gigabytes}:",
     ]
-    if not trained.everything:
+    if not selection.everything:
         lines.insert(1, training_notes.trained_parameters(model))
     lines += [f"{size / 1e9:9.1f}  {what}" for what, size in parts.items()]
     lines.append(f"{total / 1e9:9.1f}  in all{verdict}")
@@ -177,9 +177,9 @@ def plan(settings, hours, gpu, gpus):
 
 def disk_plan(model, settings):
     """What a run writes, as a line of text."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained_count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for name, p in model.named_parameters() if ".lora_" not in name)
-    checkpoint = 3 * FLOAT32 * trained  # weights and two moments
+    checkpoint = 3 * FLOAT32 * trained_count  # weights and two moments
     at_once = settings.keep + 3         # one in the making, one spoilt, the best
     return (f"disk: {checkpoint / 1e9:,.1f} GB a checkpoint, {settings.keep} to {at_once} of them "
             f"({checkpoint * at_once / 1e9:,.1f} GB), and {FLOAT32 * whole / 1e9:,.1f} GB for the "
@@ -192,11 +192,11 @@ def memory_plan(model, settings, gpus):
     D = config.hidden_size
     n = config.depth_dim
     blocks = [*model.model.layers, *model.aud_output_layers.transformer["h"]]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained_count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() * p.itemsize for p in model.parameters() if not p.requires_grad)
     if gpus == 1 and settings.lora:  # what is trained is read in 16 bits, and nothing is gathered
         copies = "copies in bfloat16 of what is trained"
-        copied = BFLOAT16 * trained
+        copied = BFLOAT16 * trained_count
     else:
         sizes = [gathered_bytes(block) for block in blocks]
         copies = "root and two blocks gathered in bfloat16, their gradients"
@@ -215,7 +215,8 @@ def memory_plan(model, settings, gpus):
     else:
         activations = config.num_hidden_layers * within + config.depth_layers * depth_within
     logits = config.vocab_size + K * config.aud_vocab_size
-    parts = {"weights, gradients and two moments in float32, sharded": 4 * FLOAT32 * trained / gpus}
+    moments = 4 * FLOAT32 * trained_count / gpus
+    parts = {"weights, gradients and two moments in float32, sharded": moments}
     if frozen:
         parts["weights that stay, sharded"] = frozen / gpus
     return parts | {

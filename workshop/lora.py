@@ -54,7 +54,7 @@ AUDIO_EMBEDDINGS = "model.embed_tokens.aud_"
 
 
 @dataclass(frozen=True)
-class Trained:
+class Selection:
     """Which weights of a model are trained."""
     rank: int | None = None    # of adapters; None: weights themselves
     full_audio: bool = False   # the depth transformer whole, beside adapters elsewhere
@@ -131,21 +131,21 @@ class AdaptedEmbedding(Adapter):
         return F.embedding(ids, self.weight) + self.scale * change
 
 
-def adapt(model, trained, bfloat16=False):
-    """Prepare a flm.FLM in place for training what a Trained says: adapters beside what has them,
+def adapt(model, selection, bfloat16=False):
+    """Prepare a flm.FLM in place for training what a Selection says: adapters beside what has them,
     and no gradient for what stays.
 
     What is trained becomes float32. bfloat16: matrices that stay are held in bfloat16, in which the
     computation reads them. A model in which everything is trained stays as it is."""
-    if trained.everything:
+    if selection.everything:
         return
     for name, layer in list(model.named_modules()):
-        if not isinstance(layer, (nn.Linear, nn.Embedding)) or not trained.is_adapted(name + "."):
+        if not isinstance(layer, (nn.Linear, nn.Embedding)) or not selection.is_adapted(name + "."):
             continue
         kind = AdaptedLinear if isinstance(layer, nn.Linear) else AdaptedEmbedding
-        model.set_submodule(name, kind(layer, trained.rank))
+        model.set_submodule(name, kind(layer, selection.rank))
     for name, parameter in model.named_parameters():
-        is_trained = ".lora_" in name or trained.is_whole(name)
+        is_trained = ".lora_" in name or selection.is_whole(name)
         parameter.requires_grad_(is_trained)
         to_16_bits = bfloat16 and not is_trained and parameter.ndim > 1
         parameter.data = parameter.data.to(torch.bfloat16 if to_16_bits else torch.float32)

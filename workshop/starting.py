@@ -74,9 +74,9 @@ def model_to_train(settings):
     """The starting model of some train.Settings, with adapters where they ask for them -> (flm.FLM,
     a fingerprint of what it was before, or None where all weights are trained). Only the first
     process reads files, and only there the model has values. Raises LoadError or StartError."""
-    trained = lora.Trained.of(vars(settings))
+    selection = lora.Selection.of(vars(settings))
     is_fresh = not settings.qwen and fresh_config(settings.init) is not None
-    if is_fresh and not trained.everything:
+    if is_fresh and not selection.everything:
         raise StartError(f"--init {settings.init} has random weights, and --lora and --freeze keep "
                          "weights as they are: give a trained model, or --qwen")
     model = None
@@ -85,10 +85,10 @@ def model_to_train(settings):
     if processes.rank() == 0:
         model = starting_model(settings.init, settings.qwen, settings.seed, settings.beside)
         config = model.config
-        if not trained.everything:
+        if not selection.everything:
             base = lora.fingerprint(model)
     config, base = processes.from_first((config, base))
     if model is None:
         model = flm.FLM(config)
-    lora.adapt(model, trained, settings.bfloat16)
+    lora.adapt(model, selection, settings.bfloat16)
     return model, base

@@ -9,7 +9,7 @@ refusals (training_options.py).
 import flm
 from stream import FRAME_RATE
 from workshop import beside, processes, starting, training_set
-from workshop.lora import Trained
+from workshop.lora import Selection
 
 
 # A step of AdamW moves a weight by about the learning rate, so that the rates of all steps together
@@ -33,7 +33,7 @@ def announce(run, stage):
     mixture = " and ".join(f"{often:g} x {source}" for source, often in stage.mixture.items())
     print(f"{settings.stage}: {settings.epochs:g} epochs, learning rate {start:g} to {end:g}; "
           f"in the paper: {', '.join(stage.formats)}, of {mixture}")
-    if not Trained.of(vars(settings)).everything:
+    if not Selection.of(vars(settings)).everything:
         print(trained_parameters(run.equation))
     grids = run.batches.grids
     begin = f", resumed at step {run.step}" if run.step else ""
