@@ -1,8 +1,9 @@
 """Sentences spoken by many voices: what to record, and the files and manifests of it.
 
 What this is: the plan of the open recordings (which sentence, by which of tiny/voices.py's voices)
-and its carrying out, resumable, in an order of which every beginning is a fair sample. What this is
-not: dialogs, of which make.py records two sides.
+and its carrying out, resumable, in an order of which every beginning is a fair sample; and the same
+for dialogs, whose questions a user asks and whose answers the model's voice gives. What this is
+not: their texts.
 
     python small/make.py --only open-speech
 """
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 import sentences
 import voices
+import world
 from workshop.files import replacing
 
 # Recordings of sentences by the users of each engine and by the model's voice, each of one sentence.
@@ -27,6 +29,9 @@ MODEL = 1800
 # Held-out sentences: by each held-out voice, and by users of the engines that train.
 TEST_PER_VOICE = 16
 TEST_USERS = {"espeak": 70, "flite": 30, "pico": 15, "joe": 15}
+# Questions of the small model's world, so that one codec serves both models.
+WORLD = {"espeak": 5000, "flite": 1400, "pico": 800, "joe": 600, "kokoro": 900}
+TEST_WORLD_PER_VOICE = 10
 LATER = ("kokoro", "festival")  # slow engines: recorded when all others are done
 
 
@@ -74,8 +79,15 @@ def plan(share=1.0):
                   for i, text in enumerate(texts)]
     engines = {engine: part(count) for engine, count in TEST_USERS.items()}
     new_sentences = by_random_users(rng.sample(kept_out, sum(engines.values())), engines, rng)
-    return {"test-voices": new_voices, "test-sentences": new_sentences, "users": users,
-            "model": model}
+    engines = {engine: part(count) for engine, count in WORLD.items()}
+    asked = world.sample(sum(engines.values()), 21, held_out=False)
+    questions = by_random_users([a.question for a in asked], engines, rng)
+    rng.shuffle(questions)
+    asked = world.sample(part(TEST_WORLD_PER_VOICE) * len(voices.HELD_OUT), 22, held_out=True)
+    new_questions = [Clip(a.question, voices.HELD_OUT[i % len(voices.HELD_OUT)])
+                     for i, a in enumerate(asked)]
+    return {"test-voices": new_voices, "test-sentences": new_sentences,
+            "test-world": new_questions, "users": users, "model": model, "world": questions}
 
 
 def record(clip, folder):
@@ -123,8 +135,8 @@ def record_all(work, share=1.0):
             beside.write_text("".join(map(entry_of, there)))
         files[name] = open(work / f"{name}.jsonl", "a")
     manifest_of = {clip: name for name, clips in missing.items() for clip in clips}
-    tests = [*missing["test-voices"], *missing["test-sentences"]]
-    rest = interleaved([missing["users"], missing["model"]])
+    tests = [clip for name in missing if name.startswith("test-") for clip in missing[name]]
+    rest = interleaved([missing["users"], missing["model"], missing["world"]])
     for clip in tqdm(tests + rest, "open speech", unit="clip"):
         if record(clip, folder):
             file = files[manifest_of[clip]]
@@ -132,3 +144,52 @@ def record_all(work, share=1.0):
             file.flush()
     for file in files.values():
         file.close()
+
+
+# --- dialogs ---
+
+def plan_dialogs(dialogs, shares, rng):
+    """[(turns, the user's clips, the model's clips)] of dialogs, lists of (question, answer). One
+    user asks all questions of a dialog. shares: {engine: weight}, or None for voices kept for
+    tests"""
+    planned = []
+    for i, turns in enumerate(dialogs):
+        voice, speed, pitch = voices.HELD_OUT[i % len(voices.HELD_OUT)], 1.0, 1.0
+        if shares:
+            engine, = rng.choices(list(shares), list(shares.values()))
+            voice, speed, pitch = voices.draw_user(rng, engine)
+        asked = [Clip(question, voice, round(speed, 2), round(pitch, 3)) for question, _ in turns]
+        answered = [Clip(answer, voices.MODEL_VOICE) for _, answer in turns]
+        planned.append((turns, asked, answered))
+    return planned
+
+
+def record_dialogs(work, name, dialogs, shares=None):
+    """Record dialogs and write the manifest NAME.jsonl. One that an engine refuses is left out."""
+    folder = work / "speech"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    planned = plan_dialogs(dialogs, shares, random.Random(51))
+    for turns, asked, answered in tqdm(planned, name, unit="dialog"):
+        if not all([record(clip, folder) for clip in (*asked, *answered)]):
+            continue
+        entries = [{"heard": f"speech/{question.file}", "transcript": question.text,
+                    "spoken": f"speech/{answer.file}", "response": answer.text}
+                   for question, answer in zip(asked, answered)]
+        lines.append(json.dumps({"turns": entries, "voice": asked[0].voice}) + "\n")
+    with replacing(work / f"{name}.jsonl") as beside:
+        beside.write_text("".join(lines))
+
+
+def write_pairs(work):
+    """questions.jsonl and answers.jsonl: the recordings of dialogs.jsonl as pairs, each once."""
+    questions, answers = {}, {}
+    for line in (work / "dialogs.jsonl").read_text().splitlines():
+        for turn in json.loads(line)["turns"]:
+            questions[turn["heard"]] = turn["transcript"]
+            answers[turn["spoken"]] = turn["response"]
+    for name, pairs in (("questions", questions), ("answers", answers)):
+        entries = [json.dumps({"audio": audio, "text": text}) + "\n"
+                   for audio, text in pairs.items()]
+        with replacing(work / f"{name}.jsonl") as beside:
+            beside.write_text("".join(entries))

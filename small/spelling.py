@@ -26,10 +26,9 @@ Decision 3: before the encoder moves, the readers alone learn, on tiny/model's c
 Their error then is what codebook 0 tells of open English before anything is changed.
 """
 import json
-import os
+import random
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -37,17 +36,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import mimi
-from workshop import measures
+import codec as tiny_codec  # tiny/codec.py
+from workshop import codec_files, measures
+from workshop.files import replacing
 
-LETTERS = " abcdefghijklmnopqrstuvwxyz'"
+LETTERS = tiny_codec.LETTERS
 FRAMES = 76                 # of a clip at most: 6.1 s
 MODEL_CLIPS, USER_CLIPS = 2, 10
 WORLD_SHARE = 0.2           # of the users, drawn from the recordings of the small model's world
 ANCHORED = 4                # clips of a batch whose acoustic codes are held, the model's among them
 QUANTIZED_SHARE = 0.5
 DECAY = 0.99                # of the codebook's running averages
-RATE, READER_RATE, WARMUP = 1e-3, 2e-3, 100
+RATE = 1e-3                 # of the encoder
+READER_RATE = 2e-3
+VOICE_RATE = 8e-4
+WARMUP = 100
 AFTER = 4                   # frames of silence: the last characters may come late
 LATEST_START = 12_000       # samples
 COOLING = 0.3               # share of the steps, at the end, in which the rate falls to a fiftieth
@@ -59,13 +62,10 @@ TESTS = ("test-voices", "test-sentences", "test-world")
 LOG_EVERY, SAVE_EVERY = 50, 250
 
 
-def spelled(text):
-    """A text's letters as numbers from 1 on; 0 is CTC's blank."""
-    return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]
-
-
 class Reader(nn.Module):
-    """Characters of quantized frames: [B, T, codebook_dim] -> logits [B, per_frame T, letters]"""
+    """Characters of quantized frames: [B, T, codebook_dim] -> logits [B, per_frame T, 1 + letters],
+    the blank first. reach: frames to either side that count"""
+    letters = LETTERS
 
     def __init__(self, width, per_frame, reach=0, hidden=256):
         super().__init__()
@@ -125,10 +125,12 @@ class Batch:
     frames: torch.Tensor    # [B] frames until the end of the clip, and a few more
 
 
-def draw_batch(sources, rng, disturb):
-    """A batch of recordings at random places of FRAMES frames, the model's first.
+def draw_batch(sources, step):
+    """The batch of a step: recordings that begin at random times, the model's first.
 
-    sources: {"model", "users", "world": Clips}; disturb: waveform [N], clip, level in dB -> waveform [N]"""
+    sources: {"model", "users", "world": Clips}"""
+    rng = np.random.default_rng((21, step))
+    chance = random.Random(step)
     n = FRAMES * 1920
     B = MODEL_CLIPS + USER_CLIPS
     dirty = np.zeros((B, n), np.float32)
@@ -141,13 +143,13 @@ def draw_batch(sources, rng, disturb):
         clip, text = clips.read(rng.integers(len(clips.entries)))
         start = rng.integers(0, LATEST_START)
         end = min(n, start + len(clip))
-        texts.append(spelled(text) if start + len(clip) <= n else [])
+        texts.append(tiny_codec.spelled(text) if start + len(clip) <= n else [])
         frames.append(min(FRAMES, -(-end // 1920) + AFTER))
         level = rng.uniform(-3, 1) if is_model else rng.uniform(-24, 5)
         clean[b, start:end] = clip[:end - start] * 10 ** (level / 20)
         dirty[b] = clean[b]
         if not is_model and rng.random() > CLEAN_SHARE:
-            dirty[b] = disturb(dirty[b], clean[b, start:end])
+            dirty[b] = tiny_codec.disturbed(dirty[b], clean[b, start:end], chance)
     n = max(frames) * 1920  # no batch is longer than its longest clip
     return Batch(torch.from_numpy(dirty[:, None, :n]), torch.from_numpy(clean[:, None, :n]), texts,
                  torch.tensor(frames))
@@ -247,76 +249,112 @@ def evaluate(codec, heads, work):
 
 def rate_at(step, steps, rate):
     """Up over WARMUP steps, level, and down in a straight line over the last COOLING of all."""
-    cooling = COOLING * steps
-    down = min(1, max(0.02, (steps - step) / cooling))
-    return rate * min(1, (step + 1) / WARMUP) * down
+    down = (steps - step) / (COOLING * steps)
+    return rate * min(1, (step + 1) / WARMUP) * min(1, max(0.02, down))
 
 
-def save(state, file):
-    part = Path(f"{file}.part")
-    torch.save(state, part)
-    os.replace(part, file)
+class Learner:
+    """What learns and what it learns from, with a checkpoint on disk."""
 
+    def __init__(self, start):
+        self.codec = codec_files.load(start)
+        self.teacher = codec_files.load(start)
+        first = self.codec.quantizer.rvq_first
+        for part in (self.codec.encoder, self.codec.encoder_transformer, self.codec.downsample,
+                     first.input_proj):
+            part.requires_grad_(True)
+        torch.manual_seed(0)
+        self.heads = readers(self.codec.config.codebook_dim)
+        learning = [p for p in self.codec.parameters() if p.requires_grad]
+        groups = [{"params": learning}, {"params": self.heads.parameters()}]
+        self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), weight_decay=1e-3)
+        self.step = 0
 
-def train(work, start, out, steps, probing, evaluate_every, disturb):
-    """Train for `probing` steps the readers alone, then up to `steps` everything; a checkpoint goes
-    on, also with more steps than before. Writes work/spelling.jsonl (losses and error rates by
-    step) and the codec to the folder `out`.
+    def parts(self):
+        return {"codec": self.codec, "heads": self.heads, "optimizer": self.optimizer}
 
-    disturb: as of `draw_batch`, with a random generator before its arguments"""
-    codec = mimi.load(start)
-    teacher = mimi.load(start)
-    for part in (codec.encoder, codec.encoder_transformer, codec.downsample,
-                 codec.quantizer.rvq_first.input_proj):
-        part.requires_grad_(True)
-    torch.manual_seed(0)
-    heads = readers(codec.config.codebook_dim)
-    learning = [p for p in codec.parameters() if p.requires_grad]
-    groups = [{"params": learning}, {"params": heads.parameters()}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), weight_decay=1e-3)
-    kept = {"codec": codec, "heads": heads, "optimizer": optimizer}
-    checkpoint = work / "spelling.pt"
-    step = 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint)
-        for name, part in kept.items():
+    def load(self, file):
+        saved = torch.load(file)
+        for name, part in self.parts().items():
             part.load_state_dict(saved[name])
-        step = saved["step"]
-        print(f"spelling: goes on from step {step}", flush=True)
+        self.step = saved["step"]
+
+    def save(self, file):
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        with replacing(file) as beside:
+            torch.save(state | {"step": self.step}, beside)
+
+    def learn(self, batch, steps, probing):
+        """One step. Returns its losses by name."""
+        torch.manual_seed(self.step)
+        learns = self.step >= probing
+        losses = losses_of(self.codec, self.teacher, self.heads, batch, learns)
+        encoder_rate = rate_at(self.step - probing, steps - probing, RATE) if learns else 0
+        codec_group, reader_group = self.optimizer.param_groups
+        codec_group["lr"] = encoder_rate
+        reader_group["lr"] = rate_at(self.step, steps, READER_RATE)
+        self.optimizer.zero_grad()
+        sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return {name: loss.item() for name, loss in losses.items()}
+
+
+def train(work, start, out, steps, probing, evaluate_every):
+    """Train the readers alone for `probing` steps, then everything up to `steps`; a checkpoint goes
+    on, also up to more steps than before. Writes work/spelling.jsonl (losses and error rates by
+    step) and the codec to the folder `out`."""
+    learner = Learner(start)
+    checkpoint = work / "spelling.pt"
+    if checkpoint.exists():
+        learner.load(checkpoint)
+        print(f"spelling: goes on from step {learner.step}", flush=True)
     sources = {name: Clips(work / f"{name}.jsonl") for name in ("model", "users", "world")}
     average = {}
     began = time.time()
     log = open(work / "spelling.jsonl", "a")
-    while step < steps:
-        learns = step >= probing
-        rng = np.random.default_rng((21, step))
-        torch.manual_seed(step)
-        batch = draw_batch(sources, rng, lambda *wave: disturb(step, *wave))
-        losses = losses_of(codec, teacher, heads, batch, learns)
-        optimizer.param_groups[0]["lr"] = rate_at(step - probing, steps - probing, RATE) * learns
-        optimizer.param_groups[1]["lr"] = rate_at(step, steps, READER_RATE)
-        optimizer.zero_grad()
-        sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
-        for group in optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], 1.0)
-        optimizer.step()
-        step += 1
+    while learner.step < steps:
+        losses = learner.learn(draw_batch(sources, learner.step), steps, probing)
         for name, loss in losses.items():
-            average[name] = 0.98 * average.get(name, loss.item()) + 0.02 * loss.item()
-        if step % LOG_EVERY == 0:
-            for clips in sources.values():
-                clips.refresh()
-            seconds = (time.time() - began) / LOG_EVERY
-            began = time.time()
-            line = {"step": step, "seconds": round(seconds, 2), "clips": len(sources['users'].entries)}
-            line |= {name: round(value, 3) for name, value in average.items()}
-            if step == probing or step % evaluate_every == 0 or step == steps:
-                line |= evaluate(codec, heads, work)
-                began = time.time()
-            print(json.dumps(line), file=log, flush=True)
-            print(json.dumps(line), flush=True)
+            average[name] = 0.98 * average.get(name, loss) + 0.02 * loss
+        step = learner.step
         if step % SAVE_EVERY == 0 or step == steps:
-            state = {name: part.state_dict() for name, part in kept.items()}
-            save(state | {"step": step}, checkpoint)
+            learner.save(checkpoint)
+        if step % LOG_EVERY and step != steps:
+            continue
+        for clips in sources.values():
+            clips.refresh()
+        line = {"step": step, "seconds": round((time.time() - began) / LOG_EVERY, 2),
+                "clips": len(sources["users"].entries)}
+        line |= {name: round(value, 3) for name, value in average.items()}
+        if step == probing or step % evaluate_every == 0 or step == steps:
+            line |= evaluate(learner.codec, learner.heads, work)
+        print(json.dumps(line), file=log, flush=True)
+        print(json.dumps(line), flush=True)
+        began = time.time()
     log.close()
-    mimi.save(codec.half(), out)
+    codec_files.save(learner.codec.half(), out)
+
+
+def train_voice(work, start, out, steps):
+    """Teach the decoder of the folder `start` the model's voice in the codes of its new encoder,
+    going on from work/voice.pt, and write the codec to the folder `out`."""
+    codec = codec_files.load(start)
+    codec.requires_grad_(True)  # encoding has no gradient, so the decoder's side alone learns
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=VOICE_RATE, betas=(0.9, 0.95),
+                                  weight_decay=1e-3)
+    model = Clips(work / "model.jsonl")
+
+    def learn(step, rng):
+        clean = np.zeros((tiny_codec.POLISHED, 1, tiny_codec.FRAMES * 1920), np.float32)
+        for row in clean:
+            clip, _ = model.read(rng.integers(len(model.entries)))
+            clip = clip[:row.shape[-1]]
+            row[0, :len(clip)] = clip
+        loss = tiny_codec.polish(codec, torch.from_numpy(clean))
+        return tiny_codec.learning_rate(VOICE_RATE, step / steps), loss
+
+    tiny_codec.run("voice", work / "voice.pt", steps, learn, 0, codec=codec, optimizer=optimizer)
+    codec_files.save(codec.half(), out)
