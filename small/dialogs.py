@@ -43,6 +43,7 @@ TURNS = 2               # of a dialog, as it is written; a bad later turn is cut
 MOST_TOKENS = 36        # of a question or an answer
 TEMPERATURE = 0.8       # of questions
 TOP_P = 0.9
+CANDIDATES = 200        # most probable ids that are looked at
 LEAST_SCORE = -0.65     # nats a token
 FEWEST_WORDS, MOST_WORDS = 3, 22
 LONGEST_QUESTION = 16   # words
@@ -85,7 +86,8 @@ class Writer:
         opening = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
         ids = self.tokenizer.encode(opening).ids
         longest = len(ids) + turns * 2 * (MOST_TOKENS + len(self.to_answer) + 1)
-        cache = flm.KVCache(self.model.config, batch, longest, dtype=self.model.lm_head.weight.dtype)
+        dtype = self.model.lm_head.weight.dtype
+        cache = flm.KVCache(self.model.config, batch, longest, dtype=dtype)
         logits = self.logits(torch.tensor([ids]).expand(batch, -1), cache)
         rows = [self.new_row(generator) for _ in range(batch)]
         while not all(row.finished for row in rows) and cache.filled < longest:
@@ -140,7 +142,8 @@ class Writer:
 
 def draw(logits, generator):
     """Ids [B] from logits [B, V], of the most probable that make up TOP_P."""
-    ordered, ids = (logits / TEMPERATURE).softmax(-1).topk(200)
+    count = min(CANDIDATES, logits.shape[-1])
+    ordered, ids = (logits / TEMPERATURE).softmax(-1).topk(count)
     before = ordered.cumsum(-1) - ordered
     kept = torch.where(before < TOP_P, ordered, torch.zeros(()))
     return ids.gather(1, torch.multinomial(kept, 1, generator=generator))[:, 0]
@@ -150,7 +153,8 @@ def draw(logits, generator):
 
 REFUSED = re.compile(
     r"\b(SmolLM|Hugging ?Face|AI|language model|assistant|as an|I'm sorry|http|code|Python|"
-    r"happy to help|happy to explain|sure, I|following|passage|paragraph|essay|article|text|below|above|email|story|poem|list of)\b", re.I)
+    r"happy to help|happy to explain|sure, I|following|passage|paragraph|essay|article|text|"
+    r"below|above|email|story|poem|list of)\b", re.I)
 
 
 def as_said(text, most_words):

