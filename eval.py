@@ -6,7 +6,8 @@ this is not: when a waveform sounds (workshop/sounds.py), how sure a number is (
 the folder of results (results.py there), or a clock: `chat.py --bench` times the frames.
 
     python eval.py --dialogs tiny/work/test.jsonl --rooms --whisper --out results
-    python eval.py --model runs/pt2 --asr pairs.jsonl --tts pairs.jsonl --out results-pt2
+    python eval.py --model runs/pt2 --asr LibriSpeech/test-clean --out table-4
+    python eval.py --model runs/ft2 --tts seedtts_testset/en/meta.lst --whisper --out table-5
 
 What is unusual here: many conversations step together in one chat.Duplex. Each is exactly the one
 that chat.py would hold, and all are over sooner. A model is causal: what it writes at a frame
@@ -29,6 +30,7 @@ The scenes, with time from left to right; `ask` is the user's sound, `answer` th
                              false stop: the answer ends earlier than before
                              says more: the monologue has more lines than before
     turns           ask ----.  answer  ask ----.  answer  ...       five questions
+    follow-up       the same with the turns of one dialog: a later one may need an earlier one
     talk            the same for ten minutes: right answers by the minute
     long silence    a hundred seconds of silence  ask ----.  answer
 
@@ -58,12 +60,12 @@ from workshop.full_duplex_bench import between, takes_turn
 from workshop.measures import spaced, words
 from workshop.monologue import read_monologue
 from workshop.results import Run
-from workshop.sounds import clip, noise_below
+from workshop.scenes import Scene, clip, next_of_each, scene
+from workshop.sounds import noise_below
 from workshop.spelling import spelling_of
 
 # Decision: the paper does not say how its conversations were timed.
-TAIL = 5.0            # seconds of silence after the last question, in which it must be answered
-OPEN_TAIL = 20.0      # the same after an open question (--qa)
+OPEN_TAIL = 20.0      # seconds of silence after an open question, in which it must be answered
 PAUSES = (0.6, 1.0)   # seconds of silence within a question
 EARLIEST = 0.1        # seconds of an answer before the user interrupts it, at least
 LEFT = 1.2            # seconds of it that would be left after that, at least
@@ -143,42 +145,6 @@ def converse(partner, waves, seeds=None, batch=32, **forced):
 
 
 # --- scenes: what the user says, and when ---
-
-# What the user says, float32 [N], and the row that describes it. A row is a dict, and a file once
-# the scene was played. Its turns are the questions: `since` and `until` say which part of the
-# model's output answers one.
-Scene = namedtuple("Scene", "wave row")
-
-
-def scene(placed, first=0, tail=TAIL, **about):
-    """[(seconds, Clip)] -> Scene, with `tail` seconds of silence at its end. Only the questions
-    from number `first` on are turns. about: more of its row."""
-    stops = [round(at * SAMPLE_RATE) + len(one.wave) for at, one in placed]
-    wave = torch.zeros(max(stops) + round(tail * SAMPLE_RATE))
-    for at, one in placed:
-        begin = round(at * SAMPLE_RATE)
-        wave[begin:begin + len(one.wave)] += one.wave
-    questions = [(at, one) for at, one in placed if one.expected is not None][first:]
-    turns = [turn_of(questions, i, first) for i in range(len(questions))]
-    row = dict(placed[0][1].about, **about, turns=turns)
-    return Scene(wave.clip(-1, 1), row)
-
-
-def turn_of(questions, i, first):
-    """Question number i of [(seconds, Clip)] as a turn of a row. Its answer is what begins after
-    its own first sound and before that of the next question. The very first question of a
-    conversation counts from second 0, so that an answer before it is a wrong one."""
-    at, one = questions[i]
-    since = at + one.start
-    if first == 0 and i == 0:
-        since = 0
-    until = 1e9
-    if i + 1 < len(questions):
-        next_at, following = questions[i + 1]
-        until = next_at + following.start
-    return dict(question=one.question, expected=one.expected, since=since, end=at + one.end,
-                until=until)
-
 
 def with_pause(question, rng):
     """A question with silence at a quiet place inside."""
@@ -298,8 +264,9 @@ def silence_codes(codec):
 
 # --- grades: what the row of a conversation that was played says ---
 # Beside what its scene says, such a row has `seconds`, `audio` (a path), `lines` and `transcripts`
-# [[seconds, text]] of the monologue, `spans` [[start, end]] of the model's sound and, with
-# --whisper, `heard`: the recogniser's text of that sound.
+# [[seconds, text]] of the monologue, and `spans` [[start, end]] of the model's sound. Where other
+# models were asked, it has `heard`, the recogniser's text of that sound, and `models`, their
+# grades: points of a language model (Table 6), likeness of a voice to its reference (Table 5).
 
 def grade(row, language):
     """A row -> {measure: boolean, seconds or None}."""
@@ -311,7 +278,7 @@ def grade(row, language):
             grades[measure + suffix] = value
     if "heard" in row:
         grades |= grade_speech(row, language)
-    grades |= grade_by_models(row)
+    grades |= row.get("models", {})
     if "pause" in row:
         grades |= grade_pause(row, language)
     if "at" in row:
@@ -348,19 +315,6 @@ def grade_speech(row, language):
             "spoken exact": row["heard"] == expected}
 
 
-def grade_by_models(row):
-    """score: a language model's points for the answer, 0 .. 10 (Table 6). SIM: the cosine between
-    the embeddings of the voice and of its reference (Table 5). Each is named by its model."""
-    grades = {}
-    if "score" in row:
-        model, points = row["score"]
-        grades[f"score by {model}"] = points
-    if "similarity" in row:
-        model, cosine = row["similarity"]
-        grades[f"SIM by {model}"] = cosine
-    return grades
-
-
 def grade_answers(row, language):
     """answer in monologue, answer in speech: an accepted answer stands in the response, as it was
     written and as a recogniser hears it (both numbers are in Table 4)."""
@@ -376,7 +330,7 @@ def grade_answers(row, language):
               "speaks after": delay_of(sounds, turn["end"])}
     if "heard" in row:
         grades["answer in speech" + spelling.label] = is_in(row["heard"])
-    return grades | grade_by_models(row)
+    return grades | row.get("models", {})
 
 
 def grade_pause(row, language):
@@ -459,25 +413,14 @@ def pauses(run, asked):
 def interruptions(run, asked):
     """Another question, asked into the answer to each: the next one, and the next of the same
     voice, which a model cannot tell from the first by who speaks."""
-    for part, places in (("interruption", next_ones(asked.questions)),
-                         ("interruption by the same voice", next_ones(asked.questions, "voice"))):
-        run.measure(part, [
-            None if j is None else
-            intruding(one, row, asked.questions[j], run.draws(part, i))
-            for i, (one, row, j) in enumerate(zip(asked.questions, asked.rows, places))])
-
-
-def next_ones(questions, same=None):
-    """The place of the question that follows each, after the last the first. same: a key of `about`
-    that both must have, and with one value; None where there is no other."""
-    places = []
-    for i, one in enumerate(questions):
-        others = [*range(i + 1, len(questions)), *range(i)]
-        if same:
-            value = one.about.get(same)
-            others = [j for j in others if value and questions[j].about.get(same) == value]
-        places.append(others[0] if others else None)
-    return places
+    for part, same in (("interruption", None), ("interruption by the same voice", "voice")):
+        scenes = []
+        places = next_of_each(asked.questions, same)
+        for i, (one, row, j) in enumerate(zip(asked.questions, asked.rows, places)):
+            if j is not None:
+                other = asked.questions[j]
+                scenes.append(intruding(one, row, other, run.draws(part, i)))
+        run.measure(part, scenes)
 
 
 def backchannels(run, asked):
@@ -618,10 +561,7 @@ def measure(args):
     if args.tts:
         reading(run)
     if args.grids:
-        most = args.most or test_sets.DEFAULT_MOST
-        numbers = grid_losses.numbers_by_format(run.partner.model, args.grids, most)
-        for format, of_format in numbers.items():
-            run.parts[f"loss, {format}"] = of_format, [], []
+        grid_losses.count(run)
     if args.fdb:
         benchmark(run)
     return run.write()

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import chat
 import eval as evaluation
 import stream
-from workshop import (costs, full_duplex_bench, grid_losses, measures, results, run_folder, sounds,
-                      spelling, test_sets)
+from workshop import (costs, full_duplex_bench, grid_losses, measures, results, run_folder, scenes,
+                      sounds, spelling, test_sets)
 from workshop.monologue import read_monologue
 
 SECOND = 24_000
@@ -172,7 +172,7 @@ def test_spans_by_hand():
 
 def question(text="What?", expected="It is seven.", sound=(0.2, 1.0)):
     wave = sounding(sound, seconds=1.5)
-    return sounds.clip(wave, question=text, expected=expected, about={"kind": "sum"})
+    return scenes.clip(wave, question=text, expected=expected, about={"kind": "sum"})
 
 
 def played(scene, lines, *bounds):
@@ -188,7 +188,7 @@ def graded(row, language="en"):
 def test_a_question_by_hand():
     """Catches latency counted from the end of the file in place of the end of speech, and an answer
     with something after it taken for an exact one."""
-    alone = evaluation.scene([(0, question())])
+    alone = scenes.scene([(0, question())])
     grades = graded(played(alone, [[1.2, "it is 7"]], (1.5, 3)))
     assert grades["right"] and not grades["exact"] and grades["takeover"]
     assert grades["thinks after"] == pytest.approx(0.2)
@@ -204,7 +204,7 @@ def test_a_question_by_hand():
 
 def test_turns_by_hand():
     """Catches the answer to one question counted for the next."""
-    two = evaluation.scene([(0, question()), (5, question(expected="No."))])
+    two = scenes.scene([(0, question()), (5, question(expected="No."))])
     row = played(two, [[1.2, "It is seven."], [6.3, "No."]], (1.5, 3), (6.5, 7))
     grades = graded(row)
     assert grades["right, turn 1"] and grades["right, turn 2"]
@@ -217,7 +217,7 @@ def test_turns_by_hand():
 def test_an_interruption_by_hand():
     """Catches the end of an answer that was over anyway counted as stopping, and the first answer
     graded for the second."""
-    alone = evaluation.scene([(0, question())])
+    alone = scenes.scene([(0, question())])
     before = played(alone, [[1.2, "It is seven."]], (1.5, 4))
     other = question("And?", "No.")
     scene = evaluation.intruding(question(), before, other, random.Random(0))
@@ -240,9 +240,9 @@ def test_an_interruption_by_hand():
 def test_a_backchannel_by_hand():
     """Catches an answer that goes on counted as stopped, and what was thought before counted as
     said in reply."""
-    alone = evaluation.scene([(0, question())])
+    alone = scenes.scene([(0, question())])
     before = played(alone, [[1.2, "It is seven."]], (1.5, 4))
-    murmur = sounds.clip(sounding((0, 0.3), seconds=0.4))
+    murmur = scenes.clip(sounding((0, 0.3), seconds=0.4))
     scene = evaluation.intruding(question(), before, murmur, random.Random(0))
     goes_on = played(scene, [[1.2, "It is seven."]], (1.5, 3.9))
     assert graded(goes_on) == {"false stop": False, "says more": False}
@@ -272,7 +272,7 @@ def test_a_pause_by_hand():
 
 def test_noise_is_as_loud_as_asked():
     """Catches a signal-to-noise ratio of amplitudes for one of powers."""
-    quiet = evaluation.scene([(0, question(sound=(0.0, 1.0)))])
+    quiet = scenes.scene([(0, question(sound=(0.0, 1.0)))])
     loud = evaluation.in_noise(quiet, 6, (), random.Random(0))
     noise = (loud.wave - quiet.wave).square().mean()
     voice = quiet.wave[:SECOND].square().mean()
@@ -616,7 +616,7 @@ def test_open_answers_by_hand(monkeypatch):
     monkeypatch.setitem(sys.modules, "whisper_normalizer", None)
     spelling.spelling_of.cache_clear()
     one = question(expected="Paris")
-    scene = evaluation.scene([(0, one)], tail=evaluation.OPEN_TAIL)
+    scene = scenes.scene([(0, one)], tail=evaluation.OPEN_TAIL)
     row = played(scene, [[1.2, "It is"], [2.0, "Lutetia."]], (1.5, 3))
     row |= {"answers": ["Paris", "Lutetia"], "heard": "It is lute."}
     grades = evaluation.grade_answers(row, "en")
@@ -629,10 +629,10 @@ def test_open_answers_by_hand(monkeypatch):
 def test_the_next_question_by_the_same_voice():
     """Catches a question that interrupts itself, and another voice taken for the same one."""
     voices = ["a", "b", "a", "c"]
-    clips = [sounds.clip(torch.zeros(10), about={"voice": voice}) for voice in voices]
-    assert evaluation.next_ones(clips) == [1, 2, 3, 0]
-    assert evaluation.next_ones(clips, "voice") == [2, None, 0, None]
-    assert evaluation.next_ones(clips, "kind") == [None] * 4
+    clips = [scenes.clip(torch.zeros(10), about={"voice": voice}) for voice in voices]
+    assert scenes.next_of_each(clips) == [1, 2, 3, 0]
+    assert scenes.next_of_each(clips, "voice") == [2, None, 0, None]
+    assert scenes.next_of_each(clips, "kind") == [None] * 4
 
 
 # --- whole parts, with a model of random weights ---
@@ -652,7 +652,7 @@ def dialogs(tmp_path):
 def test_one_part_alone(untrained, dialogs, tmp_path, monkeypatch):
     """Catches a check during training that waits for parts which nobody asked for, and a second
     turn that is left out."""
-    monkeypatch.setattr(evaluation, "TAIL", 0.4)
+    monkeypatch.setattr(scenes, "TAIL", 0.4)
     monkeypatch.setattr(evaluation, "TURN_PAUSE", 0.2)
     numbers = measure(tmp_path / "out", untrained, "--dialogs", dialogs, "--only", "questions")
     assert set(numbers) == {"questions", "questions, voice a", "questions, voice b"}

@@ -125,11 +125,11 @@ def test_nobody_judges(tmp_path, monkeypatch):
 
 def test_points_and_cosines_are_means():
     """Catches a median where tables have a mean, and the points of two judges added up."""
-    grades = [evaluation.grade_by_models({"score": ["m", points]}) for points in (0, 0, 9)]
+    grades = [evaluation.grade({"models": {"score by m": points}}, "en") for points in (0, 0, 9)]
     numbers = measures.numbers_of([], grades, None)
     assert numbers["score by m"]["value"] == 3
     assert numbers["score by m"]["unit"] == "points"
-    grades = [evaluation.grade_by_models({"similarity": ["w", value]}) for value in (0.5, 0.6)]
+    grades = [evaluation.grade({"models": {"SIM by w": value}}, "en") for value in (0.5, 0.6)]
     assert measures.numbers_of([], grades, None)["SIM by w"]["value"] == pytest.approx(0.55)
 
 

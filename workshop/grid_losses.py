@@ -12,6 +12,7 @@ import stream
 import train
 from workshop.batches import collate
 from workshop.measures import number, spaced
+from workshop.test_sets import DEFAULT_MOST
 from workshop.training_set import Grids
 
 
@@ -32,20 +33,20 @@ def losses(model, grids):
     return torch.stack(sums), torch.stack(tokens)
 
 
-def numbers_by_format(model, folders, most):
-    """Folders of grids -> {format: {class: number}}. most: grids of each format, evenly
-    spaced. Raises ValueError for a folder without grids."""
-    grids = Grids(folders)
-    parts = {}
+def count(run):
+    """The part "loss, FORMAT" of results.Run, for each format of --grids. Raises ValueError for a
+    folder without grids."""
+    args = run.args
+    grids = Grids(args.grids)
     for format in sorted(set(grids.formats)):
         places = [i for i, name in enumerate(grids.formats) if name == format]
-        some = [grids[i] for i in spaced(places, most)]
-        sums, tokens = losses(model, tqdm(some, desc=f"loss, {format}", unit="grid"))
+        some = [grids[i] for i in spaced(places, args.most or DEFAULT_MOST)]
+        bar = tqdm(some, desc=f"loss, {format}", unit="grid")
+        sums, tokens = losses(run.partner.model, bar)
         numbers = {}
         for kind in stream.Loss:
             if kind == stream.Loss.NONE or not tokens[:, kind].any():
                 continue
             values = torch.stack([sums[:, kind], tokens[:, kind]], 1).tolist()
             numbers[kind.name.lower()] = number(values, "nats")
-        parts[format] = numbers
-    return parts
+        run.parts[f"loss, {format}"] = numbers, [], []

@@ -150,9 +150,10 @@ class Run:
         return rows
 
     def compare(self, rows):
-        """Add `similarity` to rows that have a reference: how like it the model's voice is. Without
-        --similarity, nothing is added."""
-        todo = [row for row in rows if "reference" in row and "similarity" not in row]
+        """Add SIM to `models` of rows that have a reference: how like it the model's voice is.
+        Without --similarity, nothing is added."""
+        measure = f"SIM by {self.args.similarity}"
+        todo = [row for row in rows if "reference" in row and measure not in row.get("models", {})]
         if not self.args.similarity or not todo:
             return rows
         similarity = Similarity(self.args.similarity)
@@ -160,13 +161,13 @@ class Run:
             file = self.out / row["audio"]
             audio, rate = soundfile.read(file, dtype="float32")
             cosine = similarity.compare(audio[:, 1], rate, row["reference"])
-            row["similarity"] = [self.args.similarity, cosine]
+            row["models"] = {measure: cosine}
             write_lines(file.with_suffix(".json"), [row])
         return rows
 
     def judge(self, rows):
-        """Add `score` to the rows of questions: what a language model thinks of the first answer.
-        Without --judge, nothing is added."""
+        """Add a score to `models` of the rows of questions: what a language model thinks of the
+        answer. Without --judge, nothing is added."""
         if not self.args.judge:
             return rows
         url, model = self.args.judge
@@ -177,7 +178,7 @@ class Run:
             text = " ".join(text for at, text in row["lines"] if at >= turn["since"])
             answers.append((turn["question"], turn["expected"], text))
         for row, points in zip(rows, judge.scores(answers)):
-            row["score"] = [model, points]
+            row["models"] = {f"score by {model}": points}
         return rows
 
     # --- numbers ---

@@ -1,15 +1,12 @@
-"""When a recording sounds, and noise that is so much softer than a voice.
+"""When a waveform sounds, and noise that is so much softer than a voice.
 
-What this is: the stretches of sound in a waveform, a recording of the user with these times, and
-the noise in which eval.py asks again. What this is not: the noise that training lays under what is
+What this is: the stretches of sound in a waveform, and the noise in which eval.py asks again. What this is not: the noise that training lays under what is
 heard (data.py). Serves eval.py.
 
     spans(audio) -> [[1.0, 3.0], [3.6, 4.0]]     # seconds
 
 Decision: the paper does not say when a sound begins or ends.
 """
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 
@@ -34,26 +31,6 @@ def spans(audio):
         else:
             stretches.append([round(i * WINDOW, 2), end])
     return stretches
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A recording of the user, float32 [N], with the seconds at which its sound starts and ends. A
-    question has the answer that is expected. about: what else is known of it."""
-    wave: torch.Tensor
-    start: float
-    end: float
-    question: str = ""
-    expected: str | None = None
-    about: dict = field(default_factory=dict)
-
-
-def clip(wave, **known):
-    """A recording [N] -> Clip. known: question, expected, about."""
-    sound = spans(wave)
-    if not sound:
-        sound = [[0, len(wave) / SAMPLE_RATE]]
-    return Clip(wave, sound[0][0], sound[-1][1], **known)
 
 
 def noise_below(voice, snr, n, recordings, rng):
