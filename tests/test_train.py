@@ -489,14 +489,14 @@ def test_two_runs_in_one_folder(run):
     """Catches two runs that overwrite each other's checkpoints, and a lock that a run which was
     killed leaves behind."""
     Path(run.out).mkdir()
-    told, tell = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        held = checkpoints.lock(Path(run.out))
-        os.write(tell, str(os.getpid()).encode())
+        lock = checkpoints.lock(Path(run.out))
+        os.write(writer, str(os.getpid()).encode())
         signal.pause()
-        held.close()
-    assert int(os.read(told, 20)) == child
+        lock.close()
+    assert int(os.read(reader, 20)) == child
     sentence = f"another run \\(process {child}\\) writes to"
     with pytest.raises(checkpoints.CheckpointError, match=sentence):
         train.train(run)
@@ -689,9 +689,9 @@ def test_a_run_of_a_part_resumes_and_leaves_the_rest(run, monkeypatch, part):
         parts = {lora.part_of(name) for name in changed}
         assert parts == {"embeddings", "heads"}
     newest = checkpoints.list_checkpoints(Path(run.out) / "checkpoints")[-1]
-    held = torch.distributed.checkpoint.FileSystemReader(newest).read_metadata()
-    assert "model.model.norm.weight" not in held.state_dict_metadata
-    assert "model.model.embed_tokens.aud_listen_embeddings.0.weight" in held.state_dict_metadata
+    metadata = torch.distributed.checkpoint.FileSystemReader(newest).read_metadata()
+    assert "model.model.norm.weight" not in metadata.state_dict_metadata
+    assert "model.model.embed_tokens.aud_listen_embeddings.0.weight" in metadata.state_dict_metadata
 
 
 def test_adapters_need_the_model_that_they_stand_beside(run):

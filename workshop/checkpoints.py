@@ -112,18 +112,18 @@ def check_same(path, before, method, settings_class):
     train.Settings, whose defaults a checkpoint had that is older than a setting."""
     defaults = {field.name: field.default for field in fields(settings_class)}
     before = {"data": method["data"], **json.loads(json.dumps(defaults)), **before}
-    differing = [name for name in method if method[name] != before.get(name)]
-    if "lr" in differing and all(now <= then for now, then in zip(method["lr"], before["lr"])):
-        differing.remove("lr")
+    other_names = [name for name in method if method[name] != before.get(name)]
+    if "lr" in other_names and all(now <= then for now, then in zip(method["lr"], before["lr"])):
+        other_names.remove("lr")
         if processes.rank() == 0:
             print(f"note: the learning rate was {before['lr']}, and is {method['lr']} from here on")
-    if differing == ["data"]:
+    if other_names == ["data"]:
         other = [folder for folder, known in method["data"].items()
                  if before["data"].get(folder) != known]
         raise CheckpointError(f"{path} was made with other grids than those that are now in "
                               f"{', '.join(other)}: choose another --out, or put the grids back")
-    if differing:
-        raise CheckpointError(f"{path} was made with another {', '.join(differing)}: choose "
+    if other_names:
+        raise CheckpointError(f"{path} was made with another {', '.join(other_names)}: choose "
                               "another --out, or remove it")
 
 

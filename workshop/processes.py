@@ -5,14 +5,16 @@ What this is: the start that `torchrun` asks for, sums over all processes, FSDP,
 serves train.py. What this is not: the loss, or what a process reads. In a run of one process every
 function here still works.
 
-    torchrun --nproc-per-node 8 train.py run grids/pt1 --init 7b --out runs/pt1 --paper --device
-    cuda
+    torchrun --nproc-per-node 8 --shutdown-timeout 600 train.py run grids/pt1 --init 7b --paper \\
+        --out runs/pt1 --device cuda --bfloat16 --recompute --compile
 
 Unusual here:
 - A lone GPU forms a group of one process, so that FSDP gives it the same mixed precision as many
   GPUs have. With adapters it does not (`alone`): FSDP would gather copies of what is there already,
   and adapters are for GPUs without room to spare.
 - A stop is a question that all processes answer together: they leave the loop at the same step.
+  torchrun kills its processes 30 s after a Ctrl-C, unless --shutdown-timeout says otherwise. A step
+  and a checkpoint of a large model take longer. The traceback that follows is the launcher's own.
 """
 import os
 import signal

@@ -104,7 +104,8 @@ class Log:
     def _plot(self, step, numbers):
         if self.board:
             for name, value in numbers.items():
-                self.board.add_scalar(name, value, step)
+                if name != "step":
+                    self.board.add_scalar(name, value, step)
             self.board.flush()
 
     def _write(self, line, columns):

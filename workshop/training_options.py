@@ -152,8 +152,8 @@ def make_parser(defaults, stages, paper_length):
         "run", help="train one stage",
         description="Train one stage. The same command again goes on from the newest checkpoint.",
         epilog="Then: python chat.py --model OUT --in question.wav --out answer.wav. On many GPUs: "
-               "torchrun --nproc-per-node 8 train.py run ... --device cuda --bfloat16 --recompute "
-               "--compile")
+               "torchrun --nproc-per-node 8 --shutdown-timeout 600 train.py run ... --device cuda "
+               "--bfloat16 --recompute --compile")
     add_run_options(run, stages)
     run.set_defaults(**defaults | {"valid": []})  # a list for each time that it is given
     add_plan_options(run)
@@ -202,33 +202,8 @@ def add_run_options(run, stages):
     add("--beside", help="folder with tokenizer and codec to lay beside the trained model; a "
         "preset takes its special ids too (default: that of --init or --qwen)")
 
-    add = run.add_argument_group("method").add_argument
-    add("--stage", choices=stages, help="column of Table 3, which gives epochs and rates" + DEFAULT)
-    add("--epochs", type=float, help="instead of the stage's")
-    add("--lr", type=float, nargs=2, metavar=("START", "END"), help="instead of the stage's")
-    add("--paper", action="store_true",
-        help="the paper's rows a step and frames a row, one row a forward pass")
-    add("--batch", type=int, help="rows a step, over all processes (default: what a laptop bears)")
-    add("--length", type=int, help="frames a row, 12.5 a second (default: what a laptop bears)")
-    add("--semantic-weight", type=float, help="alpha_1 of equation 3" + DEFAULT)
-    add("--acoustic-weight", type=float, help="alpha_2 of equation 3" + DEFAULT)
-    add("--monologue-weight", type=float, help="beta of equation 3" + DEFAULT)
-    add("--wait-weight", type=float,
-        help="gamma of equation 3; more makes the model slower to speak" + DEFAULT)
-    add("--lora", type=int, metavar="RANK",
-        help="train adapters of this rank beside the large matrices, which stay as they are, and "
-        "the small audio parts whole; rates are about ten times the stage's")
-    add("--lora-full-audio", action="store_true",
-        help="with --lora, train the depth transformer whole (as with --qwen)")
-    add("--freeze", nargs="+", metavar="PART", help="leave these as they are: "
-        + ", ".join(lora.PARTS))
-    add("--depth-share", type=float,
-        help="share of the spoken frames that train the depth transformer" + DEFAULT)
-    add("--repeats", type=float, help="factor on --depth-share for frames whose codes repeat those "
-        "of the frame before" + DEFAULT)
-    add("--hide", type=float, help="share of the codes heard that are hidden, so that few "
-        "recordings look new in each draw" + DEFAULT)
-    add("--seed", type=int, help="of every random choice" + DEFAULT)
+    add_method_options(run, stages)
+    add_part_options(run)
 
     add = run.add_argument_group("validation").add_argument
     add("--valid", nargs="+", action="append", metavar="FOLDER",
@@ -252,6 +227,42 @@ def add_run_options(run, stages):
     add("--keep", type=int, help="the newest so many stay" + DEFAULT)
     add("--tensorboard", action="store_true",
         help="write OUT/tensorboard too, which other viewers of runs read; needs the package")
+
+
+def add_method_options(run, stages):
+    """What train.Settings has beside Options."""
+    add = run.add_argument_group("method").add_argument
+    add("--stage", choices=stages, help="column of Table 3, which gives epochs and rates" + DEFAULT)
+    add("--epochs", type=float, help="instead of the stage's")
+    add("--lr", type=float, nargs=2, metavar=("START", "END"), help="instead of the stage's")
+    add("--paper", action="store_true",
+        help="the paper's rows a step and frames a row, one row a forward pass")
+    add("--batch", type=int, help="rows a step, over all processes (default: what a laptop bears)")
+    add("--length", type=int, help="frames a row, 12.5 a second (default: what a laptop bears)")
+    add("--semantic-weight", type=float, help="alpha_1 of equation 3" + DEFAULT)
+    add("--acoustic-weight", type=float, help="alpha_2 of equation 3" + DEFAULT)
+    add("--monologue-weight", type=float, help="beta of equation 3" + DEFAULT)
+    add("--wait-weight", type=float,
+        help="gamma of equation 3; more makes the model slower to speak" + DEFAULT)
+    add("--depth-share", type=float,
+        help="share of the spoken frames that train the depth transformer" + DEFAULT)
+    add("--repeats", type=float, help="factor on --depth-share for frames whose codes repeat those "
+        "of the frame before" + DEFAULT)
+    add("--hide", type=float, help="share of the codes heard that are hidden, so that few "
+        "recordings look new in each draw" + DEFAULT)
+    add("--seed", type=int, help="of every random choice" + DEFAULT)
+
+
+def add_part_options(run):
+    """What is trained, and what stays as it is; see lora.py."""
+    add = run.add_argument_group("a part of the weights").add_argument
+    add("--lora", type=int, metavar="RANK",
+        help="train adapters of this rank beside the large matrices, which stay as they are, and "
+        "the small audio parts whole; rates are about ten times the stage's")
+    add("--lora-full-audio", action="store_true",
+        help="with --lora, train the depth transformer whole (as with --qwen)")
+    add("--freeze", nargs="+", metavar="PART", help="leave these as they are: "
+        + ", ".join(lora.PARTS))
 
 
 SPEED = ("device", "bfloat16", "recompute", "compile")

@@ -73,9 +73,9 @@ class History:
         if not self.all:
             return None
         newest = self.all[-1]
-        forgotten = self.forgotten(newest)
-        if forgotten:
-            name = forgotten[0]
+        lost_sources = self.forgotten(newest)
+        if lost_sources:
+            name = lost_sources[0]
             return (f"at step {newest.step} the loss on {name} is {newest.losses[name]:.3f}, and "
                     f"was {self.all[0].losses[name]:.3f} before the run (--forget {self.forget:g})")
         if self.patience is None or len(self.all) <= self.patience:
