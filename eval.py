@@ -357,7 +357,10 @@ def grade_interruption(row):
     first sound of the interruption."""
     end = end_of_answer(row)
     stopped = end < row["undisturbed"] - CUT
-    return {"stopped": stopped, "stops after": end - row["at"] if stopped else None}
+    stops_after = None
+    if stopped:
+        stops_after = end - row["at"]
+    return {"stopped": stopped, "stops after": stops_after}
 
 
 def grade_backchannel(row):

@@ -717,3 +717,28 @@ def test_a_run_says_its_stage(tmp_path):
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"method": {"stage": stage}}))
     assert run_folder.asr_format(tmp_path) == "asr-response-tts"
+
+
+def test_a_run_in_training_is_asked_by_its_newest_checkpoint(tmp_path, monkeypatch):
+    """Catches an old checkpoint that is asked, one that is exported for each question, half an
+    export taken for a model, and a trained model that is passed over."""
+    for step in (1, 2):
+        folder = tmp_path / "checkpoints" / f"step-0000000{step}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    exports = []
+
+    def export(source, folder):
+        exports.append(source.name)
+        (folder / "config.json").write_text("{}")
+        if len(exports) == 1:
+            raise OSError("the disk is full")
+    monkeypatch.setattr(run_folder.checkpoints, "export", export)
+    with pytest.raises(OSError):
+        run_folder.model_folder(tmp_path)
+    for _ in range(2):
+        model = run_folder.model_folder(tmp_path)
+        assert model == str(tmp_path / "exported" / "step-00000002")
+    assert exports == ["step-00000002"] * 2
+    (tmp_path / "model.safetensors").write_text("")
+    assert run_folder.model_folder(tmp_path) == tmp_path

@@ -55,12 +55,18 @@ def number_words(n):
     """A whole number of at most LARGEST_NUMBER in English words, without "and"."""
     if n < 20:
         return [UNITS[n]]
-    for size, name in ((1000, "thousand"), (100, "hundred")):
-        if n >= size:
-            rest = number_words(n % size) if n % size else []
-            return [*number_words(n // size), name, *rest]
-    rest = [UNITS[n % 10]] if n % 10 else []
-    return [TENS[n // 10 - 2], *rest]
+    if n < 100:
+        start = [TENS[n // 10 - 2]]
+        rest = n % 10
+    elif n < 1000:
+        start = [UNITS[n // 100], "hundred"]
+        rest = n % 100
+    else:
+        start = [*number_words(n // 1000), "thousand"]
+        rest = n % 1000
+    if rest:
+        return start + number_words(rest)
+    return start
 
 
 def chinese_words(text):

@@ -185,7 +185,8 @@ class Run:
 
     def count(self, part, rows, grade=None):
         """Grade the rows of a part, and keep its numbers."""
-        grades = [(grade or self.grade)(row, self.args.language) for row in rows]
+        grade = grade or self.grade
+        grades = [grade(row, self.args.language) for row in rows]
         numbers = numbers_of(rows, grades, spelling_of(self.args.language))
         self.parts[part] = numbers, rows, grades
 

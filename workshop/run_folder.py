@@ -23,9 +23,11 @@ def model_folder(name):
     if not whole or any(folder.glob("model*.safetensors")):
         return name
     exported = folder / "exported" / whole[-1].name
-    if not (exported / "config.json").exists():
-        exported.mkdir(parents=True, exist_ok=True)
-        checkpoints.export(whole[-1], exported)
+    if not exported.exists():
+        part = exported.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        checkpoints.export(whole[-1], part)
+        part.rename(exported)
     print(f"eval.py: {folder} is not trained to its end: {exported} is asked", file=sys.stderr)
     return str(exported)
 

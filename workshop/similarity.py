@@ -21,7 +21,10 @@ class Similarity:
         self.name = name
         self.references = {}  # path -> embedding
         try:
-            self.embed = resemblyzer() if name == "resemblyzer" else wavlm(name)
+            if name == "resemblyzer":
+                self.embed = resemblyzer()
+            else:
+                self.embed = wavlm(name)
         except ModuleNotFoundError as error:
             raise ValueError(f"--similarity lacks a package ({error}): pip install resemblyzer, "
                              "or transformers") from None

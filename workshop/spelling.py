@@ -35,7 +35,10 @@ class Spelling:
         self.language = language
         self.missing = [name.replace("_", "-") for name in needed if not is_there(name)]
         self.label = " (own spelling)" if self.missing else ""
-        split = partial(words, language=language) if self.missing else published(language)
+        if self.missing:
+            split = partial(words, language=language)
+        else:
+            split = published(language)
         self.words = lru_cache(maxsize=10_000)(split)
 
     @property
