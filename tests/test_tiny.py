@@ -172,7 +172,7 @@ def test_what_is_kept_for_evaluation_is_not_recorded_for_training():
     speakers = {name for job in trained for name in [job["voice"], *job["voice"].split(":", 1)[-1].split(":")[0].split("+")]}
     assert not speakers & {name for voice in voices.HELD_OUT for name in (voice, voice.removeprefix("kokoro:"))}
     assert len({job["voice"] for job in trained if "~" in job["voice"]}) > 10 and all(job["text"] and job["answer"] for job in trained)
-    asked, kept = {job["text"] for job in trained}, make._plan_test(1)
+    asked, kept = {job["text"] for job in trained}, make.plan_test(1)
     assert {job["voice"] for job in kept} == set(voices.HELD_OUT)
     assert not asked & {job["text"] for job in kept if job["unseen_words"]} and sum(job["unseen_words"] for job in kept) == len(kept) // 2
 

@@ -205,7 +205,8 @@ def forward(codec, ctc_head, dirty, clean, letters, quantized):
         semantic = first.input_proj(latent).transpose(1, 2)
         acoustic = rest.input_proj(latent).transpose(1, 2)
         commit = latent.new_zeros(())
-    latent = first.output_proj(semantic.transpose(1, 2)) + rest.output_proj(acoustic.transpose(1, 2))
+    latent = first.output_proj(semantic.transpose(1, 2))
+    latent = latent + rest.output_proj(acoustic.transpose(1, 2))
     decoded = codec.from_latent(latent[:DECODED])[:, 0]
     return dict(spectral=without_lag(codec, decoded, clean[:DECODED]),
                 ctc=ctc_loss(ctc_head, semantic, letters), commitment=commit)

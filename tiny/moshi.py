@@ -150,7 +150,8 @@ class Aligner:
                 response = old.index(ids.answer, start) + 1
             if format in stream.LISTENS and "asr" in format:
                 end = stop if format == "asr" else response
-                transcript = [token for token in old[start:end] if token not in (ids.asr, ids.answer)]
+                marks = (ids.asr, ids.answer)
+                transcript = [token for token in old[start:end] if token not in marks]
                 for frame, word in self.words(transcript, grid.listen[free:start, 0], free):
                     words.append((frame + HEARING_DELAY, word))
             if format in stream.SPEAKS:

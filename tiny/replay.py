@@ -1,16 +1,21 @@
-"""Questions of the small model's world, with the answers that it gives itself: what a further training replays.
+"""Questions of the small model's world, with the answers that it gives itself: what a further
+training replays.
 
-What this is: a set of dialogs that keeps a model what it is. The questions are recorded anew, by the
-engines of voices.py. The answers are the codes that the model itself speaks, so training on them moves
-neither its voice nor its words. A set of new dialogs is mixed with this one, and the old ones are not
-forgotten. What this is not: a way to teach it anything.
+What this is: a set of dialogs that keeps a model what it is. The questions are recorded anew, by
+the engines of voices.py. The answers are the codes that the model itself speaks, so training on
+them moves neither its voice nor its words. Where new dialogs are mixed with this set, the old ones
+are not forgotten. What this is not: a way to teach it anything.
 
-    python tiny/replay.py replay                              # 1,000 questions by espeak-ng, a few minutes
-    python data.py encode replay/dialogs.jsonl grids/replay --format response-tts-free --join 1 4
+    python tiny/replay.py replay                    # 1,000 questions by espeak-ng, a few minutes
+    python data.py encode replay/dialogs.jsonl grids/replay --format response-tts-free \\
+        --join 6 26 --longest-sample 2047 --backchannels replay/backchannels/espeak \\
+        --rooms --speeds 0.88 1.13 --reaction 0.64
 
-A model that has answered wrongly is asked again by other voices; what it never gets right is left out.
-`spoken` of each turn is a .npy file of codes [frames, K]; one answer has one file, so that the model
-hears itself say a sentence in one way.
+tiny/replay holds such grids of 3,000 questions by six engines, for the shipped model.
+
+A question that the model answers wrongly is asked again by other voices. An answer that it never
+gives is left out. `spoken` of each turn is a .npy file of codes [frames, K]. One answer has one
+file, so that the model hears itself say a sentence in one way.
 
 Shapes: T frames, K = 8 codebooks.
 """
@@ -60,6 +65,15 @@ def record_questions(out, shares, questions, seed):
     return jobs
 
 
+def record_murmurs(out, shares, questions):
+    """Record a tenth as many "uh huh" by the same engines, in out/backchannels/ENGINE."""
+    counts = {}
+    for engine, share in shares.items():
+        pitches = PITCHES.get(engine, 1)
+        counts[engine] = (max(1, round(0.1 * questions * share / pitches)), pitches)
+    make.record_backchannels(out, make.plan_backchannels(counts, 1))
+
+
 class Speaker:
     """A model that is asked and whose answers are kept as codes."""
 
@@ -69,7 +83,7 @@ class Speaker:
         self.quiet = int(self.encoder.silence[0])  # codebook 0 of silence
 
     def ask(self, files, seed):
-        """Ask each recording in a conversation of its own -> [(words that were thought, codes [T, K])]."""
+        """Ask each recording in a conversation of its own -> [(its words, codes [T, K])]."""
         frame = data.FRAME
         waves = []
         for file in files:
@@ -85,14 +99,14 @@ class Speaker:
         return answers
 
     def answer(self, text, codes):
-        """text ids [T] and codes [T, K] of a conversation -> (its words, the codes of its speech, from
-        SPEECH_DELAY frames after the first word to the last frame that sounds)."""
+        """text ids [T] and codes [T, K] of a conversation -> (its words, the codes of its speech,
+        from SPEECH_DELAY frames after the first word to the last frame that sounds)."""
         wait = self.partner.model.config.wait_token
-        written = [t for t in range(1, len(text)) if text[t] != wait]
-        if not written:
+        frames = [t for t in range(1, len(text)) if text[t] != wait]  # those with a word
+        if not frames:
             return "", codes[:0]
-        words = self.partner.tokenizer.decode([text[t] for t in written]).strip()
-        start = written[0] + stream.SPEECH_DELAY
+        words = self.partner.tokenizer.decode([text[t] for t in frames]).strip()
+        start = frames[0] + stream.SPEECH_DELAY
         loud = (codes[:, 0] != self.quiet).numpy()
         loud[1:] &= loud[:-1]  # two frames in a row: one alone is a stray code
         sounding = np.flatnonzero(loud[start:])
@@ -103,8 +117,8 @@ class Speaker:
 
 
 def record_answers(out, jobs, speaker, rounds=ROUNDS):
-    """Have every distinct answer of `jobs` spoken by the model -> {answer: path of its codes, relative
-    to `out`}. An answer that is on disk already is not asked for again."""
+    """Have every distinct answer of `jobs` spoken by the model -> {answer: path of its codes,
+    relative to `out`}. An answer that is on disk already is not asked for again."""
     (out / "spoken").mkdir(parents=True, exist_ok=True)
     asked_by = {}
     for job in jobs:
@@ -159,19 +173,23 @@ def parse_shares(texts):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        description="Record questions of the small model's world with the answers that it gives itself.")
-    parser.add_argument("out", type=Path, help="folder for recordings and dialogs.jsonl")
+        description="Record questions of the small model's world with the answers that it gives "
+                    "itself.")
+    parser.add_argument("out", type=Path,
+                        help="folder for recordings, dialogs.jsonl and backchannels/ENGINE")
     parser.add_argument("--questions", type=int, default=1000, metavar="N",
                         help="recordings of questions (default: %(default)s)")
     parser.add_argument("--engines", nargs="+", default=["espeak"], metavar="ENGINE:SHARE",
                         help="speech engines of voices.py, each with its share (default: espeak)")
     parser.add_argument("--model", type=Path, default=chat.SHIPPED,
                         help="folder of the model that answers (default: the shipped one)")
-    parser.add_argument("--seed", type=int, default=0, help="of the questions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the questions (default: %(default)s)")
     args = parser.parse_args(arguments)
     try:
         shares = parse_shares(args.engines)
         jobs = record_questions(args.out, shares, args.questions, args.seed)
+        record_murmurs(args.out, shares, args.questions)
         paths = record_answers(args.out, jobs, Speaker(args.model))
         count = write_manifest(args.out, jobs, paths)
     except (OSError, ValueError) as error:

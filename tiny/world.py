@@ -206,24 +206,24 @@ def sample(n, seed, held_out=None, kind=None):
     rng = random.Random(seed)
     questions = []
     while len(questions) < n:
-        asked = draw(rng, kind)
-        if held_out is None or asked.held_out == held_out:
-            questions.append(asked)
+        pair = draw(rng, kind)
+        if held_out is None or pair.held_out == held_out:
+            questions.append(pair)
     return questions
 
 
 def main():
     questions = sample(200_000, seed=0)
-    sequences = {asked.question for asked in questions if asked.kind == "repeat"}
-    others = {asked.question for asked in questions} - sequences
-    print(f"{len(others)} distinct questions beside {len(sequences)} word sequences that were drawn")
+    sequences = {pair.question for pair in questions if pair.kind == "repeat"}
+    others = {pair.question for pair in questions} - sequences
+    print(f"{len(others)} distinct questions beside {len(sequences)} word sequences")
     for kind in WEIGHTS:
         rng = random.Random(1)
-        answers = {asked.answer for asked in questions if asked.kind == kind}
+        answers = {pair.answer for pair in questions if pair.kind == kind}
         print(f"\n{kind}: {len(answers)} answers drawn")
         for _ in range(3):
-            asked = draw(rng, kind)
-            print(f"  {asked.question:44} {asked.answer}")
+            pair = draw(rng, kind)
+            print(f"  {pair.question:44} {pair.answer}")
 
 
 if __name__ == "__main__":
