@@ -73,6 +73,7 @@ from flm import K
 from workshop import answer_file, bench, chat_options, partner_files, sampling_file, sound_card
 from workshop.answer_end import LONGEST_ANSWER, AnswerWatch
 from workshop.graphs import Packet, Runner
+from workshop.lean_model import LeanModel
 from workshop.monologue import Monologue, print_nothing
 from workshop.record import recording
 
@@ -81,6 +82,7 @@ PENALISED = 4     # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as 
 # Decision: top-p looks at no more tokens than this. Sorting 152,064 takes 9 ms on a CPU, and these
 # take 1 ms.
 LIKELIEST = 4096
+HIGHEST = 1 - 1e-6  # a random number of 1 would point behind the last token
 SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
 
 
@@ -142,7 +144,7 @@ class Sampling:
 def sample(how, logits, chance, recent=None, is_first=None):
     """logits [B, V or C] -> tokens [B], by a Draw. Nothing here waits for the device.
 
-    chance [B] in 0 .. 1 picks the token. recent [B, W]: ids that were drawn lately, which the
+    chance [B] from 0 to HIGHEST picks the token. recent [B, W]: ids that were drawn lately, which the
     penalty makes less likely; None: no penalty. is_first [B]: nothing was drawn yet, and nothing is
     penalised."""
     logits = logits.float()
@@ -155,12 +157,12 @@ def sample(how, logits, chance, recent=None, is_first=None):
     if how.top_p > 0 or how.top_k > 0:
         count = LIKELIEST if how.top_p > 0 else how.top_k
         chances, ids = chances.topk(min(count, chances.shape[-1]))      # likeliest first
-    if how.top_p > 0:
-        before = chances.cumsum(-1) - chances
-        chances = chances * (before <= how.top_p)                       # the first always stays
     reached = chances.cumsum(-1)
-    wanted = chance[:, None].clamp(max=1 - 1e-6) * reached[:, -1:]
-    place = torch.searchsorted(reached, wanted, right=True)             # [B, 1]
+    total = reached[:, -1:]
+    if how.top_p > 0:
+        is_kept = reached - chances <= how.top_p                        # the first always stays
+        total = (reached * is_kept).amax(-1, keepdim=True)
+    place = torch.searchsorted(reached, chance[:, None] * total, right=True)  # [B, 1]
     if ids is not None:
         place = ids.gather(1, place)
     return place[:, 0]
@@ -209,7 +211,7 @@ class State(NamedTuple):
 @dataclass
 class Tools:
     """What a frame is computed with. The two caches and the codec's states are written in place."""
-    model: flm.FLM
+    model: flm.FLM             # or a LeanModel of it
     codec: mimi.Mimi | None    # None: codes come in, and no sound goes out
     sampling: Sampling
     cache: flm.KVCache         # keys and values of the last frames
@@ -359,11 +361,11 @@ class Duplex:
     and returns what the model says in it. That is codes; with a codec it is sound.
 
     context: frames that are remembered; None: as many as `default_context` says. fast: compile the
-    frame, on CUDA as graphs. timer(name of a part, call), where there is one, must return what
+    frame, on CUDA as graphs. lean: compute on a CPU in fewer calls, where nothing is compiled. timer(name of a part, call), where there is one, must return what
     call() returns. state: a State; read it, and change it through `steps` alone."""
 
     def __init__(self, model, sampling=Sampling(), context=None, batch=1, fast=False, codec=None,
-                 timer=None):
+                 lean=True, timer=None):
         config = model.config
         weight = model.model.norm.weight
         device = weight.device
@@ -374,7 +376,9 @@ class Duplex:
         self.model = model
         self.sampling = sampling
         self.batch = batch
-        self.tools = Tools(model, self.codec, sampling, self.cache, depth_cache)
+        is_lean = lean and device.type == "cpu" and not fast
+        frame_model = LeanModel(model) if is_lean else model
+        self.tools = Tools(frame_model, self.codec, sampling, self.cache, depth_cache)
         self.state = State.zeros(batch, sampling, device)
         self.generators = [None] * batch
         size = codec.config.frame_size if codec else K
@@ -416,7 +420,7 @@ class Duplex:
         in place of what the model drew."""
         self.packet.clear()
         for i, values in user.items():
-            chances = torch.rand(1 + K, generator=self.generators[i])
+            chances = torch.rand(1 + K, generator=self.generators[i]).clamp(max=HIGHEST)
             self.packet.put(i, chances, values)
         answer = self.advance()
         answer = answer.to("cpu", copy=True)  # the frame's one wait for the device

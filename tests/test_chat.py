@@ -1,5 +1,6 @@
 """The duplex loop against the release's own sessions, the sampler against hand-worked answers, the
 command's errors."""
+import dataclasses
 import functools
 import json
 import subprocess
@@ -18,6 +19,7 @@ import chat
 import flm
 from chat import Draw, Duplex, Monologue, Sampling, sample
 from workshop import bench, command, graphs, model_files, pictures, quantize
+from workshop.lean_model import LeanModel
 from workshop.record import Record
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -92,6 +94,60 @@ def test_conversations_of_a_batch_are_as_alone():
     assert answers == [alone(i, len(answers[i])) for i in range(3)]
     assert first == alone(1, len(first))
     assert min(len(answer) for answer in answers) > 10
+
+
+@pytest.mark.parametrize("depth", [
+    {}, {"depth_cmlp": False, "depth_swiglu": False, "depth_rmsnorm": False, "depth_bias": True}])
+@pytest.mark.parametrize("bits", [16, 8])
+def test_the_lean_model_says_what_the_model_says(depth, bits):
+    """Catches a lean model that differs from the one in flm.py by more than rounding: in weights
+    that were joined in the wrong order, at any of the 8 positions, in a batch of which one stands
+    still, past the ring's turn, or with packed weights."""
+    torch.manual_seed(0)
+    dtype = torch.float32 if bits == 16 else torch.bfloat16
+    config = dataclasses.replace(flm.PRESETS["tiny"], num_hidden_layers=2, use_mup=True,
+                                 input_mult=1.5, output_mult=2.0, mup_scale_factor=3.0, **depth)
+    model = flm.init_weights(flm.FLM(config), dtype=dtype).eval()
+    for name, parameter in model.named_parameters():  # biases and norms of their own
+        if parameter.ndim == 1:
+            parameter.data = torch.randn_like(parameter)
+    quantize.pack(model, bits)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    caches = []
+    for one in (model, LeanModel(model)):
+        cache = flm.KVCache(config, 2, 6, dtype=dtype)
+        depth_cache = flm.depth_cache(config, 2, dtype=dtype)
+        caches.append((one, cache, depth_cache))
+    tolerance = 1e-4 if bits == 16 else 0.1
+    for t in range(10):
+        rows = [torch.randint(0, 512, shape) for shape in ((2, 1), (2, 1, 8), (2, 1, 8))]
+        codes = torch.randint(0, 512, (2, 7))
+        results = []
+        for one, cache, depth_cache in caches:
+            cache.active.copy_(torch.tensor([1, t % 3 > 0]))
+            with torch.inference_mode():
+                h = one.hidden(*rows, cache)
+                values = [one.depth_logits(h[:, 0], codes[:, :c], depth_cache) for c in range(8)]
+                results.append(torch.cat([one.text_logits(h), *values], -1).float())
+        difference = (results[0] - results[1]).norm() / results[0].norm()
+        assert difference < tolerance, (t, difference)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_lean_conversation_is_the_same():
+    """Catches a lean frame that draws another token anywhere: the shipped sampling, a ring that
+    turns, and a second Duplex of the same model, whose weights are joined already."""
+    model = model_files.load(REFERENCE / "flm_small")
+    listen = load_file(REFERENCE / "flm_small" / "golden.safetensors")["stream_listen"]
+    for sampling in (Sampling(), Sampling(top_p_audio=0.0, top_k_audio=5, temperature_text=1.0)):
+        sessions = []
+        for lean in (False, True):
+            duplex = Duplex(model, sampling, 12, lean=lean)
+            duplex.reset(seed=4)
+            sessions.append(session(duplex, listen))
+        assert isinstance(duplex.tools.model, LeanModel)
+        assert torch.equal(*sessions)
 
 
 def test_an_empty_channel_and_forced_rows():

@@ -1,0 +1,260 @@
+"""The language model for one frame at a time, in few calls.
+
+What this is: what chat.py computes its frames with on a CPU. A frame of a small model is more than
+a thousand products and sums, each over in microseconds, so the calls cost more than the arithmetic.
+Here is the network of flm.py once more, with the same weights and the same numbers but for the
+rounding of sums, in a third of the calls. It serves chat.py. What this is not: the model as one
+reads it (flm.py), training, several frames at once, or compiled code (graphs.py).
+
+    python chat.py --bench
+
+Unusual here:
+- Layers that read one input are one product: q, k and v; gate and up; the 16 audio embeddings. Their
+  weights become one tensor, and the parameters of the model parts of it, so that nothing stands in
+  memory twice.
+- The depth transformer's views of h, for all 8 positions, are one product at its first code.
+
+Shapes as in flm.py.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import flm
+from flm import K
+
+
+# --- weights ---
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def joined(parameters, by_columns=False):
+    """Parameters [rows, columns] as one tensor [all rows, columns], of which each is a part from now
+    on. by_columns: a column stands in memory in one piece, instead of a row."""
+    shape = (sum(len(parameter) for parameter in parameters), *parameters[0].shape[1:])
+    if not are_joined(parameters, by_columns):
+        whole = torch.cat([parameter.data for parameter in parameters])
+        if by_columns:
+            whole = whole.T.contiguous().T
+        start = 0
+        for parameter in parameters:
+            parameter.data = whole[start:start + len(parameter)]
+            start += len(parameter)
+    strides = (1, shape[0]) if by_columns else parameters[0].stride()
+    return parameters[0].data.as_strided(shape, strides, 0)
+
+
+def are_joined(parameters, by_columns):
+    """Whether parameters are the parts of one tensor already, and nothing else is."""
+    storage = parameters[0].untyped_storage()
+    start = 0
+    for parameter in parameters:
+        is_part = parameter.untyped_storage().data_ptr() == storage.data_ptr()
+        is_by_columns = parameter.stride(0) == 1 and parameter.ndim > 1
+        step = 1 if by_columns else parameter.stride(0)
+        if not is_part or is_by_columns != by_columns or parameter.storage_offset() != start:
+            return False
+        start += step * len(parameter)
+    return sum(parameter.nbytes for parameter in parameters) == storage.nbytes()
+
+
+class Product:
+    """One or several Linear layers of the same input: [N, columns] -> [N, rows of all]. Layers of
+    another kind, as packed ones, are called as they are."""
+
+    def __init__(self, *layers):
+        self.layers = layers
+        self.weight = None
+        self.bias = None
+        if all(type(layer) is nn.Linear for layer in layers):
+            weights = [layer.weight for layer in layers]
+            rows = sum(len(weight) for weight in weights)
+            by_columns = weights[0].dtype == torch.float32 and rows >= weights[0].shape[1]
+            self.weight = joined(weights, by_columns).T
+            if layers[0].bias is not None:
+                self.bias = joined([layer.bias for layer in layers])
+
+    def __call__(self, x):
+        if self.weight is None:
+            return torch.cat([layer(x) for layer in self.layers], -1)
+        if self.bias is None:
+            return torch.mm(x, self.weight)
+        return torch.addmm(self.bias, x, self.weight)
+
+    def added_to(self, stream, x):
+        """stream + product."""
+        if self.weight is None or self.bias is not None:
+            return stream + self(x)
+        return torch.addmm(stream, x, self.weight)
+
+
+def norm_of(layer):
+    """An nn.RMSNorm as a function of few calls; any other norm as it is."""
+    if not isinstance(layer, nn.RMSNorm):
+        return layer
+    n = layer.weight.numel()
+    weight = layer.weight.data * n ** 0.5
+    eps = torch.tensor(layer.eps * n)  # a number would be made a tensor in each call
+
+    def norm(x):
+        values = x.float()
+        values = values * ((values * values).sum(-1, keepdim=True) + eps).rsqrt()
+        return values.to(x.dtype) * weight
+    return norm
+
+
+class Mlp:
+    """stream [N, n] + the MLP of x [N, n]."""
+
+    def __init__(self, layer):
+        self.layer = layer
+        self.is_swiglu = isinstance(layer, flm.SwiGLU)
+        if self.is_swiglu:
+            self.gate_and_up = Product(layer.gate_proj, layer.up_proj)
+            self.down = Product(layer.down_proj)
+
+    def added_to(self, stream, x):
+        if not self.is_swiglu:
+            return stream + self.layer(x)
+        gate, up = self.gate_and_up(x).chunk(2, -1)
+        return self.down.added_to(stream, F.silu(gate) * up)
+
+
+# --- backbone ---
+
+def append(cache, layer, k, v):
+    """flm.KVCache.append, k and v [B, H_kv, 1, d]. One conversation's place is a slice, which is
+    written in a third of the time."""
+    if cache.mask is not None:
+        return cache.append(layer, k, v)
+    place = int(cache.rows)
+    cache.k[layer, :, :, place:place + 1] = k
+    cache.v[layer, :, :, place:place + 1] = v
+    return cache.k[layer, :, :, :cache.span], cache.v[layer, :, :, :cache.span]
+
+
+class Layer:
+    """A block of the backbone."""
+
+    def __init__(self, block, config):
+        attention = block.self_attn
+        self.number = attention.layer
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.norm_1 = norm_of(block.input_layernorm)
+        self.qkv = Product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = Product(attention.o_proj)
+        self.norm_2 = norm_of(block.post_attention_layernorm)
+        self.mlp = Mlp(block.mlp)
+
+    def __call__(self, x, cos, sin, cache):  # [B, D]
+        B = len(x)
+        H, H_kv = self.heads, self.kv_heads
+        heads = self.qkv(self.norm_1(x)).view(B, H + 2 * H_kv, -1)     # [B, H + 2 H_kv, d]
+        turned = flm.rotate(heads[:, :H + H_kv], cos, sin)
+        q = turned[:, :H].view(B, H_kv, H // H_kv, -1)                 # [B, H_kv, H / H_kv, d]
+        k, v = append(cache, self.number, turned[:, H:, None], heads[:, H + H_kv:, None])
+        y = F.scaled_dot_product_attention(q, k, v, cache.mask)
+        x = self.out.added_to(x, y.reshape(B, -1))
+        return self.mlp.added_to(x, self.norm_2(x))
+
+
+# --- depth transformer ---
+
+class DepthLayer:
+    """A block of the depth transformer, at one position a call."""
+
+    def __init__(self, block):
+        self.heads = block.attn.heads
+        self.norm_1 = norm_of(block.ln_1)
+        self.qkv = Product(block.attn.c_attn)
+        self.out = Product(block.attn.c_proj)
+        self.norm_2 = norm_of(block.ln_2)
+        self.mlps = [Mlp(mlp) for mlp in (block.mlps if block.cmlp else [block.mlp] * K)]
+
+    def __call__(self, x, c, place, k, v):
+        """x [N, n], position c; of this layer's cache the place of position c [2, N, H, 1, d], and
+        the keys and values up to there [N, H, c + 1, d]."""
+        N = len(x)
+        qkv = self.qkv(self.norm_1(x)).view(N, 3, self.heads, 1, -1).transpose(0, 1)
+        place.copy_(qkv[1:])
+        y = F.scaled_dot_product_attention(qkv[0], k, v)               # [N, H, 1, d]
+        x = self.out.added_to(x, y.reshape(N, -1))
+        return self.mlps[c].added_to(x, self.norm_2(x))
+
+
+class Depth:
+    def __init__(self, depth, config):
+        parts = depth.transformer
+        self.empty_token = config.empty_token
+        self.linear_in = Product(depth.linear_in)
+        self.wtes = [table.weight.data for table in parts["wtes"]]
+        self.wpe = parts["wpe"].weight.data
+        self.layers = [DepthLayer(block) for block in parts["h"]]
+        self.norm = norm_of(parts["ln_f"])
+        self.heads = [Product(head) for head in depth.lm_heads]
+        self.views = None  # [N, K, n], of the frame in the making
+        self.cache = None
+        self.places = []   # of each position and layer: parts of the cache, as DepthLayer takes them
+
+    def __call__(self, h, codes, cache):
+        """As flm.FLM.depth_logits: codes [N, c] -> logits [N, 1, C] of codebook c."""
+        N, c = codes.shape
+        if c == 0:
+            self.views = self.linear_in(h).view(N, K, -1) + self.wpe
+            x = self.views[:, 0] + self.wtes[0][self.empty_token]
+        else:
+            x = self.views[:, c] + F.embedding(codes[:, c - 1], self.wtes[c])
+        if cache is not self.cache:
+            self.take(cache)
+        for layer, (place, k, v) in zip(self.layers, self.places[c]):
+            x = layer(x, c, place, k, v)
+        return self.heads[c](self.norm(x))[:, None]
+
+
+    def take(self, cache):
+        """Cut a flm.depth_cache [layers, 2, N, H, K, d] into parts, once for all frames."""
+        self.cache = cache
+        self.places = []
+        for c in range(K):
+            parts = [(one[:, :, :, c:c + 1], *one[:, :, :, :c + 1]) for one in cache]
+            self.places.append(parts)
+
+
+# --- the model ---
+
+class LeanModel:
+    """What a frame of chat.py needs of flm.FLM: `config`, `hidden`, `text_logits` and
+    `depth_logits`, for one frame of B conversations, with their caches, on a CPU.
+
+    The model's weights must not change afterwards."""
+
+    def __init__(self, model):
+        self.config = model.config
+        tables = model.model.embed_tokens
+        self.input_mult = model.input_mult
+        self.text_mult = model.text_mult
+        self.text_table = tables.text_embeddings.weight.data
+        audio = [*tables.aud_speak_embeddings, *tables.aud_listen_embeddings]
+        self.audio_table = joined([table.weight for table in audio])   # [2 K C, D]
+        self.first_rows = self.config.aud_vocab_size * torch.arange(2 * K)
+        self.layers = [Layer(block, self.config) for block in model.model.layers]
+        self.norm = norm_of(model.model.norm)
+        self.lm_head = Product(model.lm_head)
+        self.depth_logits = Depth(model.aud_output_layers, self.config)
+
+    def hidden(self, text, speak, listen, cache):
+        """text [B, 1], speak [B, 1, K], listen [B, 1, K] -> h [B, 1, D]."""
+        rows = torch.cat([speak[:, 0], listen[:, 0]], 1) + self.first_rows       # [B, 2 K]
+        x = F.embedding(text[:, 0], self.text_table) + F.embedding(rows, self.audio_table).sum(1)
+        x = x * self.input_mult
+        cos, sin = flm.rope(self.config, cache.advance(1)[:, 0])                 # [B, 1, d]
+        cos = cos.to(x.dtype)
+        sin = sin.to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache)
+        return self.norm(x)[:, None]
+
+    def text_logits(self, h):
+        """h [B, 1, D] -> logits [B, 1, V]."""
+        return self.lm_head(h[:, 0])[:, None] * self.text_mult
