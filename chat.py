@@ -144,9 +144,9 @@ class Sampling:
 def sample(how, logits, chance, recent=None, is_first=None):
     """logits [B, V or C] -> tokens [B], by a Draw. Nothing here waits for the device.
 
-    chance [B] from 0 to HIGHEST picks the token. recent [B, W]: ids that were drawn lately, which the
-    penalty makes less likely; None: no penalty. is_first [B]: nothing was drawn yet, and nothing is
-    penalised."""
+    chance [B] from 0 to HIGHEST picks the token. recent [B, W]: ids that were drawn lately, which
+    the penalty makes less likely; None: no penalty. is_first [B]: nothing was drawn yet, and
+    nothing is penalised."""
     logits = logits.float()
     if how.window and recent is not None:
         logits = penalise(how.penalty, logits, recent, is_first)
@@ -361,8 +361,9 @@ class Duplex:
     and returns what the model says in it. That is codes; with a codec it is sound.
 
     context: frames that are remembered; None: as many as `default_context` says. fast: compile the
-    frame, on CUDA as graphs. lean: compute on a CPU in fewer calls, where nothing is compiled. timer(name of a part, call), where there is one, must return what
-    call() returns. state: a State; read it, and change it through `steps` alone."""
+    frame, on CUDA as graphs. lean: on a CPU, where nothing is compiled, compute in fewer calls.
+    timer(name of a part, call), where there is one, must return what call() returns. state: a
+    State; read it, and change it through `steps` alone."""
 
     def __init__(self, model, sampling=Sampling(), context=None, batch=1, fast=False, codec=None,
                  lean=True, timer=None):
