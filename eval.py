@@ -60,7 +60,8 @@ from workshop.full_duplex_bench import between, takes_turn
 from workshop.measures import spaced, words
 from workshop.monologue import read_monologue
 from workshop.results import Run
-from workshop.scenes import Scene, clip, next_of_each, scene
+from workshop.scenes import (Scene, clip, in_a_row, in_every_place, long_talk, next_of_each,
+                             scene)
 from workshop.sounds import noise_below
 from workshop.spelling import spelling_of
 
@@ -71,8 +72,6 @@ EARLIEST = 0.1        # seconds of an answer before the user interrupts it, at l
 LEFT = 1.2            # seconds of it that would be left after that, at least
 CUT = 0.3             # seconds by which an answer must end earlier than before to have been cut;
                       # other random draws alone move its end by 0.2
-TURNS = 5             # questions of a conversation
-TURN_PAUSE = 4.0      # seconds after each, for the answer
 TALKS = 4             # long conversations
 LONG_SILENCE = 100.0  # seconds of silence before a question
 SILENCES = 32         # questions that are asked after it, at most
@@ -171,39 +170,6 @@ def intruding(question, row, other, rng):
     placed = [(0, question), (max(0, at - other.start), other)]
     before = [row["seconds"], len(row["lines"])]
     return scene(placed, 1, at=at, undisturbed=end, before=before)
-
-
-def in_a_row(clips, first=0):
-    """One conversation: a clip, TURN_PAUSE seconds for the answer, the next clip, and so on. Only
-    those from number `first` on are turns."""
-    starts = []
-    now = 0.0
-    for one in clips:
-        starts.append(now)
-        now += len(one.wave) / SAMPLE_RATE + TURN_PAUSE
-    return scene(list(zip(starts, clips)), first)
-
-
-def in_every_place(questions):
-    """Conversations of TURNS questions, in which each question stands once in each place."""
-    scenes = []
-    for i in range(0, len(questions) - TURNS + 1, TURNS):
-        group = questions[i:i + TURNS]
-        for first in range(TURNS):
-            scenes.append(in_a_row(group[first:] + group[:first]))
-    return scenes
-
-
-def long_talk(questions, first, minutes):
-    """A conversation that is full of questions: from number `first` on, and from the beginning
-    again after the last."""
-    clips = []
-    seconds = 0.0
-    while seconds < 60 * minutes:
-        one = questions[(first + len(clips)) % len(questions)]
-        seconds += len(one.wave) / SAMPLE_RATE + TURN_PAUSE
-        clips.append(one)
-    return in_a_row(clips)
 
 
 def in_room(dry, rng):
@@ -520,20 +486,6 @@ def question_answering(run):
     run.count("qa", run.judge(rows), grade_answers)
 
 
-def benchmark(run):
-    """Full-Duplex-Bench: an answer beside each recording, in time with it."""
-    samples = full_duplex_bench.samples(run.args.fdb)
-    for i, (_, row) in enumerate(samples):
-        run.may_write(row["output"], "fdb", i)
-
-    def scene_of(i):
-        path, row = samples[i]
-        return Scene(sound_file.read_audio(path), row), {}
-
-    rows = run.hold_each("fdb", range(len(samples)), scene_of)
-    run.count("fdb", rows, full_duplex_bench.grade)
-
-
 def start(args):
     """The model that is measured, and the folder of its results -> Run. Raises ValueError."""
     args.asr_format = args.asr_format or run_folder.asr_format(args.model)
@@ -566,7 +518,7 @@ def measure(args):
     if args.grids:
         grid_losses.count(run)
     if args.fdb:
-        benchmark(run)
+        full_duplex_bench.count(run)
     return run.write()
 
 

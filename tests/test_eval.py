@@ -653,7 +653,7 @@ def test_one_part_alone(untrained, dialogs, tmp_path, monkeypatch):
     """Catches a check during training that waits for parts which nobody asked for, and a second
     turn that is left out."""
     monkeypatch.setattr(scenes, "TAIL", 0.4)
-    monkeypatch.setattr(evaluation, "TURN_PAUSE", 0.2)
+    monkeypatch.setattr(scenes, "TURN_PAUSE", 0.2)
     numbers = measure(tmp_path / "out", untrained, "--dialogs", dialogs, "--only", "questions")
     assert set(numbers) == {"questions", "questions, voice a", "questions, voice b"}
     assert numbers["questions"]["right"]["n"] == 3

@@ -24,7 +24,9 @@ import json
 
 import numpy as np
 
+from workshop import sound_file
 from workshop.measures import words
+from workshop.scenes import Scene
 
 # A model takes the turn if it speaks for so many seconds or in more words than these.
 TURN_SECONDS = 1.0
@@ -56,6 +58,20 @@ def samples(folder):
             row = dict(question=str(file.parent), task="clean")
             recordings.append((clean, dict(row, output=str(file.with_name("clean_output.wav")))))
     return recordings
+
+
+def count(run):
+    """Hold the conversations of --fdb, each answer beside its recording, and grade them: the part
+    "fdb" of results.Run. Raises ValueError for an answer that is there already."""
+    listed = samples(run.args.fdb)
+    for i, (_, row) in enumerate(listed):
+        run.may_write(row["output"], "fdb", i)
+
+    def scene_of(i):
+        path, row = listed[i]
+        return Scene(sound_file.read_audio(path), row), {}
+
+    run.count("fdb", run.hold_each("fdb", range(len(listed)), scene_of), grade)
 
 
 def read_people(folder):

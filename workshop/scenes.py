@@ -1,7 +1,8 @@
 """What the user says, and when: recordings laid into one waveform, with the questions among them.
 
 What this is: clips, and scenes of clips with the row that says what is expected when. What this is
-not: which scenes are played (eval.py), or how a row is graded (there too). Serves eval.py.
+not: who speaks into an answer, which scenes are played, or how a row is graded (all of it eval.py).
+Serves eval.py.
 
     one = clip(wave, question="Who are you?", expected="I am Joe.")
     scene([(0, one), (6.5, one)])       # asked twice, and 5 s of silence at the end
@@ -14,7 +15,9 @@ import torch
 from workshop.sounds import SAMPLE_RATE, spans
 
 # Decision: the paper does not say how long an answer was waited for.
-TAIL = 5.0  # seconds of silence after the last question, in which it must be answered
+TAIL = 5.0        # seconds of silence after the last question, in which it must be answered
+TURNS = 5         # questions of a conversation
+TURN_PAUSE = 4.0  # seconds after each, for the answer
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,39 @@ def turn_of(questions, i, first):
         until = next_at + following.start
     return dict(question=one.question, expected=one.expected, since=since, end=at + one.end,
                 until=until)
+
+
+def in_a_row(clips, first=0):
+    """One conversation: a clip, TURN_PAUSE seconds for the answer, the next clip, and so on. Only
+    those from number `first` on are turns."""
+    starts = []
+    now = 0.0
+    for one in clips:
+        starts.append(now)
+        now += len(one.wave) / SAMPLE_RATE + TURN_PAUSE
+    return scene(list(zip(starts, clips)), first)
+
+
+def in_every_place(questions):
+    """Conversations of TURNS questions, in which each question stands once in each place."""
+    scenes = []
+    for i in range(0, len(questions) - TURNS + 1, TURNS):
+        group = questions[i:i + TURNS]
+        for first in range(TURNS):
+            scenes.append(in_a_row(group[first:] + group[:first]))
+    return scenes
+
+
+def long_talk(questions, first, minutes):
+    """A conversation that is full of questions: from number `first` on, and from the beginning
+    again after the last."""
+    clips = []
+    seconds = 0.0
+    while seconds < 60 * minutes:
+        one = questions[(first + len(clips)) % len(questions)]
+        seconds += len(one.wave) / SAMPLE_RATE + TURN_PAUSE
+        clips.append(one)
+    return in_a_row(clips)
 
 
 def next_of_each(questions, same=None):
