@@ -1,5 +1,6 @@
 """The token grid against answers worked by hand, what must hold for any grid, and the pictures."""
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,21 @@ def test_the_readme_shows_the_pictures_as_they_are_drawn():
         assert f"```\n{picture.body()}\n```" in readme, (
             "README.md needs what pictures.markdown() returns now")
         assert max(len(line) for line in picture.body().splitlines()) <= 100
+
+
+def test_the_list_of_the_workshop_has_each_of_its_files():
+    """Catches a file of workshop/ that its README does not name, and a line of a file that is
+    gone."""
+    page = (ROOT / "workshop/README.md").read_text()
+    listed = re.findall(r"^\| \[(\w+\.py)\]\(\1\)", page, re.M)
+    files = {path.name for path in (ROOT / "workshop").glob("*.py")} - {"__init__.py"}
+    assert sorted(listed) == sorted(files)
+
+
+@pytest.mark.parametrize("format", stream.FORMATS)
+def test_the_table_of_stages_has_a_text_for_each_format(format):
+    """Catches a step of a format that writes text and has no name in picture 4."""
+    assert pictures.text_of(format)
 
 
 def test_the_opening_of_the_file_shows_the_loop_as_it_is_drawn():

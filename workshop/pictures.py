@@ -166,6 +166,7 @@ TEXT_OF_STEP = {
     stream.Script.transcribe: "transcript",
     stream.Script.quote: "<asr> transcript <answer>",
     stream.Script.align: "response",
+    stream.Script.overlap: "response",
 }
 TERMS = {Loss.MONOLOGUE: "words", Loss.WAIT: "<wait>", Loss.SEMANTIC: "semantic",
          Loss.ACOUSTIC: "acoustic"}
