@@ -38,7 +38,8 @@ def make_parser(conversations):
     group.add_argument("--grids", nargs="+", default=[], metavar="FOLDER",
                        help="folders of data.py encode: teacher-forced loss by class")
     group.add_argument("--fdb", type=Path, metavar="FOLDER",
-                       help="Full-Duplex-Bench v1: write output.wav beside each input.wav")
+                       help="Full-Duplex-Bench 1.0 or 1.5: write output.wav beside each "
+                       "input.wav, and clean_output.wav beside clean_input.wav")
     group.add_argument("--overwrite", action="store_true",
                        help="replace an output.wav that is there already")
     group = parser.add_argument_group("people compare two models (Table 6)")
