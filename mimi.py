@@ -169,17 +169,7 @@ class Conv(Streaming):
             past = torch.where(self.state[1], self.state[0], past)
         x = torch.cat([past, x], -1)
         self.keep(x[..., x.shape[-1] - self.past:], True)
-        if self.state and x.shape[-1] < self.c_in:
-            return self.as_product(x)
         return self.conv(x)
-
-    def as_product(self, x):
-        """The same convolution as one matrix product, which is faster for a few steps of many
-        channels (tiny/LOG.md)."""
-        weight, *bias = self.parameters()
-        windows = x.unfold(-1, self.kernel, self.stride)     # [B, c_in, steps, kernel]
-        windows = windows.transpose(1, 2).flatten(2)         # [B, steps, c_in kernel]
-        return F.linear(windows, weight.flatten(1), *bias).transpose(1, 2)
 
 
 class ConvTranspose(Streaming):
@@ -335,9 +325,12 @@ class STFTDecoder(Streaming):
         x = x.flatten(1, 2)                                            # [B, 4 S, conv_width]
         for conv, norm in zip(self.convs, self.norms):
             x = x + F.gelu(conv(norm(x).transpose(1, 2)).transpose(1, 2))
-        log_magnitude, phase = self.head(x).chunk(2, -1)               # [B, 4 S, bins] each
+        return self.synthesize(self.head(x))
+
+    def synthesize(self, x):  # [B, hops, 2 bins] -> [B, 1, hops * hop]
+        log_magnitude, phase = x.chunk(2, -1)
         spectrum = torch.polar(log_magnitude.clamp(max=6).exp(), phase)
-        windows = torch.fft.irfft(spectrum, self.window_size) * self.window  # [B, 4 S, window]
+        windows = torch.fft.irfft(spectrum, self.window_size) * self.window  # [B, hops, window]
         return self.overlap_add(windows)
 
     def overlap_add(self, windows):  # [B, hops, window] -> [B, 1, hops * hop]

@@ -270,11 +270,12 @@ def test_a_codec_that_does_not_fit_the_language_model_is_one_sentence(tmp_path, 
     codec_files.save(random_codec(replace(TINY, **change)), folder)
     sentence = f"{folder}: the codec has {next(iter(change))} "
     assert codec_files.load(folder).config == replace(TINY, **change)
-    bench_args = SimpleNamespace(random_weights=None, bits=16, model=folder, device="cpu")
+    bench_args = SimpleNamespace(random_weights=None, bits=16, model=folder, device="cpu",
+                                 dtype=torch.float32)
     for load in (lambda: chat.Partner(folder, chat.Sampling()),
                  lambda: data.Encoder(folder),
                  lambda: data.Encoder(untrained, hearing=folder),
-                 lambda: bench.subject(bench_args, torch.float32)):
+                 lambda: bench.subject(bench_args)):
         with pytest.raises(LoadError, match="the language model needs") as error:
             load()
         assert str(error.value).startswith(sentence)

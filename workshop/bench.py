@@ -25,7 +25,7 @@ import torch
 import flm
 import mimi
 from flm import K
-from workshop import codec_files, model_files, pace, quantize
+from workshop import codec_files, fast_codec, model_files, pace, quantize
 
 # The functions of chat.py that are the parts of a frame, and how the report calls them.
 PARTS = {"encode_user": "encode", "read_row": "backbone", "write_codes": "depth",
@@ -115,13 +115,15 @@ def subject(args):
     if not args.random_weights:
         convert = quantize.packing(args.bits)
         model = model_files.load(args.model, args.device, args.dtype, convert).eval()
-        return model, codec_files.load(args.model, args.device, K)
+        codec = codec_files.load(args.model, args.device, K)
+        return model, fast_codec.prepare_for_streaming(codec)
     torch.manual_seed(0)
     model = flm.FLM(flm.PRESETS[args.random_weights])
     flm.init_weights(model, args.device, args.dtype).eval()
     quantize.pack(model, args.bits)
     codec = mimi.Mimi(mimi.PRESETS["tiny" if args.random_weights == "tiny" else "released"])
-    return model, codec.eval().requires_grad_(False).to(args.device)
+    codec = codec.eval().requires_grad_(False).to(args.device)
+    return model, fast_codec.prepare_for_streaming(codec)
 
 
 @torch.inference_mode()

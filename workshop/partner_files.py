@@ -8,7 +8,7 @@ of the language model (model_files.py) or of the codec (codec_files.py).
 from copy import deepcopy
 
 from flm import K
-from workshop import codec_files, model_files, quantize
+from workshop import codec_files, fast_codec, model_files, quantize
 
 
 def read(folder, device, dtype, bits=16):
@@ -17,7 +17,7 @@ def read(folder, device, dtype, bits=16):
     Raises model_files.LoadError, one sentence."""
     folder = model_files.resolve(folder)
     model = model_files.load(folder, device, dtype, quantize.packing(bits)).eval()
-    codec = codec_files.load(folder, device, K)
+    codec = fast_codec.prepare_for_streaming(codec_files.load(folder, device, K))
     tokenizer = read_tokenizer(folder)
     ids = model.config.aud_vocab_size
     entries = codec.config.codebook_size
