@@ -154,8 +154,8 @@ def picture_of_the_styles():
         "~ is <wait>, # pad, 1 .. 5 the codes of a sentence's sound, 0 the code of silence. Frame "
         "0 is where a conversation starts. A natural monologue (section 2.2) is a sentence without "
         f"gaps. Where it leads, its sound starts {stream.SPEECH_DELAY} frames after its first "
-        "word. Moshi's monologue needs to know when each word sounds, and tears the sentence "
-        "apart; <answer> stands for its <end-of-pad>.")
+        "word. Moshi's monologue splits the sentence, and its data must tell when each word "
+        "sounds; <answer> stands for its <end-of-pad>.")
 
 
 # --- 4: the stages ---
@@ -225,8 +225,9 @@ def picture_of_the_stages():
         "Each stage goes on from the model of the one before it. listen, text and speak say what "
         "stands in these channels, in the order in which it comes: the user speaks; then the "
         "transcript of it, if there is one; then the response and, a little later, its speech. "
-        "Otherwise text is <wait> and speak the codes of silence. loss on: the terms of equation "
-        "3; what is empty and what the user says has none. Their weights in all stages: words "
+        "Otherwise text is <wait>, and speak has the codes of silence. loss on: the terms of "
+        "equation 3. An empty channel and what the user says have no loss. The weights of the "
+        "terms in all stages: words "
         f"{train.BETA:g}, <wait> {train.GAMMA:g}, semantic {train.ALPHA_1:g}, acoustic "
         f"{train.ALPHA_2:g}. A factor (0.5 x) says how often an epoch reads a source. rate: the "
         "learning rate, from the start to the end of a cosine. A step has "
@@ -284,8 +285,8 @@ def picture_of_an_interruption():
         lay_out(drawing, WIDTH).rstrip(),
         f"The model says a long sentence from frame {speech_start} on. The user starts to speak "
         f"in frame {first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; "
-        f"{exact:g} frames, so {silent_from - first_sound}) words and speech are cut off (right "
-        "^), in the middle of the sentence. When the user has finished, the model answers. "
+        f"{exact:g} frames, so {silent_from - first_sound}) words and speech are cut off in the "
+        "middle of the sentence (right ^). When the user has finished, the model answers. "
         f"In training {stream.INTERRUPTION_PROBABILITY:.0%} of the responses that another turn "
         "follows are interrupted, anywhere in their sound.")
 
@@ -299,8 +300,8 @@ def picture_of_the_loop():
         f"{first_rows()}\n\n{latency()}",
         "A word, sem (semantic code) or ac (acoustic codes) has the number of its frame. Step s "
         "reads row s, with what the user says in frame s, and writes what the model says in row "
-        "s + 1. A frame of speech is whole one step after its semantic code was written. So step 0 "
-        "returns nothing, and step s returns frame s: word and semantic code from row s, acoustic "
+        "s + 1. A frame of speech is complete one step after its semantic code is written. So "
+        "step 0 returns nothing, and step s returns frame s: word and semantic code from row s, acoustic "
         "codes from row s + 1. The table is the time from a sound at the microphone to the first "
         "sound of the loudspeaker that can say something else because of it; buffers of the sound "
         "devices themselves come on top. (The acoustic codes of frame s are written when frame s "
