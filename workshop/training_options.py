@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import flm
-from workshop import checkpoints, command, costs, lora, processes, tokenizer, training_log
+from workshop import checkpoints, command, costs, lora, model_files, processes, tokenizer
+from workshop import training_log
 
 
 class SettingError(ValueError):
@@ -56,6 +57,21 @@ class Options:
     def __post_init__(self):
         check(self)
 
+
+# --keep-knowing. Decision: not the paper's. With these a finished model of the shipped one's size
+# learns something new and keeps the rest, if what it knew is among the grids (tiny/LOG.md has the
+# runs). A fiftieth of these rates teaches nothing, and without old dialogs any of them forgets.
+KEEP_KNOWING = {
+    "stage": "fine-tuning-2",
+    "epochs": 6.0,
+    "lr": (4e-4, 1e-5),
+    "batch": 2,
+    "wait_weight": 1.0,
+    "depth_share": 0.3,
+    "repeats": 0.2,
+    "hide": 0.12,
+    "hold_out": 0.05,
+}
 
 # The smallest and the largest value of each number.
 LIMITS = {
@@ -202,6 +218,12 @@ def add_run_options(run, stages):
     add("--beside", help="folder with tokenizer and codec to lay beside the trained model; a "
         "preset takes its special ids too (default: that of --init or --qwen)")
 
+    add("--keep-knowing", action="store_true",
+        help="teach a finished small model something new: settings for that ("
+        + ", ".join(option_name(name) for name in KEEP_KNOWING) + "), and --length as it was "
+        "trained with; an option that is given counts. Old dialogs must be among the grids: "
+        "tiny/replay:0.5 for the shipped model")
+
     add_method_options(run, stages)
     add_part_options(run)
 
@@ -292,6 +314,25 @@ def add_plan_options(run):
     add("--gpus", type=int, default=8, help="how many of them" + DEFAULT)
 
 
+def parse(arguments, defaults, stages, paper_length):
+    """A command line -> its options. With --keep-knowing it is read once more, with KEEP_KNOWING as
+    defaults, so that what was given counts. Raises ValueError."""
+    args = make_parser(defaults, stages, paper_length).parse_args(arguments)
+    if not getattr(args, "keep_knowing", False):
+        return args
+    if not args.init:
+        raise SettingError("--keep-knowing needs --init, the model that knows something")
+    before = model_files.read_config(model_files.resolve(args.init))
+    if len(args.grids) == 1:
+        print("note: with one folder of grids nothing repeats what the model knew, and it will "
+              "forget it: add old dialogs (tiny/replay:0.5 for the shipped model)")
+    if before.hidden_size > flm.PRESETS["tiny"].hidden_size:
+        print("note: --keep-knowing was measured on the shipped model alone; a larger one wants "
+              "lower rates (--lr), or --lora")
+    changed = defaults | KEEP_KNOWING | {"length": before.trained_frames}
+    return make_parser(changed, stages, paper_length).parse_args(arguments)
+
+
 def export(args):
     """The command `export`."""
     dtype = getattr(torch, args.dtype)
@@ -311,7 +352,10 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
     function of (preset, length, steps, settings). Ends the program with one sentence where that
     cannot be done."""
     defaults = {field.name: field.default for field in fields(settings_class)}
-    args = make_parser(defaults, list(stages), paper_length).parse_args(arguments)
+    try:
+        args = parse(arguments, defaults, list(stages), paper_length)
+    except (OSError, ValueError) as error:
+        sys.exit(f"train.py: {error}")
     names = [name for name in defaults if hasattr(args, name)]
     options = {name: getattr(args, name) for name in names}
     if "valid" in options:
