@@ -304,9 +304,9 @@ def picture_of_the_loop():
         "step 0 returns nothing, and step s returns frame s: word and semantic code from row s, "
         "acoustic codes from row s + 1. The table is the time from a sound at the microphone to "
         "the first sound of the loudspeaker that can say something else because of it. Buffers of "
-        "the sound devices themselves come on top. (The acoustic codes of frame s are written when frame s "
-        "of the user is known. So a sound can change how the model's voice sounds one frame "
-        f"earlier, but not what it says.) The sound of a response is {lead} ms behind its "
+        "the sound devices themselves come on top. (The acoustic codes of frame s are written when "
+        "frame s of the user is known. So a sound can change how the model's voice sounds one "
+        f"frame earlier, but not what it says.) The sound of a response is {lead} ms behind its "
         "first word.")
 
 
