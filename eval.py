@@ -373,79 +373,79 @@ def ask(run):
     return Asked(dialogs, questions, scenes, rows)
 
 
-def pauses(run, asked):
+def pauses(run, alone):
     """A pause within each question."""
     run.measure("pause", [with_pause(one, run.draws("pause", i))
-                          for i, one in enumerate(asked.questions)])
+                          for i, one in enumerate(alone.questions)])
 
 
-def interruptions(run, asked):
+def interruptions(run, alone):
     """Another question, asked into the answer to each: the next one, and the next of the same
     voice, which a model cannot tell from the first by who speaks."""
     for part, same in (("interruption", None), ("interruption by the same voice", "voice")):
         scenes = []
-        places = next_of_each(asked.questions, same)
-        for i, (one, row, j) in enumerate(zip(asked.questions, asked.rows, places)):
+        places = next_of_each(alone.questions, same)
+        for i, (one, row, j) in enumerate(zip(alone.questions, alone.rows, places)):
             if j is not None:
-                other = asked.questions[j]
+                other = alone.questions[j]
                 scenes.append(intruding(one, row, other, run.draws(part, i)))
         run.measure(part, scenes)
 
 
-def backchannels(run, asked):
+def backchannels(run, alone):
     """A murmur of --backchannels, into the answer to each question."""
     if not run.args.backchannels:
         return
     murmurs = [clip(sound_file.read_audio(file)) for file in recordings([run.args.backchannels])]
     run.measure("backchannel", [
         intruding(one, row, run.draws("murmur", i).choice(murmurs), run.draws("backchannel", i))
-        for i, (one, row) in enumerate(zip(asked.questions, asked.rows))])
+        for i, (one, row) in enumerate(zip(alone.questions, alone.rows))])
 
 
-def turns(run, asked):
+def turns(run, alone):
     """Conversations of several questions, and dialogs whose later questions need the earlier
     ones."""
-    run.measure("turns", in_every_place(asked.questions))
-    run.measure("follow-up", [in_a_row(clips, first=1) for clips in asked.dialogs
+    run.measure("turns", in_every_place(alone.questions))
+    run.measure("follow-up", [in_a_row(clips, first=1) for clips in alone.dialogs
                               if len(clips) > 1])
 
 
-def noise(run, asked):
+def noise(run, alone):
     """The questions again, in noise."""
     paths = recordings(run.args.noise)
     for snr in run.args.snr:
         run.measure(f"noise {snr:g} dB", [in_noise(one, snr, paths, run.draws(snr, i))
-                                          for i, one in enumerate(asked.scenes)])
+                                          for i, one in enumerate(alone.scenes)])
 
 
-def rooms(run, asked):
+def rooms(run, alone):
     """The questions again, in made-up rooms."""
     if run.args.rooms:
         run.measure("rooms", [in_room(one, run.draws("room", i))
-                              for i, one in enumerate(asked.scenes)])
+                              for i, one in enumerate(alone.scenes)])
 
 
-def talks(run, asked):
+def talks(run, alone):
     """Long conversations: right answers by the minute in which the question was asked; and answers
     after a long silence."""
-    questions = asked.questions
+    questions = alone.questions
     if not run.args.talk:
         return
     starts = [len(questions) * i // TALKS for i in range(TALKS)]
-    held = run.hold("talk", [long_talk(questions, first, run.args.talk) for first in starts])
-    rows = [row for talk in held for row in by_question(talk)]
+    talks_held = run.hold("talk", [long_talk(questions, first, run.args.talk) for first in starts])
+    rows = [row for talk in talks_held for row in by_question(talk)]
     run.count("talk", rows)
     run.count_groups("talk", rows, ["minute"])
     run.measure("long silence", [scene([(LONG_SILENCE, one)])
                                  for one in spaced(questions, SILENCES)])
 
 
-def leakage(run, asked):
+def leakage(run, alone):
     """The questions again, while the model hears itself at some gain."""
     for gain in run.args.leakage:
         delays = [run.draws(run.args.seed + i).uniform(*data.LEAKAGE_DELAY)
-                  for i in range(len(asked.scenes))]
-        run.measure(f"leakage {gain:g}", asked.scenes,
+                  for i in range(len(alone.scenes))]
+        run.measure(f"leakage {gain:g}", alone.scenes,
                     echo=[(gain, seconds) for seconds in delays])
 
 
@@ -505,10 +505,10 @@ def measure(args):
         return blind_pairs.read(args.ab_sheets, args.out)
     run = start(args)
     if args.dialogs:
-        asked = ask(run)
+        alone = ask(run)
         for name, part in CONVERSATIONS.items():
             if args.only is None or name in args.only:
-                part(run, asked)
+                part(run, alone)
     if args.qa:
         question_answering(run)
     if args.asr:

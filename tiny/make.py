@@ -224,10 +224,10 @@ def clip_name(*parts):
 
 
 def _record(job):
-    path, text, voice, speed, pitch = job
+    path, *how = job  # text, voice, speed, pitch
     if os.path.exists(path):
         return
-    audio = voices.say(text, voice, speed, pitch)
+    audio = voices.say(*how)
     file = io.BytesIO()  # soundfile would wait for the disk after each of many thousand files
     soundfile.write(file, audio, voices.SAMPLE_RATE, format="WAV", subtype="PCM_16")
     Path(path + ".part").write_bytes(file.getvalue())
@@ -542,11 +542,11 @@ def take_steps(args):
                              "--work")
     share_file.write_text(f"{args.share}\n")
     for name in [args.only] if args.only else STEPS:
-        done = args.work / f"{name}.done"
-        if args.only or not done.exists():
+        mark = args.work / f"{name}.done"
+        if args.only or not mark.exists():
             print(f"--- {name}", flush=True)
             STEPS[name](args)
-            done.touch()
+            mark.touch()
 
 
 def main():

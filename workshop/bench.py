@@ -199,7 +199,7 @@ def bench(args, duplex_class):
     frames = torch.stack(list(times.values())).sum(0)
     medians = {PARTS[name]: values.median().item() for name, values in times.items()}
     step = medians["backbone"] + medians["depth"]
-    read = weight_bytes(model)
+    weight_size = weight_bytes(model)
     measured = bandwidth(args.device)
     result = {
         "ms_per_frame": {"median": frames.median().item(), "p99": frames.quantile(0.99).item(),
@@ -207,9 +207,9 @@ def bench(args, duplex_class):
         "split_ms": medians,
         "straightforward_ms": slow,
         "speedup": slow / step,
-        "weight_bytes_per_frame": read,
+        "weight_bytes_per_frame": weight_size,
         "bandwidth_bytes_per_s": measured,
-        "bandwidth_share": read / (step / 1000) / measured,
+        "bandwidth_share": weight_size / (step / 1000) / measured,
         "model": args.random_weights or str(args.model),
         "bits": args.bits,
         "device": hardware(args.device),
@@ -237,9 +237,9 @@ def print_table(result, frames, filled):
         line(f"frame, {name}", f"{value:>10.2f} ms")
     line("straightforward loop", f"{result['straightforward_ms']:>10.2f} ms, "
                                  f"{result['speedup']:.2f} times backbone and depth")
-    read, measured = result["weight_bytes_per_frame"], result["bandwidth_bytes_per_s"]
+    weight_size, measured = result["weight_bytes_per_frame"], result["bandwidth_bytes_per_s"]
     rate = result["bandwidth_share"] * measured
-    line("weights read", f"{read / 1e6:>10.1f} MB a frame, {rate / 1e9:.1f} GB/s: "
+    line("weights read", f"{weight_size / 1e6:>10.1f} MB a frame, {rate / 1e9:.1f} GB/s: "
                          f"{result['bandwidth_share']:.0%} of the {measured / 1e9:.1f} GB/s that "
                          "this machine reads")
     if "kl_nats" in result:
@@ -251,6 +251,6 @@ def hardware(device):
     """The name of the processor or GPU."""
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    known = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.partition(": ")[2] for line in known if line.startswith("model name")]
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

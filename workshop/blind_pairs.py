@@ -39,7 +39,7 @@ def write(a, b, out, most, seed):
     rng.shuffle(pairs)
     page.mkdir(parents=True)
     key = []
-    shown = []
+    pairs_on_page = []
     for i, (one, other, name) in enumerate(pairs[:most or 100]):
         order = [("A", one), ("B", other)]
         rng.shuffle(order)
@@ -47,16 +47,17 @@ def write(a, b, out, most, seed):
         for place, (_, file) in enumerate(order, 1):
             files.append(f"{i:03d}-{place}.wav")
             shutil.copyfile(file, page / files[-1])
-        shown.append({"pair": i, "files": files})
+        pairs_on_page.append({"pair": i, "files": files})
         key.append({"pair": i, "conversation": name, "order": [model for model, _ in order]})
     text = PAGE.read_text(encoding="utf-8")
-    text = text.replace("__PAIRS__", json.dumps(shown))
+    text = text.replace("__PAIRS__", json.dumps(pairs_on_page))
     text = text.replace("__DIMENSIONS__", json.dumps(DIMENSIONS))
     (page / "index.html").write_text(text, encoding="utf-8")
     about = {"A": str(a), "B": str(b), "pairs": key}
     write_lines(Path(out) / "key.json", [about])
-    return (f"{len(shown)} pairs: give {page} to raters, keep {Path(out) / 'key.json'} from them, "
-            "and read their sheets with --ab-sheets\n")
+    key = Path(out) / "key.json"
+    return (f"{len(pairs_on_page)} pairs: give {page} to raters, keep {key} from them, and read "
+            "their sheets with --ab-sheets\n")
 
 
 def common(a, b):

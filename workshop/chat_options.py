@@ -194,9 +194,9 @@ def add_sampling_options(group, sampling_class):
 def way_of(args):
     """The way into a conversation that was asked for, a key of WAYS. Raises ValueError where there
     is more than one."""
-    asked = {"file": args.source is not None, "replay": args.replay is not None,
+    ways_in = {"file": args.source is not None, "replay": args.replay is not None,
              "serve": args.serve is not None, "bench": args.bench, "devices": args.list_devices}
-    ways = [way for way, is_asked in asked.items() if is_asked]
+    ways = [way for way, is_asked in ways_in.items() if is_asked]
     if len(ways) > 1:
         both = " and ".join(WAYS[way] for way in ways)
         raise ValueError(f"{both} are different ways in: choose one")
@@ -217,9 +217,9 @@ def check_options(parser, args, sampling):
             continue
         ways = effects.get(name, WAYS)
         if way not in ways:
-            wanted = " or ".join(WAYS[one] for one in ways)
+            choices = " or ".join(WAYS[one] for one in ways)
             raise ValueError(f"{option(name)} has no effect with {WAYS[way]}: "
-                             f"it goes with {wanted}")
+                             f"it goes with {choices}")
         if name in NUMBERS:
             check_number(name, value)
     if args.overwrite and way == "microphone" and not args.record:

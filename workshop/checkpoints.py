@@ -118,8 +118,8 @@ def check_same(path, before, method, settings_class):
         if processes.rank() == 0:
             print(f"note: the learning rate was {before['lr']}, and is {method['lr']} from here on")
     if other_names == ["data"]:
-        other = [folder for folder, known in method["data"].items()
-                 if before["data"].get(folder) != known]
+        other = [folder for folder, fingerprint in method["data"].items()
+                 if before["data"].get(folder) != fingerprint]
         raise CheckpointError(f"{path} was made with other grids than those that are now in "
                               f"{', '.join(other)}: choose another --out, or put the grids back")
     if other_names:

@@ -114,8 +114,8 @@ def from_transformers_settings(values):
     """transformers' config.json of Mimi, as a dict -> mimi.Config. Raises ValueError, and KeyError
     for a setting that is not there."""
     values = {"num_quantizers": 32} | values
-    known = {ours: values[theirs] for theirs, ours in TRANSFORMERS_SETTINGS.items()}
-    return mimi.Config(**known)
+    settings = {ours: values[theirs] for theirs, ours in TRANSFORMERS_SETTINGS.items()}
+    return mimi.Config(**settings)
 
 
 def files_in(folder):
@@ -155,9 +155,9 @@ def check_fit(file, config, codebooks):
     """Raise LoadError where a codec does not make what a language model reads: frames of 80 ms at
     24 kHz, of so many codes."""
     released = mimi.PRESETS["released"]
-    needed = {"n_q_used": codebooks, "sample_rate": released.sample_rate,
-              "frame_rate": released.frame_rate}
-    for name, value in needed.items():
+    required = {"n_q_used": codebooks, "sample_rate": released.sample_rate,
+                "frame_rate": released.frame_rate}
+    for name, value in required.items():
         if getattr(config, name) != value:
             raise LoadError(f"{file.parent}: the codec has {name} {getattr(config, name)} and the "
                             f"language model needs {value}: take the codec that the model was "

@@ -67,16 +67,16 @@ def from_json(values):
         value = values.pop(key, allowed[0])
         if value not in allowed:
             raise ValueError(f"{key} must be {' or '.join(map(repr, allowed))}, not {value!r}")
-    known = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+    settings = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
     names = {field.name for field in fields(flm.Config)}
-    unknown = known.keys() - names
+    unknown = settings.keys() - names
     if unknown:
         raise ValueError(f"unknown model setting(s) {', '.join(sorted(unknown))}")
-    needed = [field.name for field in fields(flm.Config) if field.default is MISSING]
-    missing = [name for name in needed if name not in known]
+    required = [field.name for field in fields(flm.Config) if field.default is MISSING]
+    missing = [name for name in required if name not in settings]
     if missing:
         raise ValueError(f"missing model setting(s) {', '.join(missing)}")
-    return flm.Config(**known)
+    return flm.Config(**settings)
 
 
 def to_json(config):

@@ -122,9 +122,9 @@ def check(args):
         raise ValueError("--judge needs the questions of --dialogs or --qa")
     if args.similarity and not args.tts:
         raise ValueError("--similarity needs the references of --tts meta.lst")
-    wanted = (args.dialogs, args.qa, args.asr, args.tts, args.grids, args.fdb, args.ab,
+    parts = (args.dialogs, args.qa, args.asr, args.tts, args.grids, args.fdb, args.ab,
               args.ab_sheets)
-    if not any(wanted):
+    if not any(parts):
         raise ValueError("nothing to measure: name --dialogs, --qa, --asr, --tts, --grids, --fdb "
                          "or --ab")
     if args.whisper is not None:

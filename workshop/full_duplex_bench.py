@@ -209,9 +209,9 @@ def timing_distance(spans, seconds, people):
     for start, end in spans:
         counts[int(start / BIN):int(end / BIN) + 1] += 1
     places = np.linspace(0, 1, len(counts))
-    wanted = np.interp(places, np.linspace(0, 1, len(people)), people)
+    of_people = np.interp(places, np.linspace(0, 1, len(people)), people)
     p = counts / counts.sum()
-    q = wanted / wanted.sum()
+    q = of_people / of_people.sum()
     middle = (p + q) / 2
     return float(np.sqrt(max(0.0, (divergence(p, middle) + divergence(q, middle)) / 2)))
 

@@ -170,10 +170,10 @@ def merge(model):
 def fingerprint(model):
     """A hash of a sample of each weight, as text: it tells the model that a run started from from
     the same folder with other weights in it."""
-    known = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().flatten()
         every = max(1, len(values) // 1000)
-        known.update(f"{name} {list(parameter.shape)}".encode())
-        known.update(values[::every].float().cpu().numpy().tobytes())
-    return known.hexdigest()
+        digest.update(f"{name} {list(parameter.shape)}".encode())
+        digest.update(values[::every].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -198,10 +198,10 @@ def first_of(sentences, count=None):
     """The first SHOWN of some sentences, and how many more there are. count: how many there are in
     all, where `sentences` are the first of them."""
     count = count or len(sentences)
-    shown = list(sentences[:SHOWN])
+    excerpt = list(sentences[:SHOWN])
     if count > SHOWN:
-        shown.append(f"and {count - SHOWN} more")
-    return "; ".join(shown)
+        excerpt.append(f"and {count - SHOWN} more")
+    return "; ".join(excerpt)
 
 
 def brief(value):
@@ -224,9 +224,9 @@ def text_problem(name, value):
     try:
         value.encode()
     except UnicodeEncodeError:
-        shown = ascii(value)[:60]
+        excerpt = ascii(value)[:60]
         return Problem("broken text",
-                       f"{name} holds half of a character (a lone surrogate): {shown}")
+                       f"{name} holds half of a character (a lone surrogate): {excerpt}")
     return None
 
 
@@ -357,12 +357,12 @@ def needed_keys(format, is_dialog):
     return keys
 
 
-def entry_problems(entry, needed, folder, where=""):
+def entry_problems(entry, required, folder, where=""):
     """What is wrong with a pair, or with a turn of a dialog; `where` says which turn."""
     if not isinstance(entry, dict):
         return [Problem("malformed", f"{where}an object is needed, not {brief(entry)}")]
     problems = []
-    for key in needed:
+    for key in required:
         if key not in entry:
             problems.append(Problem("missing key", f"{where}there is no {key}"))
     names_part = not TIMES.isdisjoint(entry)
@@ -373,9 +373,9 @@ def entry_problems(entry, needed, folder, where=""):
                 problem = part_problem(entry, audio, folder, where)
             problems.append(problem)
         # What nobody reads for this format may be empty, as a transcript in a dialog.
-        if text in entry and (text in needed or entry[text] not in ("", None)):
+        if text in entry and (text in required or entry[text] not in ("", None)):
             problems.append(text_problem(where + text, entry[text]))
-    if "words" in entry and (entry["words"] is not None or "words" in needed):
+    if "words" in entry and (entry["words"] is not None or "words" in required):
         problems.append(words_problem(entry["words"]))
         # The recording that is timed: a pair's only one, or what the model says in a turn.
         key = "audio" if "audio" in entry else "spoken"
@@ -395,11 +395,11 @@ def problems_of(row, folder, format=None):
         return [row]
     is_dialog = "turns" in row
     if format is not None and is_dialog == (format in stream.PAIRS):
-        wanted = "a pair (audio, text)" if format in stream.PAIRS else "a dialog (turns)"
-        return [Problem("wrong kind", f"format {format} needs {wanted}")]
-    needed = needed_keys(format, is_dialog)
+        kind = "a pair (audio, text)" if format in stream.PAIRS else "a dialog (turns)"
+        return [Problem("wrong kind", f"format {format} needs {kind}")]
+    required = needed_keys(format, is_dialog)
     if not is_dialog:
-        return entry_problems(row, needed, folder)
+        return entry_problems(row, required, folder)
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
         return [Problem("empty dialog", "a dialog needs at least one turn")]
@@ -407,7 +407,7 @@ def problems_of(row, folder, format=None):
     for number, turn in enumerate(turns, 1):
         where = f"turn {number}, " if len(turns) > 1 else ""
         is_channels = format is None and isinstance(turn, dict) and "words" in turn
-        needed_here = needed_keys("stereo", True) if is_channels else needed
+        needed_here = needed_keys("stereo", True) if is_channels else required
         problems += entry_problems(turn, needed_here, folder, where)
     return problems
 

@@ -118,9 +118,9 @@ def bootstrap(values, unit):
     """Numbers or pairs -> (value, low, high). The interval holds the middle 95 % of the values of
     RESAMPLES resamples, which are the same in every run."""
     n = len(values)
-    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    resamples = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
     # The first row is the measurement itself, in its own order.
-    samples = np.asarray(values, float)[np.vstack([np.arange(n), drawn])]
+    samples = np.asarray(values, float)[np.vstack([np.arange(n), resamples])]
     if unit == "s":
         estimates = np.median(samples, 1)
     elif unit in MEANS.values():
@@ -157,8 +157,8 @@ def numbers_of(rows, grades, spelling):
         if "heard" not in row:
             continue
         truth = row.get("expected") or " ".join(text for _, text in row["lines"])
-        wanted = spelling.words(truth)
-        errors.append((word_errors(spelling.words(row["heard"]), wanted), len(wanted)))
+        true_words = spelling.words(truth)
+        errors.append((word_errors(spelling.words(row["heard"]), true_words), len(true_words)))
     if errors:
         numbers[spelling.rate] = number(errors, "rate")
     return numbers

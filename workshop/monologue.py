@@ -78,7 +78,7 @@ def read_monologue(text, tokenizer, config, frame_rate):
             target.append((t / frame_rate, ids))
         ids.append(token)
 
-    def spelled(written):
+    def spelled(tokens):
         return [(seconds, tokenizer.decode(ids, skip_special_tokens=False).strip())
-                for seconds, ids in written]
+                for seconds, ids in tokens]
     return spelled(lines), spelled(transcripts)

@@ -108,8 +108,8 @@ def shares_of(parts):
     shares = []
     for part, (numbers, _, _) in parts.items():
         for measure, number in numbers.items():
-            shown = "," not in part or measure == "right"
-            if shown and number["unit"] == "share" and number["n"]:
+            is_plotted = "," not in part or measure == "right"
+            if is_plotted and number["unit"] == "share" and number["n"]:
                 shares.append((part, measure, number))
     return shares
 

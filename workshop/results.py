@@ -57,12 +57,12 @@ def known_settings(out, settings):
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out} holds other things than results: choose another folder")
         return {}
-    known = json.loads(file.read_text())
-    changed = [key for key in settings if known.get(key, settings[key]) != settings[key]]
+    settings_before = json.loads(file.read_text())
+    changed = [key for key in settings if settings_before.get(key, settings[key]) != settings[key]]
     if changed:
         raise ValueError(f"{out} holds results of another {', '.join(changed)}: choose another "
                          "folder, or remove it")
-    return known
+    return settings_before
 
 
 class Run:
@@ -82,9 +82,9 @@ class Run:
         self.grade = grade
         self.recogniser = None
         settings = settings_of(args, folder, sampling)
-        known = known_settings(self.out, settings)
+        settings_before = known_settings(self.out, settings)
         self.out.mkdir(parents=True, exist_ok=True)
-        write_lines(self.out / "settings.json", [known | settings])
+        write_lines(self.out / "settings.json", [settings_before | settings])
 
     def draws(self, *what):
         """Random draws that belong to one thing alone, the same in every run."""
@@ -110,9 +110,9 @@ class Run:
         """The same of scenes by their numbers. scene_of(i) -> (scene, {name: what is forced}) is
         called when it is held, so that the recordings of a test set need not fit in memory."""
         missing = [i for i in numbers if not self.file(part, i).exists()]
-        done = len(numbers) - len(missing)
+        count_before = len(numbers) - len(missing)
         size = BATCHES_IN_MEMORY * self.args.batch
-        with tqdm(total=len(numbers), initial=done, desc=part, unit="talk") as bar:
+        with tqdm(total=len(numbers), initial=count_before, desc=part, unit="talk") as bar:
             for start in range(0, len(missing), size):
                 group = missing[start:start + size]
                 scenes, forced = zip(*[scene_of(i) for i in group])

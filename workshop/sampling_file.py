@@ -32,11 +32,11 @@ def read(folder, fields):
         settings = json.loads(path.read_text())
         if not isinstance(settings, dict):
             raise ValueError(f"it must hold an object, {{...}}, and not {settings!r:.40}")
-        known = {field.name: field for field in fields}
+        by_name = {field.name: field for field in fields}
         for name, value in settings.items():
-            if name not in known:
+            if name not in by_name:
                 raise ValueError(f"no setting is called {name}")
-            check(known[name], value)
+            check(by_name[name], value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     return settings

@@ -174,12 +174,12 @@ def change_sampling(sampling, settings):
 
     Decision: here top-k decides only where top-p is 0, and Moshi knows no top-p. So Moshi's name
     for top-k sets top-p to 0, unless the same request sets top-p."""
-    known = [field.name for field in fields(sampling)]
+    names = [field.name for field in fields(sampling)]
     changes = {}
     for name, value in settings:
         our_name = OTHER_NAMES.get(name, name)
-        if our_name not in known:
-            raise ValueError(f"{one_line(name)} is no setting; there are {', '.join(known)}")
+        if our_name not in names:
+            raise ValueError(f"{one_line(name)} is no setting; there are {', '.join(names)}")
         if our_name in changes:
             raise ValueError(f"{our_name} is set twice")
         if type(value) not in (int, float) or not abs(value) < 1e9:
@@ -221,8 +221,8 @@ def sampling_from_query(query, sampling):
     Moshi's client for browsers sends temperatures, top-k, penalty and pad_mult. Decision: pad_mult,
     the weight of Moshi's padding token, has no counterpart here and must be 0. Names that are not
     known are passed over, because links gather such names on their way."""
-    known = {field.name for field in fields(sampling)} | OTHER_NAMES.keys()
-    settings = [(name, number(name, text)) for name, text in query.items() if name in known]
+    names = {field.name for field in fields(sampling)} | OTHER_NAMES.keys()
+    settings = [(name, number(name, text)) for name, text in query.items() if name in names]
     if number("pad_mult", query.get("pad_mult", "0")) != 0:
         raise ValueError("pad_mult must be 0 or left out: this model has no such setting")
     return change_sampling(sampling, settings)

@@ -266,8 +266,8 @@ def check_target(path, overwrite=False, sources=()):
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a file in it")
-    known = FORMATS.get(path.suffix.lower())
-    if known is None or not soundfile.check_format(*known):
+    format = FORMATS.get(path.suffix.lower())
+    if format is None or not soundfile.check_format(*format):
         raise ValueError(f"{path}: no sound format is known by that ending; "
                          f"take one of {' '.join(FORMATS)}")
     folder = path.resolve().parent
@@ -292,15 +292,15 @@ def check_target(path, overwrite=False, sources=()):
 def check_space(sizes):
     """Raise ValueError, one sentence, where disks have no room. sizes: {path: bytes that it may
     take}."""
-    needed = {}
+    required = {}
     for path, size in sizes.items():
         folder = Path(path).resolve().parent
         disk = folder.stat().st_dev
-        needed[disk] = needed.get(disk, 0) + size
+        required[disk] = required.get(disk, 0) + size
         free = shutil.disk_usage(folder).free
-        if free < needed[disk]:
+        if free < required[disk]:
             raise ValueError(f"{folder} has {free / 1e6:.1f} MB free and "
-                             f"{needed[disk] / 1e6:.1f} MB are needed for {Path(path).name}: "
+                             f"{required[disk] / 1e6:.1f} MB are needed for {Path(path).name}: "
                              "make room, or choose another disk")
 
 

@@ -31,9 +31,9 @@ class Spelling:
     behind the name of a number that does not compare with published ones, or ""."""
 
     def __init__(self, language):
-        needed = PACKAGES.get(language, WHISPER)
+        packages = PACKAGES.get(language, WHISPER)
         self.language = language
-        self.missing = [name.replace("_", "-") for name in needed if not is_there(name)]
+        self.missing = [name.replace("_", "-") for name in packages if not is_there(name)]
         self.label = " (own spelling)" if self.missing else ""
         if self.missing:
             split = partial(words, language=language)
@@ -49,9 +49,10 @@ class Spelling:
     def contains(self, text, answer):
         """Whether the words of an answer stand, one after the other, in those of a text."""
         there = self.words(text)
-        wanted = self.words(answer)
-        starts = range(len(there) - len(wanted) + 1)
-        return bool(wanted) and any(there[i:i + len(wanted)] == wanted for i in starts)
+        answer_words = self.words(answer)
+        n = len(answer_words)
+        places = range(len(there) - n + 1)
+        return n > 0 and any(there[i:i + n] == answer_words for i in places)
 
 
 @lru_cache

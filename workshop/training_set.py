@@ -69,10 +69,10 @@ class Grids:
                 lengths.append(np.array(of_shard, np.int32))
                 count += len(of_shard)
             about = read_json(folder / "grids.json")
-            known = hashlib.sha1(json.dumps([about, index]).encode()).hexdigest()
+            fingerprint = hashlib.sha1(json.dumps([about, index]).encode()).hexdigest()
             self.sources.append(Source(str(folder), weight, range(first, count),
                                        about.get("format", "unknown"), about.get("draws", 1),
-                                       known))
+                                       fingerprint))
         self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
 
     @property
