@@ -21,7 +21,6 @@ Shapes: B rows, T frames of a row, K = 8 codebooks.
 import math
 import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
