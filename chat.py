@@ -373,7 +373,9 @@ class Duplex:
         context = min(context or default_context(config), config.max_position_embeddings)
         self.cache = flm.KVCache(config, batch, context, device, weight.dtype)
         depth_cache = flm.depth_cache(config, batch, device, weight.dtype)
-        self.codec = partner_files.with_streams_of_its_own(codec, batch) if codec else None
+        self.codec = None
+        if codec:
+            self.codec = partner_files.with_streams_of_its_own(codec, batch, compiled=fast)
         self.model = model
         self.sampling = sampling
         self.batch = batch

@@ -27,10 +27,13 @@ def read(folder, device, dtype, bits=16):
     return model, codec, tokenizer
 
 
-def with_streams_of_its_own(codec, batch):
-    """A codec that shares its weights with this one, and has streams of its own."""
+def with_streams_of_its_own(codec, batch, compiled=False):
+    """A codec that shares its weights with this one, and has streams of its own. compiled: it will
+    be compiled, and consists of what the compiler takes."""
     shared = {id(tensor): tensor for tensor in (*codec.parameters(), *codec.buffers())}
     own = deepcopy(codec, shared)
+    if compiled:
+        own = fast_codec.plain(own)
     own.start(batch)
     return own
 
