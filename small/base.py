@@ -11,12 +11,10 @@ the folder's model writes what SmolLM2 writes. What this is not: training.
 Decision: <wait>, <asr> and <answer> take the ids of three markers of code repositories, which no
 text of ours holds. Their embeddings are where training found them, which is near nothing.
 """
-import json
 import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -132,15 +130,20 @@ def tokenizer_of(fields):
     return tokenizer
 
 
-def write(gguf_file, out, codec):
-    """Write the model folder `out`, with the codec of the folder `codec`."""
+def language_model(gguf_file):
+    """(FLM, tokenizer) of a GGUF file, with audio parts that have learned nothing."""
     from gguf import GGUFReader
     reader = GGUFReader(gguf_file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     torch.manual_seed(0)
-    model = model_of(reader, config_of(fields))
+    return model_of(reader, config_of(fields)), tokenizer_of(fields)
+
+
+def write(gguf_file, out, codec):
+    """Write the model folder `out`, with the codec of the folder `codec`. Returns the model."""
+    model, tokenizer = language_model(gguf_file)
     model_files.save(model, out)
-    tokenizer_of(fields).save(str(out / "tokenizer.json"))
+    tokenizer.save(str(out / "tokenizer.json"))
     for name in ("mimi.json", "mimi.safetensors"):
         shutil.copy(codec / name, out / name)
     return model

@@ -24,6 +24,10 @@ LOG.md says what each step costs and gave. Steps:
     grids            of all formats
     post-training-1  ... fine-tuning-2: the paper's stages
     transcripts      what the model writes of held-out sentences after post-training
+
+and by --only alone, when `spelling` is far enough:
+
+    pilot            transcripts of open sentences after more and more frames of listening
 """
 import argparse
 import functools
@@ -79,6 +83,7 @@ STAGES = {
     "fine-tuning-1": (["asr-response-tts"], 3, 3e-4, 1e-4),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 4, 2e-4, 2e-5),
 }
+PILOT_LINES, PILOT_DRAWS, PILOT_EPOCHS, PILOT_RATES = 2000, 4, 3, (1e-3, 1e-4)
 ALL_STAGES = dict(batch=4, length=512, repeats=0.2, hold_out=0.02, compile=True, bfloat16=True)
 
 
@@ -113,21 +118,45 @@ def gguf_file():
     return Path(found.origin).parent / name
 
 
-def make_base(args):
-    """The model before training: work/start."""
-    out = args.work / "start"
-    model = base.write(gguf_file(), out, args.work / "voice")
-    learner = trainer.Learner(args.work / "spelling")
+def write_base(args, out, codec):
+    """Write the model before training to the folder `out`, with the codec of a folder."""
+    model = base.write(gguf_file(), out, codec)
+    learner = trainer.Learner(codec)
     learner.load(args.work / "spelling.pt")
     base.hear_letters(model, out / "tokenizer.json", learner.codec, learner.heads["linear"])
     model_files.save(model, out)
 
 
+def make_base(args):
+    """The model before training: work/start."""
+    write_base(args, args.work / "start", args.work / "voice")
+
+
+def pilot(args):
+    """Whether transcripts get better with the frames that were heard: a model hears PILOT_LINES
+    recordings of open sentences, PILOT_DRAWS times each, and writes what was said. Its log is
+    work/pilot/run/log.jsonl, errors on held-out sentences are in work/pilot/NAME/results.txt."""
+    folder = args.work / "pilot"
+    write_base(args, folder / "start", args.work / "spelling")
+    lines = (args.work / "users.jsonl").read_text().splitlines(keepends=True)
+    (args.work / "pilot.jsonl").write_text("".join(lines[:part(PILOT_LINES, args.share)]))
+    settings = data.Settings("asr", join=(1, 3), draws=PILOT_DRAWS, **HEARING)
+    data.encode(args.work / "pilot.jsonl", folder / "grids", folder / "start", settings,
+                args.device)
+    train.train(train.Settings(
+        grids=(folder / "grids",), init=folder / "start", out=folder / "run",
+        stage="post-training-1", epochs=PILOT_EPOCHS, lr=PILOT_RATES, device=args.device,
+        **dict(ALL_STAGES, bfloat16=args.bfloat16)))
+    for name in ("test-sentences", "test-voices"):
+        evaluate.main(["--model", str(folder / "run"), "--asr", str(args.work / f"{name}.jsonl"),
+                       "--out", str(folder / name)])
+
+
 def dialogs(args):
     """Dialogs in SmolLM2's words: work/dialogs-text.jsonl."""
-    from tokenizers import Tokenizer
-    model = model_files.load(args.work / "start").bfloat16().eval()
-    tokenizer = Tokenizer.from_file(str(args.work / "start" / "tokenizer.json"))
+    model, tokenizer = base.language_model(gguf_file())
+    if args.bfloat16:
+        model = model.bfloat16()
     writing.write(model, tokenizer, args.work / "dialogs-text.jsonl",
                   part(WRITTEN_DIALOGS, args.share))
 
@@ -189,6 +218,8 @@ STEPS = {
     "dialogs": dialogs, "facts": facts, "speech": speech, "grids": grids,
     **{name: functools.partial(stage, name) for name in STAGES}, "transcripts": transcripts,
 }
+# By --only alone: not a part of the model.
+BESIDE = {"pilot": pilot}
 
 
 def make_parser():
@@ -196,12 +227,12 @@ def make_parser():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=HERE / "work",
                         help="folder for everything made on the way (default: %(default)s)")
-    parser.add_argument("--only", choices=STEPS,
+    parser.add_argument("--only", choices=STEPS | BESIDE,
                         help="this step alone; what of it is finished is not made again")
     parser.add_argument("--device", default="cpu",
                         help="where grids are encoded and models trained (default: %(default)s)")
     parser.add_argument("--float32", dest="bfloat16", action="store_false",
-                        help="train in 32 bits, for processors without bfloat16 instructions")
+                        help="compute in 32 bits, for processors without bfloat16 instructions")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: %(default)s)")
     parser.add_argument("--share", type=float, default=1,
                         help="of recordings, texts and the codec's steps, for a rehearsal in "
@@ -221,7 +252,7 @@ def main(arguments=None):
             done = args.work / f"{name}.done"
             if args.only or not done.exists():
                 print(f"--- {name}", flush=True)
-                STEPS[name](args)
+                (STEPS | BESIDE)[name](args)
                 done.touch()
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"make.py: {error}")
