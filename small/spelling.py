@@ -100,11 +100,13 @@ def greedy(logits):
 
 class Clips:
     """The recordings of a manifest of pairs, read when they are drawn. A manifest that grows is
-    read again by `refresh`."""
+    read again by `refresh`. Raises ValueError for one that is empty."""
 
     def __init__(self, file):
         self.file = file
         self.refresh()
+        if not self.entries:
+            raise ValueError(f"{file} lists no recordings yet: run --only open-speech first")
 
     def refresh(self):
         lines = self.file.read_text().splitlines(keepends=True)

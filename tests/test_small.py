@@ -334,6 +334,13 @@ def test_a_batch_is_cut_to_its_longest_clip_and_cut_clips_have_no_text(tmp_path,
     assert [not text for text in batch.texts] == is_cut.tolist()
 
 
+def test_an_empty_manifest_is_named(tmp_path):
+    """A trainer that starts before the first recording must say so, not draw from nothing."""
+    (tmp_path / "users.jsonl").write_text("")
+    with pytest.raises(ValueError, match="users.jsonl lists no recordings yet"):
+        spelling.Clips(tmp_path / "users.jsonl")
+
+
 # --- the language model's weights ---
 
 def test_queries_are_turned_back():
