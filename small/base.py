@@ -92,25 +92,6 @@ def model_of(reader, config):
     return model
 
 
-def hear_letters(model, tokenizer_file, codec, reader):
-    """Set what the model hears in codebook 0 to the letters that a code stands for: the mean of
-    their text embeddings by the probabilities of the codec's linear reader, both characters of the
-    frame added. In place; a channel that carries nothing stays near zero.
-
-    Decision: a language model can nearly read what is spelled out to it, and has nothing to go by
-    where sound begins as noise."""
-    from tokenizers import Tokenizer
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    signs = [tokenizer.token_to_id("Ġ" if sign == " " else sign) for sign in reader.letters]
-    tables = model.model.embed_tokens
-    book = codec.quantizer.rvq_first.codebooks[0]
-    with torch.no_grad():
-        logits = reader(book.entries[:, None])                      # [codes, 2, blank and letters]
-        probabilities = logits.softmax(-1)[..., 1:].sum(1)          # [codes, letters]
-        embeddings = tables.text_embeddings.weight[signs]           # [letters, D]
-        tables.aud_listen_embeddings[0].weight[:len(probabilities)] = probabilities @ embeddings
-
-
 def tokenizer_of(fields):
     """SmolLM2's tokenizer: byte-level BPE, digits one by one, with our three markers' names."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

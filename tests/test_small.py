@@ -356,40 +356,6 @@ def test_names_of_tensors():
     assert base.name_here("token_embd.weight") == base.EMBEDDING
 
 
-def test_a_code_sounds_as_the_letters_it_stands_for(tmp_path, writer):
-    """A code that reads "it" becomes the sum of both letters' embeddings; the empty id stays."""
-    from tokenizers import Tokenizer, models
-    signs = {"Ġ" if c == " " else c: i for i, c in enumerate(spelling.LETTERS)}
-    file = tmp_path / "tokenizer.json"
-    Tokenizer(models.WordLevel(signs, unk_token="x")).save(str(file))
-    config = flm.Config(
-        vocab_size=40, aud_vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=8, wait_token=30,
-        pad_token=2, empty_token=2, depth_layers=1, depth_heads=1, depth_dim=8)
-    model = flm.init_weights(flm.FLM(config))
-    tables = model.model.embed_tokens
-    empty = tables.aud_listen_embeddings[0].weight[2].clone()
-
-    class Sure(torch.nn.Module):
-        letters = spelling.LETTERS
-
-        def forward(self, entries):  # code 0 reads "it", code 1 nothing
-            logits = torch.full((2, 2, 1 + len(self.letters)), -30.0)
-            logits[0, 0, 1 + self.letters.index("i")] = 30
-            logits[0, 1, 1 + self.letters.index("t")] = 30
-            logits[1, :, 0] = 30
-            return logits
-
-    import mimi
-    codec = mimi.Mimi(mimi.PRESETS["tiny"])
-    base.hear_letters(model, file, codec, Sure())
-    words = tables.text_embeddings.weight
-    wanted = words[signs["i"]] + words[signs["t"]]
-    assert torch.allclose(tables.aud_listen_embeddings[0].weight[0], wanted, atol=1e-5)
-    assert tables.aud_listen_embeddings[0].weight[1].abs().max() < 1e-5
-    assert torch.equal(tables.aud_listen_embeddings[0].weight[2], empty)
-
-
 # --- the command ---
 
 def test_make_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch, capsys):
