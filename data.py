@@ -112,24 +112,26 @@ class Settings:
 
 # --- a sample: turns, and the silences around them ---
 
-def join(lines, settings):
-    """The number of lines of a manifest -> (order, starts): order are the numbers of the lines,
-    sample by sample; sample i is order[starts[i]:starts[i + 1]].
+def join(line_count, settings):
+    """The number of lines of a manifest -> (order, starts): order has line numbers, sample after
+    sample; sample i is order[starts[i]:starts[i + 1]].
 
-    Each of the `draws` passes over the manifest has an order and a grouping of its own."""
+    Each of the `draws` passes over the manifest has an order and a grouping of its own. The last
+    sample of a pass takes the lines that are left."""
     fewest, most = settings.join
     orders = []
     starts = []
     for draw in range(settings.draws):
         # RandomState gives the same numbers in every version of numpy.
         rng = np.random.RandomState(zlib.crc32(f"{settings.seed} {draw}".encode()))
-        order = np.arange(lines, dtype=np.uint32)
+        order = np.arange(line_count, dtype=np.uint32)
         if settings.shuffled:
             rng.shuffle(order)
         orders.append(order)
-        ends = np.cumsum(rng.randint(fewest, most + 1, lines))
-        starts.append(draw * lines + np.concatenate([[0], ends[ends < lines]]))
-    return np.concatenate(orders), np.concatenate([*starts, [settings.draws * lines]])
+        ends = np.cumsum(rng.randint(fewest, most + 1, line_count))
+        first = draw * line_count
+        starts.append(first + np.concatenate([[0], ends[ends < line_count]]))
+    return np.concatenate(orders), np.concatenate([*starts, [settings.draws * line_count]])
 
 
 def random_silence(settings, rng):

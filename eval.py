@@ -231,7 +231,7 @@ def silence_codes(codec):
 # --- grades: what the row of a conversation that was played says ---
 # Beside what its scene says, such a row has `seconds`, `audio` (a path), `lines` and `transcripts`
 # [[seconds, text]] of the monologue, and `spans` [[start, end]] of the model's sound. Where other
-# models were asked, it has `heard`, the recogniser's text of that sound, and `models`, their
+# models were asked, it has `recognised`, the text of that sound, and `models`, their
 # grades: points of a language model (Table 6), likeness of a voice to its reference (Table 5).
 
 def grade(row, language):
@@ -242,12 +242,13 @@ def grade(row, language):
         suffix = f", turn {k}" if len(turns) > 1 else ""
         for measure, value in grade_turn(row, turn, language).items():
             grades[measure + suffix] = value
-    if "heard" in row:
+    if "recognised" in row:
         grades |= grade_speech(row, language)
     grades |= row.get("models", {})
     if "pause" in row:
         grades |= grade_pause(row, language)
     if "at" in row:
+        # A murmur expects no answer, so that its scene has no turn.
         grades |= grade_interruption(row) if turns else grade_backchannel(row)
     return grades
 
@@ -277,8 +278,8 @@ def delay_of(events, end):
 def grade_speech(row, language):
     """spoken right, spoken exact: the same of what a recogniser hears."""
     expected = row["expected"] if "expected" in row else row["turns"][0]["expected"]
-    return {"spoken right": words(row["heard"], language) == words(expected, language),
-            "spoken exact": row["heard"] == expected}
+    return {"spoken right": words(row["recognised"], language) == words(expected, language),
+            "spoken exact": row["recognised"] == expected}
 
 
 def grade_answers(row, language):
@@ -294,8 +295,8 @@ def grade_answers(row, language):
     grades = {"answer in monologue" + spelling.label: is_in(" ".join(text for _, text in lines)),
               "thinks after": delay_of(lines, turn["end"]),
               "speaks after": delay_of(sounds, turn["end"])}
-    if "heard" in row:
-        grades["answer in speech" + spelling.label] = is_in(row["heard"])
+    if "recognised" in row:
+        grades["answer in speech" + spelling.label] = is_in(row["recognised"])
     return grades | row.get("models", {})
 
 
@@ -460,7 +461,7 @@ def recognition(run):
     entries = test_sets.recordings(run.args.asr, run.args.most)
     rows = run.hold_each("asr", range(len(entries)), lambda i: recognition_scene(entries[i], run))
     for row in rows:
-        row["heard"] = " ".join(text for _, text in row["transcripts"] or row["lines"])
+        row["recognised"] = " ".join(text for _, text in row["transcripts"] or row["lines"])
     run.count("asr", rows)
 
 

@@ -20,15 +20,15 @@ Unusual here:
   is trained through it: whatever the 8 codes need of the past, the loss pushes into h_t. So a frame
   costs the depth transformer the same after an hour as at the start, and it needs no cache across
   frames.
-- With `depth_cmlp` the depth transformer's position c has an MLP, an embedding and a head of its
-  own; attention is shared.
+- The depth transformer's position c has an embedding and a head of its own, and with `depth_cmlp`
+  an MLP too; attention is shared.
 - Parameter names are the release's, so that its files load without renaming.
 
 To start from Qwen2.5-0.5B: its weights become the text embeddings, the layers, the norm and the
 text head, which begins as a copy of the embeddings where Qwen has one matrix for both. The 16 audio
 embeddings and the depth transformer begin with random values (`init_weights`). The first line makes
-the folder `start`: Qwen's tokenizer with rows for <wait>, <asr> and <answer>, a codec (--codec),
-and a config.json whose backbone has Qwen's shape.
+the folder `start`: Qwen's tokenizer with ids for <wait>, <asr> and <answer>, a config.json whose
+backbone has Qwen's shape, and a codec: the miniature that ships, or with --codec the released one.
 
     python train.py tokenizer Qwen/Qwen2.5-0.5B start
     python data.py encode pairs.jsonl grids/tts --format tts --model start
@@ -72,8 +72,8 @@ class Config:
     depth_layers: int
     depth_heads: int
     depth_dim: int                      # n
-    asr_token: int | None = None        # text id that opens a transcript; None: a free row
-    answer_token: int | None = None     # text id that opens an answer; None: a free row
+    asr_token: int | None = None        # text id that opens a transcript; None: a free id
+    answer_token: int | None = None     # text id that opens an answer; None: a free id
     head_dim: int | None = None         # d; None: hidden_size / heads
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
@@ -86,7 +86,8 @@ class Config:
     mup_scale_factor: float = 1.0       # divides the text logits
     depth_bias: bool = False
     depth_cmlp: bool = True             # an MLP for each codebook
-    # The next two are on in every preset. Off is what the release takes where a file is silent.
+    # The next two are on in every preset. Off is what the release takes where config.json does not
+    # give them.
     depth_rmsnorm: bool = False
     depth_swiglu: bool = False
     # Frames of the rows that it was trained on. Attention never saw a larger distance in training.
@@ -97,12 +98,12 @@ class Config:
         if self.head_dim is None:
             self._set("head_dim", self.hidden_size // self.num_attention_heads)
         # Decision: the release has neither <asr> nor <answer>. Where a file names no ids for them,
-        # they take the last rows of the vocabulary: Qwen's tokenizer ends before these.
+        # they take the last ids of the vocabulary: Qwen's tokenizer ends before these.
         for name in ("answer_token", "asr_token"):
             if getattr(self, name) is None:
                 others = (self.wait_token, self.asr_token, self.answer_token)
-                rows = range(self.vocab_size - 1, -1, -1)
-                self._set(name, next(row for row in rows if row not in others))
+                ids = range(self.vocab_size - 1, -1, -1)
+                self._set(name, next(token for token in ids if token not in others))
 
     def _set(self, name, value):
         object.__setattr__(self, name, value)  # the way past `frozen`, for what follows from others
@@ -208,7 +209,7 @@ class KVCache:
     def advance(self, T):
         """Take places for the next T frames -> their positions [B, 1, T].
 
-        Sets `rows` [B, T], the places; `span`, how many places attention reads; and `mask`, None or
+        Sets `places` [B, T]; `span`, how many places attention reads; and `mask`, None or
         [B, 1, T, span]. Raises ValueError when several frames do not fit before the ring turns."""
         if not torch.compiler.is_compiling():  # compiled code takes single frames and counts none
             if T > 1 and self.filled + T > self.length:
@@ -217,7 +218,7 @@ class KVCache:
             self.filled = min(self.filled + T, self.length)
         device = self.position.device
         positions = self.position[:, None] + torch.arange(T, device=device)
-        self.rows = positions % self.length
+        self.places = positions % self.length
         self.position += T * self.active
         self.span = self.length if self.fixed else self.filled
         B = len(positions)
@@ -231,8 +232,8 @@ class KVCache:
         """Write k, v [B, H_kv, T, d] to the places taken -> all that this layer's attention reads,
         [B, H_kv, span, d] each."""
         batch = torch.arange(len(k), device=k.device)[:, None]
-        self.k[layer][batch, :, self.rows] = k.transpose(1, 2)
-        self.v[layer][batch, :, self.rows] = v.transpose(1, 2)
+        self.k[layer][batch, :, self.places] = k.transpose(1, 2)
+        self.v[layer][batch, :, self.places] = v.transpose(1, 2)
         return self.k[layer, :, :, :self.span], self.v[layer, :, :, :self.span]
 
 

@@ -358,7 +358,7 @@ def rotate(x, cos, sin):
 
 
 class Attention(Streaming):
-    """The state is the keys and values of the last steps, each in a ring: step s stands in row
+    """The state is the keys and values of the last steps, each in a ring: step s stands in place
     s % its length."""
 
     def __init__(self, config):

@@ -50,12 +50,15 @@ because of it:
     acoustic delay            80    80   the acoustic codes are written in the next step
     codec                      0    30   the released one has no lag, the small one 30
     loudspeaker                0    40   it takes blocks of 40 ms
-    together                  80   310
+    words, semantic codes     80   310   all of these together
+    sound of the voice         0   230   without the acoustic delay
 
-How the voice of the model sounds can change one frame earlier, because the acoustic codes of frame
-s are written when frame s of the user is known; the words and the semantic codes cannot.
+The last two lines: what the model says can change after 80 ms at the earliest. How its voice sounds
+can change one frame earlier, because the acoustic codes of frame s are written when frame s of the
+user is known.
 
-A transcript of the user's words begins in the frame after the user's last sound. In the ASR-style
+A transcript of the user's words begins in the frame behind the user's span. The span ends a little
+after the user's last sound, because data.py adds CLOSING_SILENCE. In the ASR-style
 of post-training 1 and 2 it has no marks and ends with its last word (`Script.transcribe`). In
 fine-tuning 1 it begins with <asr> and ends with <answer> (`Script.quote`). In fine-tuning 2, and
 in a conversation with the finished model, there is none.
@@ -181,14 +184,14 @@ def draw_interruptions(turns, murmurs, rng):
     question starts in a frame drawn evenly from all in which the response sounds. A back-channel
     falls evenly too, and is over before an interruption starts."""
     for i, turn in enumerate(turns):
-        sounding = turn.speak_frames
+        undisturbed = turn.speak_frames  # frames of sound before an interruption
         is_last = i + 1 == len(turns)
-        if not is_last and sounding and rng.random() < INTERRUPTION_PROBABILITY:
-            sounding = rng.randrange(sounding)
-            turns[i + 1].interrupts = sounding
+        if not is_last and turn.speak_frames and rng.random() < INTERRUPTION_PROBABILITY:
+            undisturbed = rng.randrange(turn.speak_frames)
+            turns[i + 1].interrupts = undisturbed
         length = murmurs[i]
-        if 0 < length <= sounding:
-            start = rng.randint(0, sounding - length)
+        if 0 < length <= undisturbed:
+            start = rng.randint(0, undisturbed - length)
             turn.murmur = (start, length)
 
 
@@ -232,7 +235,7 @@ class Script:
         first_sound = start + turn.interrupts + turn.onset
         silent_from = first_sound + round(turn.reaction * FRAME_RATE)
         self.speak_spans.append((start, min(stop, silent_from)))
-        del self.text[silent_from:]
+        del self.text[silent_from:]  # with the silence that `write` laid before this turn
 
     def hear(self, turn):
         """Write nothing until the user has spoken."""

@@ -4,12 +4,13 @@
         + beta CE(mono) + gamma CE(wait)                                                 (3)
 
     weight          option               mean over
-    alpha_1  1      --semantic-weight    code 0 of each frame that the model speaks
+    alpha_1  1      --semantic-weight    code 0 of each frame of the speaking channel, silence too
     alpha_2  0.5    --acoustic-weight    codes 1 to 7 of these frames
     beta     1      --monologue-weight   text tokens but <wait>: words, <asr> and <answer>
     gamma    0.01   --wait-weight        <wait>, the text token of a frame without a word
 
-No loss: codes heard, empty and pad tokens, and the first frame of a sample.
+No loss: codes heard, empty and pad tokens, and of a sample's first frame the word and code 0; its
+codes 1 to 7 count.
 
 What this is: the method of training (sections 3.1, 3.2.2, 3.3): the loss and its weights, the
 stages, the optimizer, the loop. What this is not: what stands in a grid (stream.py), how recordings
@@ -19,26 +20,29 @@ costs, adapters, the log and the options stand in workshop/ files of their own.
     python train.py run grids/ft2 --init tiny/model --out runs/ft2 --stage fine-tuning-2
     python train.py export runs/ft2 somewhere/model      # at any time
 
-From a language model, with `release` a folder that has tokenizer and codec; on many GPUs behind
-`torchrun --nproc-per-node 8`, with --device cuda --bfloat16 --recompute --compile:
+From a language model, on many GPUs behind `torchrun --nproc-per-node 8`; flm.py tells how `start`
+and the grids are made:
 
-    python train.py run grids/tts grids/asr --init 0.5b --qwen Qwen/Qwen2.5-0.5B \\
-        --beside release --out runs/pt1 --stage post-training-1 --paper
+    python train.py run grids/tts grids/asr --init start --qwen Qwen/Qwen2.5-0.5B \\
+        --out runs/pt1 --stage post-training-1 --paper --device cuda --bfloat16 --recompute \\
+        --compile
 
 Why these weights. Section 3.1 observed them to be effective and derives none. What they do:
 - Each CE is a mean over its own tokens. So a kind of token weighs the same whether it is rare or
   frequent; of a rare kind, each token weighs more.
 - Words and semantic codes carry what is said, and weigh alike. An acoustic code weighs a
   fourteenth of the semantic code of its frame: half the weight, over seven times the tokens.
-- gamma decides when a word is written. Let p be the true chance of a word in some frame, w that of
-  <wait>, and `words` and `waits` the tokens of each kind in the data. The loss weighs the word
-  beta / words and the <wait> gamma / waits. It is lowest for a model that gives the two in the
-  ratio (p beta / words) : (w gamma / waits). So the word is the likelier one as soon as
+- gamma decides when a word is written. In one frame the true chances are p for a word and
+  w = 1 - p for <wait>. In all the data there are so many of these tokens: `words` and `waits`. Each
+  CE is a mean, so one word weighs beta / words, and one <wait> weighs gamma / waits. The loss is
+  lowest for a model that gives the two in the ratio (p beta / words) : (w gamma / waits). For this
+  model the word is the likelier one as soon as
 
       p > w * (gamma / beta) * (words / waits)
 
   With gamma 0.01 and ten frames of <wait> for each word, this is a chance of one in a thousand. So
-  a small gamma makes the model quick to speak, and it must be very sure to wait. A small model is
+  a small gamma makes the model quick to speak: it waits only where it is almost sure that nothing
+  is to be written. The paper gives no other reason for so small a gamma. A small model is
   never that sure, and speaks into the question (tiny/LOG.md, "fine-tuning 1, equation 3 as it
   stands"). For this reason tiny/make.py gives its last stage gamma 1.
 
@@ -57,6 +61,9 @@ Unusual here:
   changes a gradient.
 - Every random choice follows from seed, step and row. The step of a checkpoint is its random state
   and its place in the data, and a run goes on as if it had never stopped.
+
+A row of a batch is one sequence: samples packed one behind the other, T positions in all. At each
+position stands what stream.py calls a row, and what this file calls a frame.
 
 Shapes: B rows, T frames of a row, K = 8 codebooks, D model width, V and C the text and audio
 vocabularies; beside them M positions with loss on text and N positions with loss on codes.
@@ -114,7 +121,8 @@ class Stage:
     formats: tuple   # names of stream.FORMATS
     epochs: float
     lr: tuple        # learning rate at the start and at the end of the cosine
-    mixture: dict    # what the paper trains on, and how often an epoch reads each source
+    mixture: dict    # the paper's sources, and how often an epoch reads each; to be shown, since
+                     # the command line does the mixing (FOLDER:5)
 
     def __post_init__(self):
         for name in self.formats:
@@ -364,7 +372,7 @@ def train(settings):
         run = start(settings, device, folder)
         take_steps(run)
         folder.wait()
-        if run.step < run.batches.steps and not run.history.reason():
+        if run.step < run.batches.steps and not run.history.reason_to_stop():
             raise Stopped(f"stopped at step {run.step}; the same command goes on from there")
         if processes.rank() == 0:
             checkpoints.export(settings.out, settings.out)
@@ -380,7 +388,7 @@ def start(settings, device, folder):
     equation, base = build(settings, device)
     config = equation.flm.config
     batches = Batches(settings.resolve(config), config, rank, processes.count())
-    settings = batches.settings
+    settings = batches.settings  # with --valid-every, which depends on the number of steps
     optimizer = make_optimizer(equation)
     about = checkpoints.describe(settings, config, batches, base)
     step = folder.resume(equation.flm, optimizer, about, Settings)
@@ -402,7 +410,7 @@ def take_steps(run):
     steps = run.batches.steps
     if run.step == 0 and not run.history.all:
         validate(run)
-    stopping = run.history.reason() is not None
+    stopping = run.history.reason_to_stop() is not None
     with closing(run.batches.upcoming(run.step)) as upcoming, processes.StopRequest() as stop:
         while run.step < steps and not stopping:
             began = time.time()
@@ -417,7 +425,7 @@ def take_steps(run):
             last = run.step == steps
             if last or run.step % run.batches.valid_every == 0:
                 validate(run)
-                stopping = stopping or run.history.reason() is not None
+                stopping = stopping or run.history.reason_to_stop() is not None
             best = run.history.best()
             if last or stopping or best == run.step or run.step % settings.save_every == 0:
                 run.checkpoints.save(run.equation.flm, run.optimizer, run.step, run.about, best)

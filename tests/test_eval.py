@@ -194,7 +194,7 @@ def test_a_question_by_hand():
     assert grades["thinks after"] == pytest.approx(0.2)
     assert grades["speaks after"] == pytest.approx(0.5)
     row = played(alone, [[1.2, "It is seven."], [4.0, "It is nine."]], (1.5, 3))
-    grades = graded(row | {"heard": "It is seven"})
+    grades = graded(row | {"recognised": "It is seven"})
     assert grades["right"] and not grades["exact"]
     assert grades["spoken right"] and not grades["spoken exact"]
     grades = graded(played(alone, []))
@@ -618,7 +618,7 @@ def test_open_answers_by_hand(monkeypatch):
     one = question(expected="Paris")
     scene = scenes.scene([(0, one)], tail=evaluation.OPEN_TAIL)
     row = played(scene, [[1.2, "It is"], [2.0, "Lutetia."]], (1.5, 3))
-    row |= {"answers": ["Paris", "Lutetia"], "heard": "It is lute."}
+    row |= {"answers": ["Paris", "Lutetia"], "recognised": "It is lute."}
     grades = evaluation.grade_answers(row, "en")
     spelling.spelling_of.cache_clear()
     assert grades["answer in monologue (own spelling)"]

@@ -573,26 +573,26 @@ def test_a_run_that_forgets_ends_and_its_best_model_stays():
     old_and_new = [dict(old=1.0, new=5.0), dict(old=1.05, new=2.0), dict(old=1.08, new=1.0),
                    dict(old=1.2, new=0.5)]
     runs = history(old_and_new, forget=0.1)
-    assert "on old is 1.200, and was 1.000" in runs.reason()
+    assert "on old is 1.200, and was 1.000" in runs.reason_to_stop()
     assert runs.best() == 20
-    assert history(old_and_new[:3], forget=0.1).reason() is None
+    assert history(old_and_new[:3], forget=0.1).reason_to_stop() is None
     assert history(old_and_new, forget=0.3).best() == 30
-    assert history(old_and_new).best() is None and history(old_and_new).reason() is None
-    assert history(old_and_new[:1] * 2, forget=0.1).reason() is None
+    assert history(old_and_new).best() is None and history(old_and_new).reason_to_stop() is None
+    assert history(old_and_new[:1] * 2, forget=0.1).reason_to_stop() is None
 
 
 def test_a_run_that_learns_nothing_more_ends():
     """Catches patience that counts from the wrong validation, or that ends a run of which one
     source still improves."""
     losses = [dict(a=3.0, b=3.0), dict(a=2.0, b=2.0), dict(a=2.1, b=1.8), dict(a=2.2, b=2.0)]
-    assert history(losses, patience=2).reason() is None       # b fell at the first of the two
-    assert "no loss has fallen in the last 1" in history(losses, patience=1).reason()
+    assert history(losses, patience=2).reason_to_stop() is None       # b fell at the first of the two
+    assert "no loss has fallen in the last 1" in history(losses, patience=1).reason_to_stop()
     losses.append(dict(a=2.2, b=2.0))
-    assert "up to step 40" in history(losses, patience=2).reason()
+    assert "up to step 40" in history(losses, patience=2).reason_to_stop()
     assert history(losses, patience=2).best() == 20
     with_another = [*losses[:4], dict(b=2.0, c=3.0), dict(b=2.1, c=3.1)]
-    assert history(with_another, patience=2).reason() is None  # nothing is known of c before
-    assert "up to step 50" in history(with_another, patience=1).reason()
+    assert history(with_another, patience=2).reason_to_stop() is None  # nothing is known of c before
+    assert "up to step 50" in history(with_another, patience=1).reason_to_stop()
 
 
 def test_early_stopping_in_a_run(run, capsys):

@@ -130,7 +130,7 @@ def append(cache, layer, k, v):
     written in a third of the time."""
     if cache.mask is not None:
         return cache.append(layer, k, v)
-    place = int(cache.rows)
+    place = int(cache.places)
     cache.k[layer, :, :, place:place + 1] = k
     cache.v[layer, :, :, place:place + 1] = v
     return cache.k[layer, :, :, :cache.span], cache.v[layer, :, :, :cache.span]

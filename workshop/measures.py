@@ -146,7 +146,7 @@ def unit_of(measure, values):
 
 def numbers_of(rows, grades, spelling):
     """The rows of a part and their grades (dicts of booleans, seconds, pairs, None) -> {measure:
-    number}, and the errors of `heard` against the text of a pair or else against the monologue.
+    number}, and the errors of `recognised` against the text of a pair or else against the monologue.
     spelling: spelling.Spelling."""
     numbers = {}
     for measure in dict.fromkeys(measure for one in grades for measure in one):
@@ -154,11 +154,12 @@ def numbers_of(rows, grades, spelling):
         numbers[measure] = number(values, unit_of(measure, values))
     errors = []
     for row in rows:
-        if "heard" not in row:
+        if "recognised" not in row:
             continue
         truth = row.get("expected") or " ".join(text for _, text in row["lines"])
         true_words = spelling.words(truth)
-        errors.append((word_errors(spelling.words(row["heard"]), true_words), len(true_words)))
+        words = spelling.words(row["recognised"])
+        errors.append((word_errors(words, true_words), len(true_words)))
     if errors:
         numbers[spelling.rate] = number(errors, "rate")
     return numbers

@@ -303,11 +303,11 @@ def picture_of_the_loop():
         "s + 1. A frame of speech is complete one step after its semantic code is written. So "
         "step 0 returns nothing, and step s returns frame s: word and semantic code from row s, "
         "acoustic codes from row s + 1. The table is the time from a sound at the microphone to "
-        "the first sound of the loudspeaker that can say something else because of it. Buffers of "
-        "the sound devices themselves come on top. (The acoustic codes of frame s are written when "
-        "frame s of the user is known. So a sound can change how the model's voice sounds one "
-        f"frame earlier, but not what it says.) The sound of a response is {lead} ms behind its "
-        "first word.")
+        "the first sound of the loudspeaker that can be another because of it. Its last two lines: "
+        "what the model says can change after the first of them. How its voice sounds can change "
+        "one frame earlier, because the acoustic codes of frame s are written when frame s of the "
+        "user is known. Buffers of the sound devices themselves come on top. The sound of a "
+        f"response is {lead} ms behind its first word.")
 
 
 def first_rows():
@@ -363,7 +363,9 @@ def latency():
     lines = [f"{'milliseconds':<23}{'least':>5}{'most':>6}   because"]
     for name, low, high, reason in parts:
         lines.append(f"{name:<23}{low:>5}{high:>6}   {reason}")
-    lines.append(f"{'together':<23}{least:>5}{most:>6}")
+    lines.append(f"{'words, semantic codes':<23}{least:>5}{most:>6}   all of these together")
+    lines.append(f"{'sound of the voice':<23}{least - late:>5}{most - late:>6}   without the "
+                 "acoustic delay")
     return "\n".join(lines)
 
 

@@ -135,17 +135,17 @@ class Run:
             raise ValueError(f"{output} exists: move it, or add --overwrite")
 
     def transcribe(self, rows):
-        """Add `heard` to rows: what the recogniser hears of the model. Without --whisper, nothing
+        """Add `recognised` to rows: what the recogniser hears of the model. Without --whisper, nothing
         is added."""
         if self.args.whisper is None:
             return rows
-        todo = [row for row in rows if "heard" not in row]
+        todo = [row for row in rows if "recognised" not in row]
         if todo and self.recogniser is None:
             self.recogniser = Recogniser(self.args.whisper, self.args.device, self.args.language)
         for row in tqdm(todo, desc="transcribing", unit="talk", disable=not todo):
             file = self.out / row["audio"]
             audio, rate = soundfile.read(file, dtype="float32")
-            row["heard"] = self.recogniser.transcribe(audio[:, 1], rate)
+            row["recognised"] = self.recogniser.transcribe(audio[:, 1], rate)
             write_lines(file.with_suffix(".json"), [row])
         return rows
 

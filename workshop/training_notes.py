@@ -47,7 +47,7 @@ def conclude(run):
     if run.step < run.batches.steps:
         best = run.history.best()
         which = f"the model is that of step {best}" if best else "the model is that of this step"
-        print(f"stopped early: {run.history.reason()}; {which}")
+        print(f"stopped early: {run.history.reason_to_stop()}; {which}")
     table = run.history.table()
     if table:
         print(table)

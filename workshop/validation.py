@@ -68,7 +68,7 @@ class History:
         """A source's losses in some validations; a run that went on may have got new sources."""
         return [one.losses[name] for one in validations if name in one.losses]
 
-    def reason(self):
+    def reason_to_stop(self):
         """Why the run should stop now, a sentence; None where it goes on."""
         if not self.all:
             return None
