@@ -144,7 +144,17 @@ def test_a_folder_without_a_model_is_noticed_at_once(tmp_path, capsys):
                 data.main([*command, "--whisper", name])
             assert "has no model.bin" in stopped.value.code
     assert not (tmp_path / "m.clean.jsonl").exists()
-    assert not recogniser.is_folder("small") and not recogniser.is_folder("Systran/whisper-tiny")
+    assert not recogniser.is_folder("Systran/whisper-tiny")
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "large-v3", "distil-large-v3.5", "turbo"])
+def test_a_size_is_no_folder(size, tmp_path, monkeypatch):
+    """Catches `--whisper tiny` beside a folder tiny/, as this repository has one: it is no model of
+    Whisper's, and the size is meant."""
+    (tmp_path / size).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not recogniser.is_folder(size)
+    assert recogniser.is_folder(f"./{size}")
 
 
 def test_the_recogniser_says_how_sure_it_is():

@@ -161,8 +161,8 @@ class Stage:
 
 
 # Decision: the rates of Table 3 are those of models with billions of parameters. A model this
-# small, trained from nothing, wants more. In the last stage speech is learned already and hearing is not,
-# and a <wait> weighs as much as a word: see LOG.md.
+# small, trained from nothing, wants more. In the last stage speech is learned already and hearing
+# is not, and a <wait> weighs as much as a word: see LOG.md.
 ALL_STAGES = dict(batch=4, length=640, repeats=0.2, compile=True)
 STAGES = {
     "post-training-1": Stage(("tts", "asr"), 2, (1e-3, 4e-4)),

@@ -146,7 +146,7 @@ def unit_of(measure, values):
 
 def numbers_of(rows, grades, spelling):
     """The rows of a part and their grades (dicts of booleans, seconds, pairs, None) -> {measure:
-    number}, and the errors of `recognised` against the text of a pair or else against the monologue.
+    number}, and the errors of `recognised` against the text of a pair or else the monologue.
     spelling: spelling.Spelling."""
     numbers = {}
     for measure in dict.fromkeys(measure for one in grades for measure in one):

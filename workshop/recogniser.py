@@ -8,6 +8,7 @@ check and transcribe.
 """
 import importlib.util
 import math
+import re
 from pathlib import Path
 
 import soxr
@@ -15,6 +16,10 @@ import torch
 
 WHISPER_RATE = 16_000  # Hz
 INSTALL = "pip install -r tiny/requirements.txt"
+
+
+# The sizes that faster-whisper knows by name.
+SIZE = r"(distil-)?(tiny|base|small|medium|large)(\.en|-v\d(\.\d)?)?(-turbo)?|turbo"
 
 
 def check_packages(name):
@@ -42,9 +47,12 @@ class Recogniser:
     def __init__(self, name, device, language):
         self.language = language
         try:
-            from faster_whisper import WhisperModel
-            self.model = WhisperModel(name or packaged_model(), device=device.split(":")[0],
-                                      compute_type="int8", cpu_threads=torch.get_num_threads())
+            from faster_whisper import WhisperModel, download_model
+            path = name or packaged_model()
+            if name and not is_folder(name):
+                path = download_model(name)  # WhisperModel would take a folder of this name here
+            self.model = WhisperModel(path, device=device.split(":")[0], compute_type="int8",
+                                      cpu_threads=torch.get_num_threads())
         except ModuleNotFoundError as error:
             raise ValueError(f"--whisper lacks a package ({error}): {INSTALL}") from None
         except Exception as error:  # ctranslate2's and the Hub's errors share no base class
@@ -79,8 +87,9 @@ class Recogniser:
 
 
 def is_folder(name):
-    """Whether the name of a model is a path, and neither a size nor an id of the Hub."""
-    if not name:
+    """Whether the name of a model is a path, and neither a size nor an id of the Hub. "tiny" is a
+    size, also where a folder of this name stands."""
+    if not name or re.fullmatch(SIZE, name):
         return False
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name
     return looks_like_path or name.count("/") > 1 or Path(name).exists()

@@ -135,8 +135,8 @@ class Run:
             raise ValueError(f"{output} exists: move it, or add --overwrite")
 
     def transcribe(self, rows):
-        """Add `recognised` to rows: what the recogniser hears of the model. Without --whisper, nothing
-        is added."""
+        """Add `recognised` to rows: what the recogniser hears of the model. Without --whisper,
+        nothing is added."""
         if self.args.whisper is None:
             return rows
         todo = [row for row in rows if "recognised" not in row]

@@ -1,4 +1,4 @@
-"""The settings of the sampler: what they may be, and the file in which a model folder keeps its own.
+"""The settings of the sampler: what they may be, and the file in which a model folder keeps them.
 
 What this is: sampling.json, and the least and most of each setting. It serves chat.py. What this is
 not: what the settings do (chat.py's Sampling).

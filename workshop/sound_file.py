@@ -39,7 +39,8 @@ FOREIGN = {".webm", ".m4a", ".mp4", ".m4b", ".mov", ".aac", ".wma", ".mkv", ".mk
 RATES = (2_000, 768_000)  # samples a second; a header that says anything else is damaged
 LONGEST = 24              # hours of sound; a header that says more is damaged
 TELEPHONE = 8_000         # samples a second; speech of so few lacks what tells its consonants apart
-OPPOSITE = 0.1            # a mix with less than this share of unrelated channels' power has cancelled
+# A mix with less than this share of the power that unrelated channels would give has cancelled.
+OPPOSITE = 0.1
 LOUDEST = 8.0             # full scale is 1; samples 18 dB beyond are at a scale of whole numbers
 SCALES = (2.0 ** 15, 2.0 ** 23, 2.0 ** 31)  # full scale of 16, 24 and 32 bits
 STREAMED = 0x7FFFF000     # data sizes from here on stand for "not known" in the header of a stream

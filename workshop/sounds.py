@@ -1,7 +1,7 @@
 """When a waveform sounds, and noise that is so much softer than a voice.
 
-What this is: the stretches of sound in a waveform, and the noise in which eval.py asks again. What this is not: the noise that training lays under what is
-heard (data.py). Serves eval.py.
+What this is: the stretches of sound in a waveform, and the noise in which eval.py asks again. What
+this is not: the noise that training lays under what is heard (data.py). Serves eval.py.
 
     spans(audio) -> [[1.0, 3.0], [3.6, 4.0]]     # seconds
 
