@@ -15,7 +15,8 @@ A sample is one or more turns, with a random silence before, between and after t
                 |silence |            |c|         |silence   |            |c|         |silence  |
 
 `~` is noise, `0` are the codes of digital silence, and `c` is CLOSING_SILENCE, behind which the
-model may write. What each format has in its two channels:
+model may write; its sound begins two frames after its first word (stream.SPEECH_DELAY), which the
+drawing leaves out. What each format has in its two channels:
 
     tts, word-aligned  heard: nothing (empty codes)      spoken: the pairs, silence between them
     asr                heard: the pairs, in noise        spoken: nothing (empty codes)
@@ -70,9 +71,9 @@ LONG_SILENCE_PROBABILITY = 0.15
 # more than LONG_SILENCE, this share of all silences is longer than it.
 VERY_LONG_SILENCE_PROBABILITY = 0.05
 # Decision: only silence tells that an utterance is over, so each ends with this much of it before
-# the model may write. Without it equation 3, in which a <wait> weighs a hundredth of a word,
-# rewards speaking into every pause. A turn of the manifest may ask for another ("patience", in
-# seconds).
+# the model may write. Without it equation 3, in which all <wait> together weigh a hundredth of all
+# words, rewards speaking into every pause. A turn of the manifest may ask for another ("patience",
+# in seconds).
 CLOSING_SILENCE = 2              # frames
 
 
@@ -455,7 +456,8 @@ class GridMaker:
 
         stream.draw_interruptions draws which, and from which frame on. The recording of such a
         question is laid over the answer. The answer's words and codes end `reaction` seconds after
-        its first sound (stream.Script.cut); a back-channel changes nothing of the answer."""
+        the question's first sound (stream.Script.cut); a back-channel changes nothing of the
+        answer."""
         lengths = []
         for exchange in exchanges:
             if self.backchannels and rng.random() < BACKCHANNEL_PROBABILITY:

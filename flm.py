@@ -31,8 +31,8 @@ the folder `start`: Qwen's tokenizer with ids for <wait>, <asr> and <answer>, a 
 backbone has Qwen's shape, and a codec: the miniature that ships, or with --codec the released one.
 
     python train.py tokenizer Qwen/Qwen2.5-0.5B start
-    python data.py encode pairs.jsonl grids/tts --format tts --model start
-    python train.py run grids/tts --init start --qwen Qwen/Qwen2.5-0.5B --out runs/pt1
+    python data.py encode pairs.jsonl grids/tts --format tts --model start   # and grids/asr
+    python train.py run grids/tts grids/asr --init start --qwen Qwen/Qwen2.5-0.5B --out runs/pt1
     python flm.py 0.5b          # parameters by part, of a preset, a folder or a Hub id
 
 Shapes: B batch, T frames, K = 8 codebooks, D model width, V text vocabulary, C = card, the audio
@@ -289,7 +289,8 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-# --- depth transformer: one frame's 8 codes, each from h_t and the codes before it ---
+# --- depth transformer: the 8 codes of row t + 1, each from h_t and the codes before it ---
+# (code 0 of frame t + 1, and codes 1 to 7 of frame t; stream.py says why)
 
 def depth_cache(config, N, device="cpu", dtype=torch.float32):
     """Keys and values of the 8 positions of N frames in the making: [layers, 2, N, H, K, d].

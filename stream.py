@@ -279,9 +279,9 @@ class Script:
         """Write each word in the frame in which it sounds, or after the word before it: Moshi's
         monologue. <end-of-pad> stands before a word where there is room.
 
-        Decision: Moshi's <pad> is <wait> here, and its <end-of-pad> is <answer>. Each says the same
-        here (nothing is written now; words follow). So a model for the comparison needs no ids of
-        its own."""
+        Decision: in this format the ids of <wait> and <answer> stand for Moshi's <pad> and
+        <end-of-pad>, which are other tokens and mean: nothing is written now; words follow. So a
+        model for the comparison needs no ids of its own."""
         start = len(self)
         self.speak_spans.append((start, start + turn.speak_frames))
         self.wait(turn.speak_frames)

@@ -32,11 +32,12 @@ Why these weights. Section 3.1 observed them to be effective and derives none. W
   frequent; of a rare kind, each token weighs more.
 - Words and semantic codes carry what is said, and weigh alike. An acoustic code weighs a
   fourteenth of the semantic code of its frame: half the weight, over seven times the tokens.
-- gamma decides when a word is written. In one frame the true chances are p for a word and
-  w = 1 - p for <wait>. In all the data there are so many of these tokens: `words` and `waits`. Each
-  CE is a mean, so one word weighs beta / words, and one <wait> weighs gamma / waits. The loss is
-  lowest for a model that gives the two in the ratio (p beta / words) : (w gamma / waits). For this
-  model the word is the likelier one as soon as
+- gamma decides when a word is written: a small one makes a missed word cost far more than a
+  missed <wait>. In one frame the true chances are p for a word and w = 1 - p for <wait>. In all
+  the data there are so many of these tokens: `words` and `waits`. Each CE is a mean, so one word
+  weighs beta / words, and one <wait> weighs gamma / waits. The loss is lowest for a model that
+  gives the two in the ratio (p beta / words) : (w gamma / waits). For this model the word is the
+  likelier one as soon as
 
       p > w * (gamma / beta) * (words / waits)
 
@@ -132,7 +133,8 @@ class Stage:
 
 # A stage starts from the model that the one before it made (--init), and reads the folders of grids
 # that its command line names: FOLDER:0.5 is a random half of FOLDER in each epoch. A new stage is a
-# new line here. A new format is a new line of stream.FORMATS.
+# new line here. A new format is a new line of stream.FORMATS, and more if it has a step of its own
+# (STAGES.md).
 # Decision: each sample of each format is read once an epoch; the paper names no mix of formats.
 # Decision: all weights are trained in all stages; the paper names none that stay as they are.
 STAGES = {
