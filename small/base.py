@@ -60,7 +60,7 @@ def name_here(name):
         return EMBEDDING
     if name == "output_norm.weight":
         return "model.norm.weight"
-    _, layer, part, kind = name.split(".")
+    layer, part, kind = name.split(".")[1:]
     return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
 
 

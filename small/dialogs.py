@@ -145,8 +145,8 @@ def draw(logits, generator):
     count = min(CANDIDATES, logits.shape[-1])
     ordered, ids = (logits / TEMPERATURE).softmax(-1).topk(count)
     before = ordered.cumsum(-1) - ordered
-    kept = torch.where(before < TOP_P, ordered, torch.zeros(()))
-    return ids.gather(1, torch.multinomial(kept, 1, generator=generator))[:, 0]
+    usable = torch.where(before < TOP_P, ordered, torch.zeros(()))
+    return ids.gather(1, torch.multinomial(usable, 1, generator=generator))[:, 0]
 
 
 # --- filters ---
@@ -203,19 +203,19 @@ def write(model, tokenizer, file, count):
     if file.exists():
         lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         file.write_text("".join(lines))
-    known = {json.loads(line)["turns"][0][0] for line in lines}
+    first_questions = {json.loads(line)["turns"][0][0] for line in lines}
     writer = Writer(model, tokenizer)
     batches = 0
     with open(file, "a") as out:
-        while len(known) < count:
-            generator = torch.Generator().manual_seed(10_000 * len(known) + batches)
+        while len(first_questions) < count:
+            generator = torch.Generator().manual_seed(10_000 * len(first_questions) + batches)
             batches += 1
             for turns in writer.dialogs(BATCH, TURNS, generator):
                 turns = usable_turns(turns)
-                if not turns or turns[0][0] in known:
+                if not turns or turns[0][0] in first_questions:
                     continue
-                known.add(turns[0][0])
+                first_questions.add(turns[0][0])
                 line = {"turns": turns, "held_out": sentences.held_out(turns[0][0])}
                 out.write(json.dumps(line) + "\n")
             out.flush()
-            print(f"dialogs: {len(known)} of {count} after {batches} batches", flush=True)
+            print(f"dialogs: {len(first_questions)} of {count} after {batches} batches", flush=True)

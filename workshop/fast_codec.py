@@ -154,7 +154,8 @@ class Transformer(mimi.Transformer):
         return x.transpose(1, 2)
 
     def run(self, layer, matrices, x, turn, batch, rows, mask):
-        qkv, out, up, down = matrices
+        qkv, out = matrices[:2]
+        up, down = matrices[2:]
         heads = layer.self_attn.heads
         keys, values = layer.self_attn.state
         B, S, D = x.shape

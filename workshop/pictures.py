@@ -103,8 +103,8 @@ def picture_of_a_step():
     codes = [0, 1, 2, K - 1]  # the positions that are drawn
 
     def cells(values):
-        first, second, third, last = values
-        return f"{first:<10}{second:<10}{third:<10}...  {last}"
+        *first_three, last = values
+        return "".join(f"{value:<10}" for value in first_three) + f"...  {last}"
 
     channels = 1 + 2 * K
     sum_line = f"        speak  0 .. {K - 1} --+--> {channels} embeddings, added --> e_t"
