@@ -437,9 +437,8 @@ class Duplex:
     @torch.inference_mode()
     def advance(self):
         """A frame with the packet as it stands -> answer [B, 1 + K + frame_size], on the device."""
-        user, hears, active, chances = self.packet.send()
-        self.state, answer = frame(self.tools, self.state, user, hears, active, chances,
-                                   self.runner.run)
+        inputs = self.packet.send()  # user, hears, active, chances
+        self.state, answer = frame(self.tools, self.state, *inputs, self.runner.run)
         return answer
 
 
@@ -531,7 +530,7 @@ def talk_to_file(partner, args):
         if not seconds:  # Ctrl-C in the first frame
             return
         answer_file.save(args, user_audio, model_audio, config.sample_rate)
-    answer_file.report(args.target, model_audio, seconds, config)
+    answer_file.report(args.target, model_audio, seconds, config, args.tail)
 
 
 def talk_to_microphone(partner, args):

@@ -398,7 +398,7 @@ def start(settings, device, folder):
     history = History(lines, settings.forget, settings.patience)
     run = Run(settings, equation, optimizer, batches, folder, about, step, history)
     if rank == 0:
-        training_notes.announce(run, STAGES[settings.stage])
+        training_notes.announce(run, STAGES)
         meter = costs.Meter(config, settings, device)
         run.log = Log(settings, step, batches.steps, meter)
     return run

@@ -36,6 +36,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -76,14 +77,24 @@ GRIDS = {
     "response-tts": ("dialogs.jsonl", "response-tts", 1, 3, HEARING),
     "response-tts-free": ("dialogs.jsonl", "response-tts-free", 2, 4, HEARING),
 }
-# Stages: grids, epochs, learning rate at the start and at the end. The paper's rates serve its
-# pretrained model; the audio parts here are as new as there, and the model is fifty times smaller.
-LISTENING = ["asr", "asr-world", "asr-questions"]
+LISTENING = ("asr", "asr-world", "asr-questions")
+
+
+class Stage(NamedTuple):
+    """A stage of the paper, in the sizes of this model."""
+    grids: tuple   # names of GRIDS
+    epochs: float
+    lr: tuple      # learning rate at the start and at the end
+
+
+# The paper's rates serve its pretrained model. The audio parts here are as new as there, and the
+# model is fifty times smaller.
+PAIRS = (*LISTENING, "tts", "tts-answers")
 STAGES = {
-    "post-training-1": ([*LISTENING, "tts", "tts-answers"], 6, 1e-3, 3e-4),
-    "post-training-2": ([*LISTENING, "tts", "tts-answers"], 1, 3e-4, 2e-4),
-    "fine-tuning-1": (["asr-response-tts"], 3, 3e-4, 1e-4),
-    "fine-tuning-2": (["response-tts", "response-tts-free"], 4, 2e-4, 2e-5),
+    "post-training-1": Stage(PAIRS, 6, (1e-3, 3e-4)),
+    "post-training-2": Stage(PAIRS, 1, (3e-4, 2e-4)),
+    "fine-tuning-1": Stage(("asr-response-tts",), 3, (3e-4, 1e-4)),
+    "fine-tuning-2": Stage(("response-tts", "response-tts-free"), 4, (2e-4, 2e-5)),
 }
 PILOT_LINES = 2000
 PILOT_DRAWS = 4
@@ -195,11 +206,11 @@ def stage(name, args):
     names = list(STAGES)
     place = names.index(name)
     init = args.work / (names[place - 1] if place else "start")
-    folders, epochs, lr, lr_end = STAGES[name]
+    chosen = STAGES[name]
     settings = dict(ALL_STAGES, bfloat16=args.bfloat16)
     train.train(train.Settings(
-        grids=tuple(args.work / "grids" / folder for folder in folders), init=init,
-        out=args.work / name, stage=name, epochs=epochs, lr=(lr, lr_end), device=args.device,
+        grids=tuple(args.work / "grids" / folder for folder in chosen.grids), init=init,
+        out=args.work / name, stage=name, epochs=chosen.epochs, lr=chosen.lr, device=args.device,
         **settings))
 
 

@@ -224,7 +224,7 @@ def write_gguf(file, source, architecture):
             halves = tensor.reshape(heads, 2, -1, tensor.shape[-1])
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
         if stem.startswith("model.layers."):
-            _, _, layer, part = stem.split(".", 3)
+            layer, part = stem.split(".", 3)[2:]
             stem = f"blk.{layer}.{parts[part]}"
         writer.add_tensor(f"{names.get(stem, stem)}.{kind}", tensor.numpy())
     writer.write_header_to_file()

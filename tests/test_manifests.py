@@ -455,15 +455,33 @@ def test_voices_come_from_a_list_and_one_may_ask_each_dialog(tmp_path, monkeypat
     assert len(dialogs) == 6
     assert all(turns[0]["heard"] == turns[1]["heard"] for turns in dialogs)
     assert len({turns[0]["heard"] for turns in dialogs}) > 1
+    assert "(--users)" not in capsys.readouterr().err
+    data.main(["synth", str(file), str(tmp_path / "t"), "--model-voice", voice,
+               "--user-voices", str(tmp_path / "voices.txt"), "--users", "5"])
+    note = "each dialog should be asked by 5 voices (--users), and there are no more than 3"
+    assert note in capsys.readouterr().err
 
     monkeypatch.setattr(synthesis.quality, "score", lambda audio, rate: 10 * audio.max())
-    for folder in ("t", "s"):  # clips that are new, and clips that an earlier run has made
+    for folder in ("new", "s"):  # clips that are new, and clips that an earlier run has made
         with pytest.raises(DataError, match="no dialog could be spoken"):
             synthesis.synthesise(file, tmp_path / folder, voice, [voice], least_mos=1.5)
     assert "its DNSMOS is 1.00" in capsys.readouterr().err
     (tmp_path / "voices.txt").write_text("# none\n")
     with pytest.raises(DataError, match="holds no voice"):
         synthesis.read_voices(tmp_path / "voices.txt")
+
+
+def test_a_check_names_what_it_counts_and_what_it_wrote(tmp_path, capsys):
+    """Catches a table without a heading, of which a reader must guess what "none" counts."""
+    sound = tmp_path / "a.wav"
+    soundfile.write(sound, np.sin(np.arange(24_000) / 20) * 0.3, 24_000)
+    file = write(tmp_path / "m.jsonl", {"audio": "a.wav", "text": "some words"},
+                 {"audio": "b.wav", "text": "some words"})
+    data.main(["check", str(file)])
+    printed = capsys.readouterr().out
+    assert "    lines problem\n        1 none\n        1 missing recording\n" in printed
+    assert "m.clean.jsonl has the lines without a problem" in printed
+    assert (tmp_path / "m.clean.jsonl").exists() and (tmp_path / "m.offenders.jsonl").exists()
 
 
 def test_a_package_that_is_not_there_is_named(folder, monkeypatch):

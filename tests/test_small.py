@@ -21,6 +21,7 @@ import recordings  # noqa: E402
 import sentences  # noqa: E402
 import spelling  # noqa: E402
 from spoken import cardinal, ordinal, spoken, year  # noqa: E402
+from workshop import gguf_files  # noqa: E402
 
 
 # --- text as it is said ---
@@ -227,11 +228,11 @@ def test_rows_of_a_batch_end_their_turns_by_themselves(writer):
             following = step[min(len(row.ids), len(step) - 1)]
             fed.append(writer.advance(row, following, following, -0.5, 1))
             if row.finished:
-                return row, fed, asked, answered
+                return row, fed, (asked, answered)
         raise AssertionError("the dialog has no end")
 
     for question in (["who", "is", "?"], ["who", "is", "it", "?"]):
-        row, fed, asked, answered = write(question)
+        row, fed, (asked, answered) = write(question)
         end = dialogs.END_OF_TURN
         assert fed == [*asked, end, *writer.to_answer, *answered, end]
         assert row.turns == [(asked, answered, pytest.approx(-0.5))]
@@ -348,12 +349,27 @@ def test_queries_are_turned_back():
     numbered as they stand here: 0 turns with 2, 1 with 3."""
     ours = torch.arange(8.0)[:, None].expand(8, 3)
     theirs = ours[[0, 2, 1, 3, 4, 6, 5, 7]]
-    assert torch.equal(base.unpermuted(theirs, 2), ours)
+    assert torch.equal(gguf_files.half_split(theirs, 2), ours)
 
 
 def test_names_of_tensors():
-    assert base.name_here("blk.7.ffn_down.weight") == "model.layers.7.mlp.down_proj.weight"
-    assert base.name_here("token_embd.weight") == base.EMBEDDING
+    name = gguf_files.tensor_name
+    assert name("blk.7.ffn_down.weight") == "model.layers.7.mlp.down_proj.weight"
+    assert name("token_embd.weight") == "model.embed_tokens.weight"
+
+
+def test_markers_take_our_names():
+    """Catches ids of <wait>, <asr> and <answer> that another token of SmolLM2 has."""
+    from tokenizers import Tokenizer, models
+    names = ["a", "b", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>"]
+    whole = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="a"))
+    whole.add_special_tokens(names[2:])
+
+    class Checkpoint:
+        tokenizer = staticmethod(lambda: whole)
+    renamed = base.tokenizer_of(Checkpoint)
+    tokens = [renamed.token_to_id(name) for name in ("<wait>", "<asr>", "<answer>", "<|im_end|>")]
+    assert tokens == [base.WAIT, base.ASR, base.ANSWER, base.END_OF_TURN]
 
 
 # --- the command ---

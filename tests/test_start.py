@@ -355,6 +355,14 @@ def test_a_config_alone_starts_with_fresh_weights(tmp_path):
         starting.starting_model(str(tmp_path / "start"), str(REFERENCE / "qwen_small"), seed=3)
 
 
+def test_a_tokenizer_of_no_text_is_refused(tmp_path, capsys):
+    """Catches a model of one's own language that has learned no word of it, from an empty file."""
+    (tmp_path / "texts.txt").write_text("\n  \n")
+    with pytest.raises(SystemExit, match="there is no text in .*texts.txt"):
+        train.main(["tokenizer", str(tmp_path / "texts.txt"), str(tmp_path / "start")])
+    assert not (tmp_path / "start").exists()
+
+
 def test_what_is_lacking_beside_is_said_before_training(tmp_path, monkeypatch, capsys):
     """Catches a model trained for days that cannot talk; and an export that cannot lay beside
     what a run did not have."""

@@ -455,6 +455,32 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, capfd):
     assert log_of(copy, "step", "loss") == losses
 
 
+def test_a_run_that_begins_again_says_so(run, capsys):
+    """Catches steps that are lost in silence: a kill before the first checkpoint leaves a log and
+    nothing to go on from."""
+    Path(run.out).mkdir()
+    (Path(run.out) / "log.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
+    train.train(replace(run, epochs=0.3))
+    printed = capsys.readouterr().out
+    assert "no checkpoint of the steps before, so that this run begins at the first step" in printed
+    assert "every 3 steps (--save-every)" in printed
+
+
+def test_a_format_of_another_stage_names_that_stage(run, capsys):
+    """Catches a note that says what is wrong and not what to do: without --stage a run is
+    post-training 1."""
+    train.train(replace(run, stage="post-training-1", grids=run.grids[1:], epochs=0.3))
+    printed = capsys.readouterr().out
+    assert "no response-tts in post-training-1: --stage fine-tuning-2 has it" in printed
+
+
+def test_a_run_without_a_model_yet_says_what_to_do(tmp_path):
+    """Catches `chat.py --model RUN` during a run, which named a config.json that nobody writes."""
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="a run of train.py that has no model yet: let it "):
+        model_files.load(tmp_path)
+
+
 def test_checkpoints_of_older_versions_are_gone_on_from(run, capsys):
     """Catches a setting, or a thing that run.json says, without which no older run can go on."""
     train.train(run)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 
 import chat
 import data
@@ -53,7 +52,7 @@ class Judge:
         self.model = model_files.load(model)
         self.ids = stream.Ids.of(model_files.read_config(model))
         self.sampling = chat.Sampling.of(chat.SHIPPED)
-        self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        self.tokenizer = model_files.read_tokenizer(model)
         dialogs = read_manifest(work / "test.jsonl", "asr-response-tts")
         self.turns = [turns[0] for turns in dialogs]
         grids = self.grids("test-response-tts")  # in the order of the manifest

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import data
@@ -114,7 +113,7 @@ class Aligner:
 
     def __init__(self, source):
         start = Path(source) / "start"
-        self.tokenizer = Tokenizer.from_file(str(start / "tokenizer.json"))
+        self.tokenizer = model_files.read_tokenizer(start)
         self.ids = stream.Ids.of(model_files.read_config(start))
         self.scores = letters_of_codes(Path(source))  # [codes, 2, L]
 

@@ -24,18 +24,21 @@ def save(args, user_audio, model_audio, sample_rate):
         raise OSError(f"{error}; {rescue}") from None
 
 
-def report(target, model_audio, seconds, config):
+def report(target, model_audio, seconds, config, tail=None):
     """Print how long the conversation was, and what is odd about the answer.
 
-    seconds: what each frame took; config: the codec's."""
+    seconds: what each frame took; config: the codec's; tail: seconds of silence after the file, as
+    asked for, or None."""
     length = len(model_audio) / config.sample_rate
     speed_up = length / sum(seconds)
     slowest = 1000 * max(seconds)
     print(f"{length:.1f} s of conversation in {sum(seconds):.1f} s ({speed_up:.1f} x real time, "
           f"slowest frame {slowest:.0f} of {1000 / config.frame_rate:.0f} ms) -> {target}")
     if model_audio.abs().max() <= SILENT:
-        print("chat.py: note: the model said nothing: is there speech in the file?",
-              file=sys.stderr)
+        why = "is there speech in the file?"
+        if tail is not None:
+            why = f"a --tail longer than {tail:g} leaves it time to answer"
+        print(f"chat.py: note: the model said nothing: {why}", file=sys.stderr)
     elif model_audio[-config.sample_rate // 4:].abs().max() > SILENT:
         print("chat.py: note: the file ended while the model was speaking: "
               "a longer --tail lets it finish", file=sys.stderr)

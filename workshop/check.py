@@ -265,8 +265,17 @@ def add_command(commands):
             return check_grids(args.manifest)
         limits = limits_of(args)
         counts = check(args.manifest, limits, args.workers, args.format)
-        return "\n".join(f"{count:>9} {problem}" for problem, count in counts.most_common())
+        return table_of(counts, Path(args.manifest))
     parser.set_defaults(run=run)
+
+
+def table_of(counts, manifest):
+    """What a check says at its end: lines by problem, and where they stand now."""
+    lines = ["    lines problem"]
+    lines += [f"{count:>9} {problem}" for problem, count in counts.most_common()]
+    lines.append(f"{manifest.with_suffix('.clean.jsonl')} has the lines without a problem, "
+                 f"{manifest.with_suffix('.offenders.jsonl')} names the others")
+    return "\n".join(lines)
 
 
 def limits_of(args):

@@ -104,6 +104,10 @@ def made_up_grid(format, script):
             clips.append(clip[:, None].expand(-1, K))
         return place(spans, clips, torch.zeros(K, dtype=torch.int64), len(script))
 
-    speak = channel(script.speak_spans) if format in SPEAKS else None
-    listen = channel(script.listen_spans) if format in LISTENS else None
+    speak = None
+    if format in SPEAKS:
+        speak = channel(script.speak_spans)
+    listen = None
+    if format in LISTENS:
+        listen = channel(script.listen_spans)
     return script.grid(speak, listen)

@@ -120,6 +120,10 @@ class Packet:
         """-> user [B, size], hears [B], active [B], chances, on the device. hears is None where
         nobody hears anything."""
         self.inputs.copy_(self.rows, non_blocking=True)
+        user = self.inputs[:, self.user:]
         active = self.inputs[:, 0]
-        hears = self.inputs[:, 1] if self.somebody_hears else None
-        return self.inputs[:, self.user:], hears, active, self.inputs[:, 2:self.user]
+        chances = self.inputs[:, 2:self.user]
+        hears = None
+        if self.somebody_hears:
+            hears = self.inputs[:, 1]
+        return user, hears, active, chances

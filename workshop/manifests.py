@@ -483,8 +483,8 @@ def usable_rows(file, format):
             offenders.append(f"line {number}: {problems[0].detail}")
     if count:
         raise DataError(f"{file}: {count} lines cannot be used for format {format}: "
-                        f"{first_of(offenders, count)}. `python data.py check` writes a manifest "
-                        "without them")
+                        f"{first_of(offenders, count)}. `python data.py check --format {format}` "
+                        "writes a manifest without them, if that leaves any")
     if is_empty:
         raise DataError(f"the manifest {file} is empty: it needs a line of JSON for each pair or "
                         "dialog")

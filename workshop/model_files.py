@@ -58,9 +58,23 @@ def read_json(file):
     try:
         return json.loads(file.read_text())
     except OSError:
+        if (file.parent / "checkpoints").is_dir():
+            raise LoadError(f"{file.parent} is a run of train.py that has no model yet: let it "
+                            "end, or write its newest checkpoint as one, by `python train.py "
+                            f"export {file.parent} FOLDER`") from None
         raise LoadError(f"{file} is missing or cannot be read") from None
     except ValueError as error:
         raise LoadError(f"{file} is not JSON: {error}") from None
+
+
+def read_tokenizer(folder):
+    """The tokenizer.json of a folder -> tokenizers.Tokenizer. Raises LoadError."""
+    from tokenizers import Tokenizer
+    file = Path(folder) / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no narrower class
+        raise LoadError(f"{file} cannot be read: {error}") from None
 
 
 def weight_files(folder):

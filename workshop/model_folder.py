@@ -6,7 +6,6 @@ serves).
 
 Shapes: B waveforms of N samples (24 kHz, float32, -1 .. 1), T frames of 80 ms, K = 8 codebooks.
 """
-import json
 from pathlib import Path
 
 import torch
@@ -89,20 +88,17 @@ def codebooks(codec):
 
 
 def read_tokenizer(folder):
-    """The tokenizer of a model folder. Raises DataError where it has ids that its model lacks."""
-    from tokenizers import Tokenizer
+    """The tokenizer of a model folder. Raises LoadError, and DataError where it has ids that its
+    model lacks."""
     path = Path(folder) / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
-        raise DataError(f"{path} cannot be read: {error}") from None
+    tokenizer = model_files.read_tokenizer(folder)
     config = model_files.read_config(folder)
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise DataError(f"{path} is another model's: its ids go up to {largest}, "
                         f"config.json's to {config.vocab_size - 1}")
     # The release's config.json names no <asr> and <answer>, which then take the last rows.
-    values = json.loads((Path(folder) / "config.json").read_text())
+    values = model_files.read_json(Path(folder) / "config.json")
     keys = values.keys() | values["mm_token_info"].keys()
     for name, key, row in (("<asr>", "text_asr_token_id", config.asr_token),
                            ("<answer>", "text_answer_token_id", config.answer_token)):

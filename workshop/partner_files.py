@@ -18,7 +18,7 @@ def read(folder, device, dtype, bits=16):
     folder = model_files.resolve(folder)
     model = model_files.load(folder, device, dtype, quantize.packing(bits)).eval()
     codec = fast_codec.prepare_for_streaming(codec_files.load(folder, device, K))
-    tokenizer = read_tokenizer(folder)
+    tokenizer = model_files.read_tokenizer(folder)
     ids = model.config.aud_vocab_size
     entries = codec.config.codebook_size
     if ids <= entries:
@@ -36,13 +36,3 @@ def with_streams_of_its_own(codec, batch, compiled=False):
         own = fast_codec.plain(own)
     own.start(batch)
     return own
-
-
-def read_tokenizer(folder):
-    """The tokenizer of a model folder. Raises model_files.LoadError, one sentence."""
-    from tokenizers import Tokenizer
-    path = folder / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
-        raise model_files.LoadError(f"{path} cannot be read: {error}") from None

@@ -405,15 +405,10 @@ def options(arguments):
 def open_grid(path, index, model):
     """A grid of a file, for the tokenizer and ids of a model folder -> (Grid, Ids, names). Raises
     GridError, one sentence."""
-    from tokenizers import Tokenizer
     shard = shards.Shard(path)
     if not -len(shard) <= index < len(shard):
         raise GridError(f"{path} holds {len(shard)} grids, and there is no number {index}")
-    tokenizer_json = model / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    except Exception as error:  # the library raises no narrower class
-        raise GridError(f"{tokenizer_json} cannot be read: {error}") from None
+    tokenizer = model_files.read_tokenizer(model)
 
     def names(token):
         return tokenizer.decode([token])

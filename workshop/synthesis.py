@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -44,15 +45,21 @@ def split_command(command, windows=os.name == "nt"):
         raise DataError(f"the voice {command!r} is no command: {error}") from None
 
 
-def speak(job):
-    """(file, voice, text, least DNSMOS or None): write the file unless it is there -> None, or why
-    it could not be done."""
-    file, voice, text, least_mos = job
+class Clip(NamedTuple):
+    """A text by a voice."""
+    file: Path                # to be written
+    voice: str                # a command line
+    text: str
+    least_mos: float | None   # a lower DNSMOS is a failure
+
+
+def speak(clip):
+    """Write a Clip unless it is there -> None, or why it could not be done."""
     try:
-        if not file.exists():
-            return run_voice(file, voice, text, least_mos)
-        if least_mos is not None:  # an earlier run may have taken a worse one
-            return sound_problem(file, least_mos)
+        if not clip.file.exists():
+            return run_voice(*clip)
+        if clip.least_mos is not None:  # an earlier run may have taken a worse one
+            return sound_problem(clip.file, clip.least_mos)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())
     return None
@@ -123,24 +130,25 @@ class Speech:
     def __init__(self, out, least_mos):
         self.folder = out / "audio"
         self.least_mos = least_mos
-        self.jobs = {}  # name of a clip, relative to `out` -> what `speak` takes
+        self.clips = {}  # name of a clip, relative to `out` -> Clip
 
     def clip(self, voice, text):
         """The name of a clip, which is made later."""
         digest = hashlib.sha1(f"{voice} {text}".encode()).hexdigest()[:20]
         name = f"audio/{digest}.wav"
-        self.jobs[name] = (self.folder / f"{digest}.wav", voice, text, self.least_mos)
+        self.clips[name] = Clip(self.folder / f"{digest}.wav", voice, text, self.least_mos)
         return name
 
     def make(self, workers):
         """Speak all clips -> the names of those that failed, which are named on the screen too."""
         self.folder.mkdir(parents=True, exist_ok=True)
         failed = set()
-        reasons = in_parallel(speak, self.jobs.values(), workers)
-        for name, reason in zip(self.jobs, tqdm(reasons, total=len(self.jobs), unit="clip")):
+        reasons = in_parallel(speak, self.clips.values(), workers)
+        reasons = tqdm(reasons, total=len(self.clips), unit="clip")
+        for reason, (name, clip) in zip(reasons, self.clips.items()):
             if reason is not None:
-                _, voice, text, _ = self.jobs[name]
-                tqdm.write(f"SKIPPED: {voice!r} could not say {text!r}: {reason}", file=sys.stderr)
+                tqdm.write(f"SKIPPED: {clip.voice!r} could not say {clip.text!r}: {reason}",
+                           file=sys.stderr)
                 failed.add(name)
         return failed
 
@@ -180,7 +188,8 @@ def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0, users=US
     for voice in (model_voice, *user_voices):
         check_voice(voice)
     speech = Speech(out, least_mos)
-    dialogs, problems = [], []
+    dialogs = []
+    problems = []
     for number, row in read_rows(texts):
         problem = dialog_problem(row)
         if problem:
@@ -239,6 +248,9 @@ def add_command(commands):
             raise DataError("synth needs --user-voice or --user-voices, and --users from 1 on")
         if args.dnsmos is not None:
             quality.check_packages("--dnsmos")
+        if args.users > len(voices):
+            print(f"note: each dialog should be asked by {args.users} voices (--users), and there "
+                  f"are no more than {len(voices)}: name more with --user-voices", file=sys.stderr)
         count, failed = synthesise(args.texts, args.out, args.model_voice, voices, args.workers,
                                    users=args.users, least_mos=args.dnsmos)
         return f"{count} dialogs, {failed} clips failed"

@@ -82,15 +82,10 @@ def is_checkpoint(path):
 
 
 def tokenizer_of(source):
-    """The tokenizer of a qwen_files.Source. Raises TokenizerError or LoadError."""
+    """The tokenizer of a qwen_files.Source. Raises LoadError."""
     if source.gguf:
         return source.gguf.tokenizer()
-    from tokenizers import Tokenizer
-    file = source.file.parent / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower class
-        raise TokenizerError(f"{file} cannot be read: {error}") from None
+    return model_files.read_tokenizer(source.file.parent)
 
 
 def lay_special(tokenizer):
@@ -136,7 +131,10 @@ def make(sources, folder, size, shape=None, codec=SHIPPED):
         if size < BYTES + len(SPECIAL):
             raise TokenizerError(f"--size must be {BYTES + len(SPECIAL)} or more, not {size}: a "
                                  "tokenizer of bytes has so many rows before it has learned any")
-        tokenizer = learn(read_texts(sources), size)
+        texts = [text for text in read_texts(sources) if text.strip()]
+        if not texts:
+            raise TokenizerError(f"there is no text in {', '.join(map(str, sources))}")
+        tokenizer = learn(texts, size)
         settings = {"vocab_size": tokenizer.get_vocab_size()}
         preset = flm.PRESETS[shape or "tiny"]
     ids = {name: tokenizer.token_to_id(token) for name, token in SPECIAL.items()}

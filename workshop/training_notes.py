@@ -8,7 +8,7 @@ refusals (training_options.py).
 """
 import flm
 from stream import FRAME_RATE
-from workshop import beside, processes, starting, training_set
+from workshop import beside, processes, starting, training_log, training_set
 from workshop.lora import Selection
 
 
@@ -24,11 +24,13 @@ TOO_LITTLE = 1e-3
 ENOUGH = 6e-3
 
 
-def announce(run, stage):
-    """Print what a train.Run is about to do, and what of it may surprise. stage: train.Stage"""
-    for note in notes(run, stage):
+def announce(run, stages):
+    """Print what a train.Run is about to do, and what of it may surprise. stages: {name:
+    train.Stage}"""
+    for note in notes(run, stages):
         print(f"note: {note}")
     settings = run.settings
+    stage = stages[settings.stage]
     start, end = settings.lr
     mixture = " and ".join(f"{often:g} x {source}" for source, often in stage.mixture.items())
     print(f"{settings.stage}: {settings.epochs:g} epochs, learning rate {start:g} to {end:g}; "
@@ -56,10 +58,14 @@ def conclude(run):
               "next to nothing")
 
 
-def notes(run, stage):
+def notes(run, stages):
     """Sentences on what may surprise, one each."""
-    sentences = [*notes_on_grids(run, stage), *notes_on_the_model(run)]
+    sentences = [*notes_on_grids(run, stages), *notes_on_the_model(run)]
     settings = run.settings
+    if run.step == 0 and any("loss" in line for line in training_log.read_log(settings.out)):
+        sentences.append(f"{settings.out} has no checkpoint of the steps before, so that this run "
+                         "begins at the first step again; a checkpoint is written every "
+                         f"{settings.save_every} steps (--save-every)")
     steps = run.batches.steps
     rates = steps * sum(settings.lr) / 2
     if rates < TOO_LITTLE:
@@ -74,14 +80,17 @@ def notes(run, stage):
     return sentences
 
 
-def notes_on_grids(run, stage):
+def notes_on_grids(run, stages):
     """Sentences on what a run reads."""
     settings = run.settings
+    stage = stages[settings.stage]
     sources = run.batches.grids.sources
     sentences = []
     others = {source.format for source in sources} - {*stage.formats, "unknown"}
     if others:
-        sentences.append(f"Table 3 has no {', '.join(sorted(others))} in {settings.stage}")
+        fitting = [name for name, one in stages.items() if others <= set(one.formats)]
+        hint = f": --stage {fitting[0]} has it" if fitting else ""
+        sentences.append(f"Table 3 has no {', '.join(sorted(others))} in {settings.stage}{hint}")
     if len(stage.mixture) > 1 and len({source.weight for source in sources}) == 1:
         mixture = " and ".join(f"{often:g} x what is {source}"
                                for source, often in stage.mixture.items())

@@ -366,10 +366,13 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
                 raise SettingError(f"--{name} must be 1 or more, not {getattr(args, name)}")
         if args.command == "export":
             export(args)
+            print(f"{args.checkpoint} -> {args.folder}")
         elif args.command == "tokenizer":
             tokenizer.run_command(args)
         elif args.command == "plot":
-            training_log.plot(args.folder, Path(args.folder) / "curves.png")
+            curves = Path(args.folder) / "curves.png"
+            training_log.plot(args.folder, curves)
+            print(f"the curves of {args.folder} -> {curves}")
         elif args.command == "bench":
             del options["length"]
             for preset in args.presets:
