@@ -511,7 +511,7 @@ def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
             seconds.append(took)
     except KeyboardInterrupt:
         monologue.close()
-        command.note_stop("chat.py: stopped; the answer so far is kept")
+        command.note_stop("chat.py: stopped; what follows is of the frames so far")
     user_audio, model_audio = torch.cat(voices, 1)
     if tail is None:
         return user_audio, model_audio, seconds

@@ -196,7 +196,7 @@ def recognition_scene(entry, run):
     wave = F.pad(sound_file.read_audio(entry["heard"]), (SILENCE * FRAME, 0))
     script = stream.Script(ids)
     words_to_write = len(partner.tokenizer.encode(entry["transcript"]).ids)
-    script.wait(SILENCE + len(wave) // FRAME + words_to_write + WRITING)
+    script.wait(len(wave) // FRAME + words_to_write + WRITING)
     wave = F.pad(wave, (0, len(script) * FRAME - len(wave)))
     speak = None
     if run.args.asr_format != "asr":

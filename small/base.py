@@ -11,7 +11,6 @@ the folder's model writes what SmolLM2 writes. What this is not: training.
 Decision: <wait>, <asr> and <answer> take the ids of three markers of code repositories, which no
 text of ours holds, so that the vocabulary stays as it is.
 """
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 import flm  # noqa: E402
-from workshop import model_files, qwen_files  # noqa: E402
+from workshop import model_files, qwen_files, tokenizer  # noqa: E402
 
 # SmolLM2's markers <repo_name>, <reponame> and <file_sep>, by their ids.
 MARKERS = {3: "<wait>", 4: "<asr>", 5: "<answer>"}
@@ -43,10 +42,10 @@ def tokenizer_of(checkpoint):
     """SmolLM2's tokenizer, in which three markers have our names. checkpoint:
     gguf_files.Checkpoint"""
     from tokenizers import Tokenizer
-    tokenizer = checkpoint.tokenizer()
-    text = tokenizer.to_str()
+    words = checkpoint.tokenizer()
+    text = words.to_str()
     for token, name in MARKERS.items():
-        text = text.replace(f'"{tokenizer.id_to_token(token)}"', f'"{name}"')
+        text = text.replace(f'"{words.id_to_token(token)}"', f'"{name}"')
     return Tokenizer.from_str(text)
 
 
@@ -63,11 +62,10 @@ def language_model(gguf_file):
 
 def write(gguf_file, out, codec):
     """Write the model folder `out`, with the codec of the folder `codec`. Returns the model."""
-    model, tokenizer = language_model(gguf_file)
+    model, words = language_model(gguf_file)
     model_files.save(model, out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    for name in ("mimi.json", "mimi.safetensors"):
-        shutil.copy(codec / name, out / name)
+    words.save(str(out / "tokenizer.json"))
+    tokenizer.lay_codec(codec, out)
     return model
 
 

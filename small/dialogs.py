@@ -91,10 +91,10 @@ class Writer:
         logits = self.logits(torch.tensor([ids]).expand(batch, -1), cache)
         rows = [self.new_row(generator) for _ in range(batch)]
         while not all(row.finished for row in rows) and cache.filled < longest:
-            sampled = draw(logits, generator)
-            best = logits.log_softmax(-1).max(-1)
-            following = [self.advance(row, sampled[b].item(), best.indices[b].item(),
-                                      best.values[b].item(), turns) for b, row in enumerate(rows)]
+            sampled = draw(logits, generator).tolist()
+            scores, best = logits.log_softmax(-1).max(-1)
+            choices = zip(rows, sampled, best.tolist(), scores.tolist())
+            following = [self.advance(*choice, turns) for choice in choices]
             logits = self.logits(torch.tensor(following)[:, None], cache)
         decode = self.tokenizer.decode
         return [[(decode(question), decode(answer), score) for question, answer, score in row.turns]

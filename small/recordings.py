@@ -8,7 +8,6 @@ not: their texts.
     python small/make.py --only open-speech
 """
 import hashlib
-import io
 import json
 import random
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import sentences
 import voices
 import world
 from workshop.files import replacing
+from workshop.manifests import write_lines
 
 # Recordings, each of a sentence, by the users of each engine and by the model's voice.
 USERS = {"espeak": 10_000, "flite": 2600, "pico": 1400, "kokoro": 900, "festival": 300}
@@ -30,7 +30,7 @@ TEST_USERS = {"espeak": 70, "flite": 30, "pico": 15, "joe": 15}
 # Questions of the small model's world, so that one codec serves both models.
 WORLD = {"espeak": 5000, "flite": 1400, "pico": 800, "joe": 600, "kokoro": 900}
 TEST_WORLD_PER_VOICE = 10
-LATER = ("kokoro", "festival")  # slow engines: recorded when all others are done
+LATER = ("kokoro", "festival")  # slow engines: the last of each list
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def plan(share=1.0):
     pairs = world.sample(sum(engines.values()), 21, held_out=False)
     questions = by_random_users([a.question for a in pairs], engines, rng)
     rng.shuffle(questions)
+    questions.sort(key=lambda clip: clip.voice.startswith(LATER))
     pairs = world.sample(part(TEST_WORLD_PER_VOICE) * len(voices.HELD_OUT), 22, held_out=True)
     new_questions = [Clip(a.question, voices.HELD_OUT[i % len(voices.HELD_OUT)])
                      for i, a in enumerate(pairs)]
@@ -98,10 +99,8 @@ def record(clip, folder):
         audio = voices.say(clip.text, clip.voice, clip.speed, clip.pitch)
     except ValueError:
         return False
-    file = io.BytesIO()
-    soundfile.write(file, audio, voices.SAMPLE_RATE, format="WAV", subtype="PCM_16")
     with replacing(path) as beside:
-        beside.write_bytes(file.getvalue())
+        soundfile.write(beside, audio, voices.SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return True
 
 
@@ -174,20 +173,18 @@ def record_dialogs(work, name, dialogs, shares=None):
         entries = [{"heard": f"speech/{question.file}", "transcript": question.text,
                     "spoken": f"speech/{answer.file}", "response": answer.text}
                    for question, answer in zip(asking, answered)]
-        lines.append(json.dumps({"turns": entries, "voice": asking[0].voice}) + "\n")
-    with replacing(work / f"{name}.jsonl") as beside:
-        beside.write_text("".join(lines))
+        lines.append({"turns": entries, "voice": asking[0].voice})
+    write_lines(work / f"{name}.jsonl", lines)
 
 
 def write_pairs(work):
     """questions.jsonl and answers.jsonl: the recordings of dialogs.jsonl as pairs, each once."""
-    questions, answers = {}, {}
+    questions = {}
+    answers = {}
     for line in (work / "dialogs.jsonl").read_text().splitlines():
         for turn in json.loads(line)["turns"]:
             questions[turn["heard"]] = turn["transcript"]
             answers[turn["spoken"]] = turn["response"]
     for name, pairs in (("questions", questions), ("answers", answers)):
-        entries = [json.dumps({"audio": audio, "text": text}) + "\n"
-                   for audio, text in pairs.items()]
-        with replacing(work / f"{name}.jsonl") as beside:
-            beside.write_text("".join(entries))
+        entries = [{"audio": audio, "text": text} for audio, text in pairs.items()]
+        write_lines(work / f"{name}.jsonl", entries)

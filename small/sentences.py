@@ -30,7 +30,8 @@ def held_out(text):
     """Whether a sentence is kept for tests. Only its letters count, so that no spelling of it and
     no order of the sources moves it."""
     letters = re.sub("[^a-z ]", "", text.lower())
-    draw = int(hashlib.sha1(letters.encode()).hexdigest()[:8], 16) / 16 ** 8
+    digest = hashlib.sha1(letters.encode()).hexdigest()
+    draw = int(digest[:8], 16) / 16 ** 8
     return draw < HELD_OUT_SHARE
 
 

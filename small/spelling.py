@@ -55,7 +55,8 @@ AFTER = 4                   # frames of silence: the last characters may come la
 LATEST_START = 12_000       # samples
 COOLING = 0.3               # share of the steps, at the end, in which the rate falls to a fiftieth
 WEIGHTS = {"linear": 0.5, "reader": 0.5, "commitment": 0.1, "acoustic": 1.0}
-CLEAN_SHARE = 0.4           # of the users; noise and rooms are for the others
+# Of the users; tiny/codec.py's `disturbed` leaves some of the others without noise and rooms, too.
+CLEAN_SHARE = 0.4
 # Manifests: held-out sentences by held-out voices, by users like those of training, and questions
 # of the small model's world by held-out voices.
 TESTS = ("test-voices", "test-sentences", "test-world")
@@ -158,21 +159,6 @@ def draw_batch(sources, step):
 
 # --- losses ---
 
-def move_codebook(book, x, codes):
-    """One step of the running averages: x [M, codebook_dim] went to `codes` [M]. Entries that
-    hardly anything goes to are put where some x is."""
-    size = len(book.cluster_usage)
-    counts = torch.bincount(codes, minlength=size)
-    book.cluster_usage.mul_(DECAY).add_(counts, alpha=1 - DECAY)
-    book.embedding_sum.mul_(DECAY).index_add_(0, codes, x, alpha=1 - DECAY)
-    fair = len(x) / size
-    unused = (book.cluster_usage < 0.02 * fair).nonzero()[:, 0]
-    if len(unused):
-        chosen = torch.randint(len(x), (len(unused),))
-        book.embedding_sum[unused] = x[chosen] * fair
-        book.cluster_usage[unused] = fair
-
-
 def losses_of(codec, teacher, heads, batch, learns):
     """The losses of a batch, by the names of WEIGHTS. learns: whether encoder and codebook move."""
     first = codec.quantizer.rvq_first
@@ -187,7 +173,7 @@ def losses_of(codec, teacher, heads, batch, learns):
     losses = {}
     read = chosen
     if learns:
-        move_codebook(book, x.detach()[spoken], codes[spoken])
+        tiny_codec.move_codebook(book, x.detach()[spoken], codes[spoken], DECAY)
         losses["commitment"] = F.mse_loss(x[spoken], chosen[spoken])
         quantized = torch.rand(len(x), 1, 1) < QUANTIZED_SHARE
         straight_through = x + (chosen - x).detach()
@@ -209,7 +195,7 @@ def losses_of(codec, teacher, heads, batch, learns):
 
 # --- what is read from codebook 0 ---
 
-def transcripts(codec, heads, clips, name="reader"):
+def transcripts(codec, heads, clips):
     """(text, transcript read from codebook 0 alone) of every recording, without noise."""
     pairs = []
     book = codec.quantizer.rvq_first.codebooks[0]
@@ -218,7 +204,7 @@ def transcripts(codec, heads, clips, name="reader"):
         audio = F.pad(torch.from_numpy(audio), (1920, 4 * 1920))
         with torch.no_grad():
             codes = codec.encode(audio[None, None])[:, 0]          # [1, T]
-            logits = heads[name](book.lookup(codes))[0]
+            logits = heads["reader"](book.lookup(codes))[0]
         pairs.append((text, greedy(logits)))
     return pairs
 

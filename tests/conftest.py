@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import chat  # noqa: E402
 import flm  # noqa: E402
 import mimi  # noqa: E402
-import stream  # noqa: E402
 from workshop import codec_files, drawing, model_files  # noqa: E402
 
 

@@ -11,7 +11,8 @@ import soundfile
 import data
 from test_stream import random_grid
 from workshop import check as check_module
-from workshop import importers, manifests, shards, sound_file, synthesis, training_set
+from workshop import importers, manifests, packages, shards, sound_file, synthesis
+from workshop import training_set
 from workshop.check import Limits, check
 from workshop.manifests import DataError, read_manifest
 from workshop.parallel import in_parallel
@@ -486,7 +487,7 @@ def test_a_check_names_what_it_counts_and_what_it_wrote(tmp_path, capsys):
 
 def test_a_package_that_is_not_there_is_named(folder, monkeypatch):
     """Catches a traceback in the middle of a run for want of an optional package."""
-    monkeypatch.setattr(check_module.quality.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     write(folder / "m.jsonl", GOOD)
     with pytest.raises(SystemExit) as stopped:
         data.main(["check", str(folder / "m.jsonl"), "--dnsmos", "3"])

@@ -294,7 +294,7 @@ def test_a_codebook_moves_to_what_is_near_and_uses_all_its_entries():
     x = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]).repeat(5, 1)
     torch.manual_seed(0)
     for _ in range(600):
-        spelling.move_codebook(book, x, book.nearest(x))
+        spelling.tiny_codec.move_codebook(book, x, book.nearest(x))
     error = (book.entries[book.nearest(x)] - x).square().sum(-1)
     assert error.max() < 0.01
     assert book.entries.abs().max() < 2

@@ -12,7 +12,6 @@ import soundfile
 import torch
 
 import chat
-import flm
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tiny"))

@@ -26,7 +26,6 @@ LETTERS and a blank.
 """
 import json
 import math
-import os
 import random
 import time
 
@@ -40,6 +39,7 @@ from tqdm import tqdm
 import data
 import mimi
 from workshop import acoustics, codec_files
+from workshop.files import replacing
 
 FRAMES = 44       # of a clip: 3.52 s
 # Of a batch all clips are encoded. Only the first DECODED are decoded too: of users it matters only
@@ -161,13 +161,13 @@ def spectral_loss(decoded, target):
     return total / len(scales) / 2
 
 
-def _move_codebook(book, x, codes):
+def move_codebook(book, x, codes, decay=DECAY):
     """One step of the running averages: x [M, codebook_dim] were assigned to `codes` [M]. Unused
     entries are replaced."""
     size = len(book.cluster_usage)
     counts = torch.bincount(codes, minlength=size)
-    book.cluster_usage.mul_(DECAY).add_(counts, alpha=1 - DECAY)
-    book.embedding_sum.mul_(DECAY).index_add_(0, codes, x, alpha=1 - DECAY)
+    book.cluster_usage.mul_(decay).add_(counts, alpha=1 - decay)
+    book.embedding_sum.mul_(decay).index_add_(0, codes, x, alpha=1 - decay)
     dead = (book.cluster_usage < 0.02 * len(x) / size).nonzero()[:, 0]
     if len(dead):
         chosen = x[torch.randint(len(x), (len(dead),), device=x.device)]
@@ -186,7 +186,7 @@ def quantize(vq, latent, n):
         codes = book.nearest(residual)
         chosen = F.embedding(codes, book.entries)
         loss = loss + F.mse_loss(x, (total + chosen).detach())
-        _move_codebook(book, residual.flatten(0, 1), codes.flatten())
+        move_codebook(book, residual.flatten(0, 1), codes.flatten())
         total = total + chosen
         residual = residual - chosen
     return x + (total - x).detach(), loss / n
@@ -297,8 +297,8 @@ def run(name, checkpoint, steps, learn, seed, **parts):
             started = time.time()
         if step % 200 == 0 or step == steps:
             states = {key: part.state_dict() for key, part in parts.items()}
-            torch.save(states | {"step": step}, f"{checkpoint}.part")
-            os.replace(f"{checkpoint}.part", checkpoint)
+            with replacing(checkpoint) as beside:
+                torch.save(states | {"step": step}, beside)
 
 
 def resume(name, checkpoint, parts):

@@ -43,7 +43,8 @@ import flm  # noqa: E402
 import train  # noqa: E402
 import voices  # noqa: E402
 import world  # noqa: E402
-from workshop import model_files  # noqa: E402
+from workshop import gguf_files, model_files  # noqa: E402
+from workshop.manifests import write_lines  # noqa: E402
 
 # --- sizes ---
 
@@ -234,10 +235,6 @@ def _record(job):
     os.replace(path + ".part", path)
 
 
-def _write_lines(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def record_all(jobs, what):
     """jobs: tuples that `_record` takes, those of one text and voice beside each other."""
     voices.prepare()
@@ -269,7 +266,7 @@ def _record_dialogs(work, name, jobs):
         users.append({"audio": question, "text": job["text"]})
         joe[job["answer"]] = answer
     record_all(list(clips.values()), name)
-    _write_lines(work / f"{name}.jsonl", lines)
+    write_lines(work / f"{name}.jsonl", lines)
     return users, joe
 
 
@@ -321,9 +318,9 @@ def speech(args):
         more[pair.answer] = f"speech/{clip_name(pair.answer, voices.MODEL_VOICE)}"
     jobs = [(str(work / path), text, voices.MODEL_VOICE, 1.0, 1.0) for text, path in more.items()]
     record_all(jobs, "answers")
-    _write_lines(work / "users.jsonl", users)
+    write_lines(work / "users.jsonl", users)
     pairs = [{"audio": path, "text": text} for text, path in (joe | more).items()]
-    _write_lines(work / "joe.jsonl", pairs)
+    write_lines(work / "joe.jsonl", pairs)
 
 
 def more_speech(args):
@@ -351,7 +348,7 @@ def replayed_speech(args):
     lines = [json.loads(line) for line in open(out / "dialogs.jsonl")]
     for engine in REPLAY_SHARES:
         of_engine = [line for line in lines if line["voice"].partition(":")[0] == engine]
-        _write_lines(out / f"dialogs-{engine}.jsonl", of_engine)
+        write_lines(out / f"dialogs-{engine}.jsonl", of_engine)
 
 
 def _record_replayed_by_joe(out, jobs):
@@ -385,7 +382,7 @@ def hearing(args):
 def tokenizer(args):
     """A byte-level BPE of the world's texts, and the model before training, beside the codec in
     work/start."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     config = flm.PRESETS["tiny"]
     texts = []
     for pair in world.sample(20_000, 4000):
@@ -395,8 +392,7 @@ def tokenizer(args):
     }
     in_order = ["<unused>", *(special[token] for token in sorted(special))]
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    gguf_files.cut_words(bpe, "gpt-2")
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size, show_progress=False, special_tokens=in_order,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())

@@ -18,6 +18,7 @@ import json
 import platform
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ import torch
 import flm
 import mimi
 from flm import K
-from workshop import codec_files, fast_codec, model_files, pace, quantize
+from workshop import fast_codec, model_files, pace, partner_files, quantize
 
 # The functions of chat.py that are the parts of a frame, and how the report calls them.
 PARTS = {"encode_user": "encode", "read_row": "backbone", "write_codes": "depth",
@@ -113,10 +114,8 @@ def weight_bytes(model):
 def subject(args):
     """The model and codec that --bench times: of a folder, or of a preset with random weights."""
     if not args.random_weights:
-        convert = quantize.packing(args.bits)
-        model = model_files.load(args.model, args.device, args.dtype, convert).eval()
-        codec = codec_files.load(args.model, args.device, K)
-        return model, fast_codec.prepare_for_streaming(codec)
+        model, codec, _ = partner_files.read(args.model, args.device, args.dtype, args.bits)
+        return model, codec
     torch.manual_seed(0)
     model = flm.FLM(flm.PRESETS[args.random_weights])
     flm.init_weights(model, args.device, args.dtype).eval()
@@ -171,12 +170,12 @@ def skip_to(cache, frames):
 
 
 @torch.inference_mode()
-def time_frames(args, model, codec, duplex, timer):
+def time_frames(args, model, codec, duplex, timer, filled):
     """Both loops, frame by frame -> milliseconds of the parts: {name: [frames]}; those of the
-    straightforward loop are "straightforward"."""
+    straightforward loop, with `model`, are "straightforward". filled: frames in the caches."""
     config = model.config
     plain = StraightforwardLoop(model)
-    skip_to(duplex.cache, FILLED if duplex.cache.length > FILLED else 0)
+    skip_to(duplex.cache, filled)
     plain.fill(duplex.cache)
     timer.times.clear()  # what compiling took
     row = (config.wait_token, [config.pad_token] * K)
@@ -193,8 +192,12 @@ def bench(args, duplex_class):
     model, codec = subject(args)
     pace.settle_threads(model, codec)
     timer = Timer(args.device)
+    untouched = model
+    if torch.device(args.device).type == "cpu":
+        untouched = deepcopy(model)  # lean_model.py lays the weights as a CPU reads them fastest
     duplex = duplex_class(model, args.sampling, codec=codec, timer=timer, **args.shape)
-    times = time_frames(args, model, codec, duplex, timer)
+    filled = FILLED if duplex.cache.length > FILLED else 0
+    times = time_frames(args, untouched, codec, duplex, timer, filled)
     slow = times.pop("straightforward").median().item()
     frames = torch.stack(list(times.values())).sum(0)
     medians = {PARTS[name]: values.median().item() for name, values in times.items()}
@@ -218,7 +221,6 @@ def bench(args, duplex_class):
     if args.bits < 16 and not args.random_weights:
         text, codes = divergence(model, args.model, args.device)
         result["kl_nats"] = {"text": text, "codes": codes}
-    filled = FILLED if duplex.cache.length > FILLED else 0
     print_table(result, args.frames, filled)
     print(json.dumps(result))
 

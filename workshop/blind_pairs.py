@@ -54,9 +54,9 @@ def write(a, b, out, most, seed):
     text = text.replace("__DIMENSIONS__", json.dumps(DIMENSIONS))
     (page / "index.html").write_text(text, encoding="utf-8")
     about = {"A": str(a), "B": str(b), "pairs": key}
-    write_lines(Path(out) / "key.json", [about])
-    key = Path(out) / "key.json"
-    return (f"{len(pairs_on_page)} pairs: give {page} to raters, keep {key} from them, and read "
+    file = Path(out) / "key.json"
+    write_lines(file, [about])
+    return (f"{len(pairs_on_page)} pairs: give {page} to raters, keep {file} from them, and read "
             "their sheets with --ab-sheets\n")
 
 
@@ -79,7 +79,8 @@ def same_user(one, other):
     questions = []
     for file in (one, other):
         row = json.loads(file.with_suffix(".json").read_text())
-        questions.append([turn["question"] for turn in row.get("turns", ())] or row.get("question"))
+        turns = [turn["question"] for turn in row.get("turns", ())]
+        questions.append((turns, row.get("question"), row.get("expected")))
     return questions[0] == questions[1]
 
 

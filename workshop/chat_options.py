@@ -21,6 +21,7 @@ from stream import FRAME_RATE
 from workshop import devices, sound_card, sound_file
 from workshop.answer_end import HESITATION, LONGEST_ANSWER
 from workshop.record import read_replay
+from workshop.sounds import SAMPLE_RATE
 
 # The ways into a conversation, and how an error calls them.
 WAYS = {"file": "--in", "replay": "--replay", "serve": "--serve", "bench": "--bench",
@@ -283,12 +284,12 @@ def check_targets(args):
             sound_file.check_target(target, args.overwrite, sources)
 
 
-def check_room(args, sample_rate=24_000):
+def check_room(args):
     """Raise ValueError, one sentence, where a disk has no room for a conversation about
     args.question. An answer's length is not known beforehand; what is known is how long it is
     waited for."""
     seconds = HESITATION if args.tail is None else args.tail
-    samples = len(args.question) + round(seconds * sample_rate)
+    samples = len(args.question) + round(seconds * SAMPLE_RATE)
     sizes = {args.target: samples * 2 * (2 if args.stereo else 1)}  # two bytes a sample
     if args.record:
         sizes[args.record] = samples * 4 * 2

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import flm
 from workshop import adapter_files, beside, config_files, lora, model_files, processes, starting
-from workshop.files import sync
+from workshop.files import error_line, sync
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -64,7 +64,7 @@ def reason(failure):
     """The first line of what went wrong, also where several processes report."""
     failures = getattr(failure, "failures", {}).values()
     first = [inner for inner, _ in failures] or failure
-    return str(first).splitlines()[0]
+    return error_line(first)
 
 
 # --- what a checkpoint says of its run ---

@@ -7,11 +7,13 @@ What this is not: a choice of a device.
 """
 import torch
 
+from workshop.files import error_line
+
 
 def check_device(device):
     """Raise ValueError, one sentence, where PyTorch cannot compute on a device."""
     try:
         torch.ones(1, device=device).sum().item()  # "meta" makes tensors, and has no values
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
+        reason = error_line(error).partition(". ")[0]
         raise ValueError(f"--device {device} cannot be used here: {reason}") from None

@@ -17,8 +17,9 @@ SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
 def make_parser(conversations):
     """conversations: the parts of --dialogs beside the questions themselves."""
     parser = argparse.ArgumentParser(
-        description="Measure a model. Ask for one part or for many. What OUT holds is not measured "
-        "again: the same command goes on after a stop, and a later command adds parts.",
+        description="Measure a model. Ask for one part or for many. OUT keeps every conversation, "
+        "so that the same command goes on after a stop. The table holds the parts that a command "
+        "names: to add one, repeat the options and name it too; nothing is held again.",
         epilog="OUT: results.txt (a table), results.json (value, n, low, high), results.png, "
         "failures.md, and every conversation, the user left, the model right.")
     add_conversation_options(parser, conversations)
@@ -68,7 +69,7 @@ def add_conversation_options(parser, conversations):
                        help="recordings for --snr (default: pink noise)")
     group.add_argument("--rooms", action="store_true",
                        help="ask the questions again, in made-up rooms")
-    group.add_argument("--talk", type=float, default=10, metavar="MINUTES",
+    group.add_argument("--talk", type=float, default=10.0, metavar="MINUTES",
                        help="length of the long conversations that are full of "
                        "questions; questions after a hundred seconds of silence belong to them; "
                        "0 for neither (default: %(default)s)")
@@ -96,8 +97,8 @@ def add_run_options(parser):
     group.add_argument("--language", default="en",
                        help="language of the texts; zh counts characters (default: %(default)s)")
     group.add_argument("--most", type=int, metavar="N",
-                       help="use at most N entries, evenly spaced (default: 200 of a JSONL, and "
-                       "all of another test set)")
+                       help="use at most N entries, evenly spaced (default: 200 of a JSONL, all of "
+                       "another test set, and 100 pairs of --ab)")
     group.add_argument("--batch", type=int, default=32, metavar="N",
                        help="conversations at once (default: %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
@@ -120,6 +121,11 @@ def check(args):
             raise ValueError(f"--{name} needs the questions of --dialogs")
     if args.judge and not (args.dialogs or args.qa):
         raise ValueError("--judge needs the questions of --dialogs or --qa")
+    for name, other in (("noise", "snr"), ("judge_prompt", "judge"), ("overwrite", "fdb"),
+                        ("asr_format", "asr")):
+        if getattr(args, name) and not getattr(args, other):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} has no effect without --{other}")
     if args.similarity and not args.tts:
         raise ValueError("--similarity needs the references of --tts meta.lst")
     parts = (args.dialogs, args.qa, args.asr, args.tts, args.grids, args.fdb, args.ab,
@@ -127,6 +133,8 @@ def check(args):
     if not any(parts):
         raise ValueError("nothing to measure: name --dialogs, --qa, --asr, --tts, --grids, --fdb "
                          "or --ab")
+    if (args.ab or args.ab_sheets) and sum(map(bool, parts)) > 1:
+        raise ValueError("--ab and --ab-sheets are commands of their own: name no other part")
     if args.whisper is not None:
         check_packages(args.whisper)
     check_device(args.device)

@@ -291,14 +291,14 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     if args.model == "released":
-        plain = mimi.Mimi(mimi.PRESETS["released"]).eval().requires_grad_(False)
+        codec = mimi.Mimi(mimi.PRESETS["released"]).eval().requires_grad_(False)
     else:
         try:
-            plain = codec_files.load(args.model)
+            codec = codec_files.load(args.model)
         except ValueError as error:
             sys.exit(f"fast_codec.py: {error}")
-    fast = prepare_for_streaming(deepcopy(plain))
-    for (name, part), times in measure({"plain": plain, "fast": fast}, args.frames).items():
+    fast = prepare_for_streaming(deepcopy(codec))
+    for (name, part), times in measure({"plain": codec, "fast": fast}, args.frames).items():
         print(f"{name:<6}{part:<8}{times.median():8.2f} ms, p99 {times.quantile(0.99):8.2f} ms")
 
 

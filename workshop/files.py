@@ -1,7 +1,8 @@
 """Files that are whole or not there: written beside, given the usual permissions, and renamed.
 
 What this is: how every file of this repository is replaced, so that neither a full disk, a kill nor
-a power cut costs what stood there before; and the error for files that cannot be read. What this
+a power cut costs what stood there before; the error for files that cannot be read, and what other
+people's errors say. What this
 is not: a format. Serves model_files.py, codec_files.py, shards.py, train.py.
 """
 import os
@@ -12,6 +13,12 @@ from pathlib import Path
 class LoadError(ValueError):
     """Files of a model or codec that cannot be used. The message is one sentence that names the
     file and, where there is one, the tensor."""
+
+
+def error_line(error):
+    """What an error says, in one line; its class where it says nothing."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0]
 
 
 def sync(path):

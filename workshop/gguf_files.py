@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from workshop.files import LoadError
+from workshop.files import LoadError, error_line
 
 ARCHITECTURES = ("qwen2", "llama")
 # Settings of transformers, by what stands behind "qwen2." or "llama." in the file.
@@ -101,7 +101,7 @@ class Checkpoint:
             self.reader = self.gguf.GGUFReader(self.file)
         except Exception as error:  # the package raises many kinds
             raise LoadError(f"{self.file} cannot be read as GGUF, it is damaged or cut short: "
-                            f"{str(error).splitlines()[0]}") from None
+                            f"{error_line(error)}") from None
         self.architecture = self.value("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise LoadError(f"{self.file} holds a model of architecture {self.architecture}, and "

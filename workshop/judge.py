@@ -86,7 +86,10 @@ class Judge:
         for attempt in range(ATTEMPTS):
             try:
                 with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-                    return json.load(response)["choices"][0]["message"]["content"]
+                    reply = json.load(response)["choices"][0]["message"]["content"]
+                if isinstance(reply, str):
+                    return reply
+                reason = "its reply has no text"
             except urllib.error.HTTPError as error:
                 reason = f"it says {error.code} {error.reason}"
                 if error.code in (401, 403):

@@ -30,7 +30,8 @@ def words(text, language="en"):
     text = folded(text)
     if language == "zh":
         return chinese_words(text)
-    text = text.replace("+", " plus ").replace("=", " is ")
+    if language == "en":
+        text = text.replace("+", " plus ").replace("=", " is ")
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     parts = re.sub(r"[^\w' ]+", " ", text).split()
     if language != "en":
@@ -40,8 +41,8 @@ def words(text, language="en"):
 
 def folded(text):
     """A text in lower case and half width, with one sort of apostrophe."""
-    text = unicodedata.normalize("NFKC", text).lower()
-    return re.sub(f"[{APOSTROPHES}]", "'", text)
+    text = re.sub(f"[{APOSTROPHES}]", "'", text)  # NFKC makes a space and an accent of "´"
+    return unicodedata.normalize("NFKC", text).lower()
 
 
 def spelled_out(word):

@@ -19,7 +19,7 @@ from torch import nn
 
 import flm
 from workshop import config_files
-from workshop.files import LoadError, replacing
+from workshop.files import LoadError, error_line, replacing
 
 # What stands beside the weights in a model folder, and is carried along with them (beside.py).
 KINDS = {
@@ -48,9 +48,8 @@ def resolve(path, wanted=WANTED):
     try:
         return Path(snapshot_download(str(path), allow_patterns=wanted))
     except Exception as error:  # no connection, no such repository: they share no base class
-        reason = str(error).splitlines()[0]
         raise LoadError(f"{path} is no folder here and could not be had from the Hub: "
-                        f"{reason}") from None
+                        f"{error_line(error)}") from None
 
 
 def read_json(file):

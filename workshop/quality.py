@@ -6,9 +6,9 @@ commands alone needs it. Serves check.py and synthesis.py.
 
     python data.py synth texts.jsonl speech ... --dnsmos 3.0
 """
-import importlib.util
-
 import soxr
+
+from workshop.packages import is_there
 
 RATE = 16_000  # Hz, of DNSMOS
 
@@ -16,7 +16,7 @@ RATE = 16_000  # Hz, of DNSMOS
 def check_packages(option):
     """Raise ValueError, one sentence, where speechmos or what it imports is not installed."""
     for package in ("speechmos", "librosa", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
+        if not is_there(package):
             raise ValueError(f"{option} lacks the package {package}: "
                              "pip install speechmos librosa onnxruntime")
 

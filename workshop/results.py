@@ -32,18 +32,20 @@ from workshop.test_sets import DEFAULT_MOST
 BATCHES_IN_MEMORY = 8  # scenes that are made at once, in batches
 # Options that must stay the same in a folder of results.
 SETTINGS = ("dialogs", "backchannels", "noise", "talk", "qa", "asr", "asr_format", "tts", "fdb",
-            "most", "seed", "language", "whisper", "similarity")
+            "most", "seed", "language", "whisper", "similarity", "bfloat16")
 
 
 def settings_of(args, folder, sampling):
     """What numbers depend on: options, weights, sampling -> dict of JSON values."""
     settings = {key: str(getattr(args, key)) for key in SETTINGS if getattr(args, key) is not None}
     settings.setdefault("most", str(DEFAULT_MOST))
+    if not args.bfloat16:
+        del settings["bfloat16"]
     if not args.snr:
         del settings["noise"]
     if not args.asr:
         del settings["asr_format"]
-    if not args.talk:
+    if not (args.dialogs and args.talk):
         del settings["talk"]  # a later command may add the long conversations
     times = sorted(file.stat().st_mtime for file in folder.glob("*.safetensors"))
     return settings | dict(model=[str(folder.resolve()), *times], sampling=asdict(sampling))

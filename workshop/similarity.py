@@ -10,6 +10,8 @@ whose weights are no package: published SIMs are made with that. Serves eval.py 
 import soundfile
 import soxr
 
+from workshop.files import error_line
+
 RATE = 16_000  # Hz
 
 
@@ -29,8 +31,7 @@ class Similarity:
             raise ValueError(f"--similarity lacks a package ({error}): pip install resemblyzer, "
                              "or transformers") from None
         except Exception as error:  # the Hub's and transformers' errors share no base class
-            first_line = str(error).splitlines()[0]
-            raise ValueError(f"--similarity {name} cannot be loaded: {first_line}") from None
+            raise ValueError(f"--similarity {name} cannot be loaded: {error_line(error)}") from None
 
     def compare(self, audio, rate, reference):
         """float32 [N] at `rate` Hz and the path of a reference -> the cosine, -1 .. 1."""

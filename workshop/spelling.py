@@ -15,11 +15,11 @@ errors themselves (measures.py). Serves eval.py.
 Decision: whether an answer is right word by word is decided by `measures.words`. It needs no
 package, so that a number of right answers is the same everywhere.
 """
-import importlib.util
 import re
 from functools import lru_cache, partial
 
 from workshop.measures import chinese_words, folded, words
+from workshop.packages import is_there
 
 # The modules that the normalisation of a language needs; any other language needs Whisper's.
 PACKAGES = {"zh": ("opencc", "cn2an")}
@@ -59,14 +59,6 @@ class Spelling:
 def spelling_of(language):
     """The Spelling of a language, made once."""
     return Spelling(language)
-
-
-def is_there(module):
-    """Whether a package is installed."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # sys.modules has something by this name that is no module
-        return False
 
 
 def published(language):
