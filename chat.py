@@ -23,20 +23,7 @@ A frame has four parts, in this order. Step s reads row s, whose newest part is 
                                                            |
     model_audio s <--4 decode_model-- codes 0 .. 7 of s <--+
 
-The first four rows of a conversation. "sem 1" is code 0 of frame 1, "ac 0" codes 1 .. 7 of frame 0:
-
-    row               0        1        2        3
-    text         <wait>   word 1   word 2   word 3
-    speak 0         pad    sem 1    sem 2    sem 3
-    speak 1-7       pad     ac 0     ac 1     ac 2
-    listen 0      sem 0    sem 1    sem 2    sem 3
-    listen 1-7      pad     ac 0     ac 1     ac 2
-
-    step              0        1        2        3
-    new text     word 1   word 2   word 3   word 4
-    new sem       sem 1    sem 2    sem 3    sem 4
-    new ac         ac 0     ac 1     ac 2     ac 3
-    returns     nothing  frame 1  frame 2  frame 3
+stream.py draws the first four rows of a conversation, and what the steps that read them return.
 
 Unusual here:
 - Code 0, the semantic one, stands one row before codes 1 .. 7 of its frame, in both directions. So

@@ -56,7 +56,8 @@ import torch
 
 import stream
 from stream import Turn
-from workshop import acoustics, data_commands, encoding, sound_file
+from workshop import acoustics, data_commands, encoding, rooms, sound_file
+from workshop.acoustics import amplitude
 from workshop.encoding import recordings
 from workshop.model_folder import FRAME, SAMPLE_RATE, ModelFolder
 from workshop.sound_file import loudness
@@ -90,7 +91,7 @@ class Settings:
     noise: tuple = ()           # folders of recordings; without any the noise is synthetic
     backchannels: tuple = ()    # folders of recordings of "uh-huh" and the like
     leakage: bool = False       # the microphone may hear the model; see `leaks`
-    rooms: bool = False         # rooms, microphones, pauses and louder noise
+    rooms: bool = False         # what workshop/rooms.py does to what is heard
     speeds: tuple = (1, 1)      # slowest and fastest at which what is heard is played
     hearing: Path | None = None  # folder of another codec for what is heard
     reaction: float = stream.REACTION_DELAY  # seconds from an interruption to the model's silence
@@ -163,11 +164,6 @@ LEAKAGE_GAIN = (0, 0.2)       # amplitude, section 3.2.2
 LEAKAGE_DELAY = (0.1, 0.5)    # seconds, section 3.2.2
 
 
-def amplitude(decibels):
-    """A gain in dB as a factor."""
-    return 10 ** (float(decibels) / 20)
-
-
 def random_gain(audio, rng):
     """An utterance [N] at a random level, and never below LOUDNESS_FLOOR (section 3.2.1).
 
@@ -226,62 +222,6 @@ def leak(user_audio, model_audio, gain, delay):
     """Add what the model says to what is heard, `delay` samples later. Both [N]; changes
     `user_audio`."""
     user_audio[delay:] += gain * model_audio[:-delay]
-
-
-# --- what clean recordings lack: pauses, a microphone, a room, a telephone (--rooms) ---
-#
-# Decision: the recordings of the paper bring their rooms and hesitations along. Where clean speech
-# stands for them, some of what is heard gets what it lacks, and noise may be louder.
-
-PAUSE_PROBABILITY = 0.35
-PAUSE = (0.2, 1.0)                  # seconds
-QUIET = 0.1                         # share of a recording's samples that count as its quiet places
-MICROPHONE_PROBABILITY = 0.5
-MICROPHONE = 4                      # dB, standard deviation of its response from octave to octave
-ROOM_PROBABILITY = 0.4
-ROOM_DECAY = (0.1, 0.6)             # seconds until the echo is 60 dB down
-ROOM_DIRECT = (0, 15)               # dB of direct over echoed sound
-ROOM_NOISE_LOUDNESS = (-70, -30)    # dB
-# A telephone carries 300 to 3,400 Hz. Recordings of 8 kHz are as narrow at the upper end, and often
-# not at the lower.
-TELEPHONE_PROBABILITY = 0.15
-TELEPHONE_LOWEST = (20, 300)        # Hz
-TELEPHONE_HIGHEST = (3_300, 4_000)  # Hz
-
-
-def hesitate(audio, seconds, rng):
-    """audio [N] with a pause at one of its quiet places -> (audio, the sample at which the pause
-    begins).
-
-    Decision: any quiet place is drawn. The quietest is always the first of several gaps, and a
-    model would never learn that a list may go on before its last word."""
-    window = SAMPLE_RATE // 50
-    first = len(audio) // 8
-    last = len(audio) - len(audio) // 10
-    power = np.convolve(audio ** 2, np.ones(window, np.float32), "same")[first:last]
-    quiet_places = np.flatnonzero(power <= np.quantile(power, QUIET))
-    start = first + int(rng.choice(quiet_places))
-    pause = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
-    return np.concatenate([audio[:start], pause, audio[start:]]), start
-
-
-def room(audio, rng):
-    """audio [N] as a microphone across a room hears it, [N + echo]."""
-    decay = rng.uniform(*ROOM_DECAY)
-    direct = rng.uniform(*ROOM_DIRECT)
-    return acoustics.room(audio, decay, amplitude(-direct), rng.getrandbits(64))
-
-
-def from_afar(audio, rng):
-    """audio [N] with a random choice of microphone, room and telephone, [N + echo]."""
-    if rng.random() < MICROPHONE_PROBABILITY:
-        audio = acoustics.microphone(audio, MICROPHONE, rng)
-    if rng.random() < ROOM_PROBABILITY:
-        audio = room(audio, rng)
-    if rng.random() < TELEPHONE_PROBABILITY:
-        lowest = rng.uniform(*TELEPHONE_LOWEST)
-        audio = acoustics.band(audio, lowest, rng.uniform(*TELEPHONE_HIGHEST))
-    return audio
 
 
 # --- recordings -> codes ---
@@ -441,12 +381,12 @@ class GridMaker:
             # The pitch changes with the speed: one recorded speaker becomes several.
             speed = rng.uniform(*settings.speeds)
             audio = soxr.resample(audio, SAMPLE_RATE, SAMPLE_RATE / speed)
-        if settings.rooms and rng.random() < PAUSE_PROBABILITY:
-            audio, _ = hesitate(audio, rng.uniform(*PAUSE), rng)
+        if settings.rooms and rng.random() < rooms.PAUSE_PROBABILITY:
+            audio, _ = rooms.hesitate(audio, rng.uniform(*rooms.PAUSE), rng)
         late = rng.randrange(FRAME)  # samples; people do not begin on a frame
         frames = math.ceil((late + len(audio)) / FRAME)
         if settings.rooms:
-            audio = from_afar(audio, rng)
+            audio = rooms.from_afar(audio, rng)
         audio = random_gain(audio, rng)
         return Clip(np.pad(audio, (late, 0)), frames)
 
@@ -481,7 +421,7 @@ class GridMaker:
         """What the user's microphone hears in a sample -> user_audio [T * FRAME].
 
         It is noise, the clips in their spans, and perhaps what the model says."""
-        levels = ROOM_NOISE_LOUDNESS if self.settings.rooms else NOISE_LOUDNESS
+        levels = rooms.NOISE_LOUDNESS if self.settings.rooms else NOISE_LOUDNESS
         user_audio = noise(len(script) * FRAME, rng, self.noises, levels)
         clips = []
         for exchange in exchanges:
@@ -523,7 +463,7 @@ def encode(manifest, out, model, settings, device="cpu", workers=1, part="1/1"):
     Shards that are there stay. part "I/N": every N-th shard, from the I-th on. Returns how many
     samples there are, and how many were left out now. Raises ValueError or OSError, one
     sentence."""
-    constants = encoding.constants_of(globals(), vars(stream), vars(acoustics))
+    constants = encoding.constants_of(globals(), vars(stream), vars(acoustics), vars(rooms))
     run = encoding.Run(Path(manifest), Path(out), Path(model), settings, constants,
                        SAMPLES_PER_SHARD, device, workers, part)
     samples = run.samples(join)

@@ -60,14 +60,12 @@ from workshop.full_duplex_bench import between, takes_turn
 from workshop.measures import spaced, words
 from workshop.monologue import read_monologue
 from workshop.results import Run
-from workshop.scenes import (Scene, clip, in_a_row, in_every_place, long_talk, next_of_each,
-                             scene)
-from workshop.sounds import noise_below
+from workshop.scenes import (Scene, clip, in_a_row, in_every_place, in_noise, in_room, long_talk,
+                             next_of_each, scene, with_pause)
 from workshop.spelling import spelling_of
 
 # Decision: the paper does not say how its conversations were timed.
 OPEN_TAIL = 20.0      # seconds of silence after an open question, in which it must be answered
-PAUSES = (0.6, 1.0)   # seconds of silence within a question
 EARLIEST = 0.1        # seconds of an answer before the user interrupts it, at least
 LEFT = 1.2            # seconds of it that would be left after that, at least
 CUT = 0.3             # seconds by which an answer must end earlier than before to have been cut;
@@ -145,15 +143,6 @@ def converse(partner, waves, seeds=None, batch=32, **forced):
 
 # --- scenes: what the user says, and when ---
 
-def with_pause(question, rng):
-    """A question with silence at a quiet place inside."""
-    seconds = rng.uniform(*PAUSES)
-    wave, at = data.hesitate(question.wave.numpy(), seconds, rng)
-    paused = clip(torch.from_numpy(wave), question=question.question, expected=question.expected,
-                  about=question.about)
-    return scene([(0, paused)], pause=at / SAMPLE_RATE)
-
-
 def intruding(question, row, other, rng):
     """The conversation that became `row`, held again with another Clip whose sound begins somewhere
     in the answer; None where the answer is too short for it. Its row has `at`, the second of that
@@ -170,20 +159,6 @@ def intruding(question, row, other, rng):
     placed = [(0, question), (max(0, at - other.start), other)]
     before = [row["seconds"], len(row["lines"])]
     return scene(placed, 1, at=at, undisturbed=end, before=before)
-
-
-def in_room(dry, rng):
-    """A Scene as it sounds in a made-up room."""
-    wave = data.room(dry.wave.numpy(), rng)[:len(dry.wave)]
-    return Scene(torch.from_numpy(wave).clip(-1, 1), dry.row)
-
-
-def in_noise(quiet, snr, paths, rng):
-    """A Scene in noise from its beginning to its end, `snr` dB below the voice; paths: recordings
-    of noise, none for pink noise."""
-    wave, row = quiet
-    voice = wave[:round(row["turns"][0]["end"] * SAMPLE_RATE)]
-    return Scene((wave + noise_below(voice, snr, len(wave), paths, rng)).clip(-1, 1), row)
 
 
 def recognition_scene(entry, run):

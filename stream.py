@@ -107,7 +107,7 @@ class Loss(IntEnum):
     Decision: the codes of silence count in full. Section 3.1 says "all non-empty tokens on the
     speaking channel", and does not say what stands there between two responses. Most frames of a
     conversation are silent, so they are most of the semantic term; a model that is to be silent
-    must learn them. (train.py can thin them out: --repeats.)"""
+    must learn them. (train.py can thin them out: --depth-share, --repeats.)"""
     NONE = 0
     SEMANTIC = 1
     ACOUSTIC = 2

@@ -220,14 +220,8 @@ class Settings(training_options.Options):
 class Equation3(nn.Module):
     """A model and its loss, as one module, so that all heads run within one forward pass of FSDP.
 
-    The classes of stream.Loss say which of the four CE a token counts in; stream.py sets them.
-
-    Decision: <asr> and <answer> count as monologue. The paper has them open and close a transcript,
-    and names no weight; the model must write them at one moment, as it must a word.
-    Decision: codes of silence count fully, as semantic and acoustic codes. Section 3.1 counts "all
-    non-empty tokens on the speaking channel", and between its sentences the model speaks silence,
-    not empty tokens. Most semantic codes of a conversation are silence and easy; --depth-share and
-    --repeats may save that work."""
+    The classes of stream.Loss say which of the four CE a token counts in. stream.py sets them, and
+    says there why silence, <asr> and <answer> count as they do."""
 
     def __init__(self, model):
         super().__init__()

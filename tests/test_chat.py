@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import chat
 import flm
 from chat import Draw, Duplex, Monologue, Sampling, sample
-from workshop import bench, command, graphs, model_files, pictures, quantize
+from workshop import bench, command, graphs, model_files, quantize
 from workshop.lean_model import LeanModel
 from workshop.record import Record
 
@@ -505,14 +505,6 @@ def test_ctrl_c_ends_every_command_alike(capsys, monkeypatch):
     for name in ("data.py", "train.py", "eval.py"):
         text = (root / name).read_text()
         assert f'command.run("{name}", main, "stopped' in text and "KeyboardInterrupt" not in text
-
-
-def test_the_drawing_of_a_conversation_is_the_code_s():
-    """Catches the drawing that opens chat.py when delays or the first row are other ones."""
-    drawing = [line.strip() for line in pictures.first_rows().splitlines()]
-    lines = [line.strip() for line in chat.__doc__.splitlines()]
-    start = lines.index(drawing[0])
-    assert lines[start:start + len(drawing)] == drawing
 
 
 @pytest.mark.parametrize("bits, text, codes", [(8, 1e-4, 1e-4), (4, 0.02, 0.02)])

@@ -18,7 +18,8 @@ import stream
 from conftest import assert_same
 from data import Settings
 from stream import Ids
-from workshop import acoustics, codec_files, config_files, encoding, shards, training_set
+from workshop import (acoustics, codec_files, config_files, encoding, rooms, shards,
+                      training_set)
 from workshop.drawing import draw
 from workshop.manifests import DataError
 from workshop.parallel import in_parallel
@@ -408,7 +409,7 @@ def test_a_telephone_carries_a_band():
     time = np.arange(RATE) / RATE
     low = np.sin(2 * np.pi * 1000 * time).astype(np.float32)
     high = np.sin(2 * np.pi * 5000 * time).astype(np.float32)
-    narrow = acoustics.band(low + high, data.TELEPHONE_LOWEST[1], data.TELEPHONE_HIGHEST[0])
+    narrow = acoustics.band(low + high, rooms.TELEPHONE_LOWEST[1], rooms.TELEPHONE_HIGHEST[0])
     middle = slice(RATE // 4, 3 * RATE // 4)  # away from the edges, where the filter rings
     assert np.abs(narrow - low)[middle].max() < 0.02
 
@@ -417,13 +418,13 @@ def test_a_room_echoes_behind_the_voice():
     """Catches an echo that comes before the sound, is louder than it, or never ends."""
     click = np.zeros(RATE, np.float32)
     click[1000] = 1
-    wet = data.room(click, random.Random(0))
+    wet = rooms.room(click, random.Random(0))
     length = len(wet) - len(click)
-    shortest, longest = data.ROOM_DECAY
+    shortest, longest = rooms.ROOM_DECAY
     assert shortest * RATE <= length <= longest * RATE
     assert np.abs(wet[:1000]).max() < 1e-5
     power = wet[1001:1000 + length] ** 2
-    assert 10 ** (-data.ROOM_DIRECT[1] / 10) * 0.9 < power.sum() < 1.1
+    assert 10 ** (-rooms.ROOM_DIRECT[1] / 10) * 0.9 < power.sum() < 1.1
     assert power[-length // 10:].sum() < 1e-4 * power[:length // 10].sum()
 
 
@@ -434,11 +435,11 @@ def test_a_microphone_favours_octaves_at_random():
     tones = [np.sin(2 * np.pi * hertz * time).astype(np.float32) for hertz in (750, 3000)]
     gains = []
     for seed in range(200):
-        clips = [acoustics.microphone(tone, data.MICROPHONE, random.Random(seed)) for tone in tones]
+        clips = [acoustics.microphone(tone, rooms.MICROPHONE, random.Random(seed)) for tone in tones]
         # A sound that came later or earlier would not correlate like this.
         gains.append([(tone @ clip) / (tone @ tone) for tone, clip in zip(tones, clips)])
     decibels = 20 * np.log10(np.array(gains))
-    assert decibels.std(0) == pytest.approx([data.MICROPHONE] * 2, rel=0.2)
+    assert decibels.std(0) == pytest.approx([rooms.MICROPHONE] * 2, rel=0.2)
     assert np.abs(decibels.mean(0)).max() < 1
     assert abs(np.corrcoef(decibels.T)[0, 1]) < 0.3
 
@@ -448,7 +449,7 @@ def test_a_pause_falls_between_words():
     tone = np.sin(np.arange(12_000, dtype=np.float32))
     gap = np.zeros(2400, np.float32)
     audio = np.concatenate([tone, gap, tone])
-    paused, start = data.hesitate(audio, 0.5, random.Random(0))
+    paused, start = rooms.hesitate(audio, 0.5, random.Random(0))
     assert len(paused) == len(audio) + 12_000
     assert 12_000 <= start <= 14_400
     assert np.array_equal(paused[:12_000], tone)
@@ -462,7 +463,7 @@ def test_a_pause_may_precede_the_last_word():
     tone = np.sin(np.arange(12_000, dtype=np.float32))
     gap = np.zeros(2400, np.float32)
     audio = np.concatenate([tone, gap, tone, gap, tone])
-    starts = [data.hesitate(audio, 0.5, random.Random(seed))[1] for seed in range(40)]
+    starts = [rooms.hesitate(audio, 0.5, random.Random(seed))[1] for seed in range(40)]
     first = sum(12_000 - 480 <= start <= 12_000 + 2880 for start in starts)
     last = sum(26_400 - 480 <= start <= 26_400 + 2880 for start in starts)
     assert first + last == 40

@@ -254,7 +254,7 @@ def test_a_backchannel_by_hand():
 def test_a_pause_by_hand():
     """Catches a pause laid outside the question, and a start before the user is done taken for
     quick."""
-    scene = evaluation.with_pause(question(sound=(0.0, 1.4)), random.Random(0))
+    scene = scenes.with_pause(question(sound=(0.0, 1.4)), random.Random(0))
     wave, row = scene
     end = sounds.spans(wave)[0][1]
     assert 0.16 <= end <= 1.37
@@ -273,7 +273,7 @@ def test_a_pause_by_hand():
 def test_noise_is_as_loud_as_asked():
     """Catches a signal-to-noise ratio of amplitudes for one of powers."""
     quiet = scenes.scene([(0, question(sound=(0.0, 1.0)))])
-    loud = evaluation.in_noise(quiet, 6, (), random.Random(0))
+    loud = scenes.in_noise(quiet, 6, (), random.Random(0))
     noise = (loud.wave - quiet.wave).square().mean()
     voice = quiet.wave[:SECOND].square().mean()
     assert 10 * torch.log10(voice / noise).item() == pytest.approx(6, abs=0.1)

@@ -461,8 +461,8 @@ def test_a_server_that_stops_says_so(partner):
     async def scenario(client):
         quiet = await client.ws_connect("/api/pcm")
         busy = await client.ws_connect("/api/pcm")
-        for socket in (quiet, busy):
-            assert await socket.receive_bytes() == server.HANDSHAKE
+        for visitor in (quiet, busy):
+            assert await visitor.receive_bytes() == server.HANDSHAKE
         await busy.send_bytes(server.AUDIO + SOUND.tobytes())
         started = time.monotonic()
         stopping = asyncio.create_task(client.server.close())

@@ -1,13 +1,23 @@
-"""README's "Teach it something": its settings, its old dialogs, its example."""
+"""README's "Teach it something" and "A new voice": settings, old dialogs, example, decoder."""
+import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
 import chat
 import train
-from workshop import manifests, model_files, model_folder, training_options, training_set
+from workshop import (codec_files, manifests, model_files, model_folder, training_options,
+                      training_set)
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tiny"))
+import new_voice  # noqa: E402
+import replay  # noqa: E402
+
 REPLAY = ROOT / "tiny" / "replay"
 
 
@@ -89,3 +99,87 @@ def test_the_example_can_be_read():
     assert len(set(voices)) == 20
     for voice in voices:
         assert "{text}" in voice and "{out}" in voice
+
+
+# --- a new voice ---
+
+@pytest.fixture
+def hum(tmp_path):
+    """A folder with a minute of a hum, which stands for a voice."""
+    folder = tmp_path / "hum"
+    folder.mkdir()
+    time = np.arange(31 * 24_000) / 24_000
+    for name, hertz in (("low", 150), ("high", 220)):
+        soundfile.write(folder / f"{name}.wav", 0.3 * np.sin(2 * np.pi * hertz * time), 24_000)
+    return folder
+
+
+@pytest.fixture
+def stopped_after_one_step(monkeypatch):
+    """Ctrl-C behind a checkpoint of the first step, once."""
+    run = new_voice.tiny_codec.run
+
+    def stop(name, checkpoint, steps, learn, seed, **parts):
+        def learn_or_stop(step, rng):
+            if step == 1 and not checkpoint.exists():
+                states = {key: part.state_dict() for key, part in parts.items()}
+                torch.save(states | {"step": 1}, checkpoint)
+                raise KeyboardInterrupt
+            return learn(step, rng)
+        run(name, checkpoint, steps, learn_or_stop, seed, **parts)
+    return lambda: monkeypatch.setattr(new_voice.tiny_codec, "run", stop)
+
+
+def test_a_decoder_learns_a_voice_and_the_codes_stay(hum, tmp_path, stopped_after_one_step):
+    """Catches an encoder or a codebook that moves with the decoder: the language model and all
+    grids would hear and speak other codes than those that they were made of. Catches a stopped run
+    that begins again, or ends elsewhere."""
+    whole = tmp_path / "whole"
+    new_voice.main([str(hum), str(whole), "--steps", "2"])
+    before = codec_files.load(chat.SHIPPED).state_dict()
+    after = codec_files.load(whole).state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    parts = {name.partition(".")[0] for name in moved}
+    assert parts == {"upsample", "decoder_transformer", "decoder"}
+    names = {file.name for file in chat.SHIPPED.iterdir()}
+    assert {file.name for file in whole.iterdir()} == names
+    model = whole / "model.safetensors"
+    assert model.read_bytes() == (chat.SHIPPED / "model.safetensors").read_bytes()
+
+    stopped_after_one_step()
+    again = tmp_path / "again"
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        new_voice.main([str(hum), str(again), "--steps", "2"])
+    new_voice.main([str(hum), str(again), "--steps", "2"])
+    other = codec_files.load(again).state_dict()
+    assert all(torch.equal(after[name], other[name]) for name in after)
+
+
+def test_a_voice_needs_a_minute_and_a_folder_of_its_own(hum, tmp_path):
+    """Catches a decoder that is ruined by one sentence, and a folder that is written over."""
+    (hum / "low.wav").unlink()
+    with pytest.raises(SystemExit, match="31 s of the voice are too few"):
+        new_voice.main([str(hum), str(tmp_path / "start")])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="holds other things than a new voice"):
+        new_voice.main([str(hum), str(tmp_path / "mine")])
+
+
+def test_old_questions_are_answered_by_another_voice(tmp_path, monkeypatch):
+    """Catches dialogs whose answers are still the model's own codes."""
+    job = {"text": "Who are you?", "answer": "I am Joe.", "kind": "self", "voice": "any",
+           "path": "question.wav"}
+    monkeypatch.setattr(replay, "record_questions", lambda *rest: [job])
+    monkeypatch.setattr(replay, "record_murmurs", lambda *rest: None)
+    script = tmp_path / "say.py"
+    script.write_text("import sys, numpy, soundfile\n"
+                      "sound = numpy.full(2400, len(sys.argv[1]) / 100)\n"
+                      "soundfile.write(sys.argv[2], sound, 24000)\n")
+    voice = f"{sys.executable} {script} {{text}} {{out}}"
+    replay.main([str(tmp_path / "voice"), "--answers-by", voice])
+    line, = (tmp_path / "voice" / "dialogs.jsonl").read_text().splitlines()
+    turn, = json.loads(line)["turns"]
+    assert turn["response"] == "I am Joe."
+    audio, _ = soundfile.read(tmp_path / "voice" / turn["spoken"])
+    assert audio == pytest.approx(0.09, abs=1e-3)

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 import data
 import mimi
-from workshop import acoustics, codec_files
+from workshop import acoustics, codec_files, rooms
 from workshop.files import replacing
 
 FRAMES = 44       # of a clip: 3.52 s
@@ -131,9 +131,9 @@ def disturbed(wave, clip, rng):
         return wave
     n = len(wave)
     if rng.random() < MUFFLED:
-        wave = acoustics.microphone(wave, data.MICROPHONE, rng)
+        wave = acoustics.microphone(wave, rooms.MICROPHONE, rng)
     if rng.random() < IN_ROOM:
-        wave = data.room(wave, rng)[:n]
+        wave = rooms.room(wave, rng)[:n]
     level = data.loudness(clip) - rng.uniform(*SNR)
     return (wave + data.noise(n, rng, levels=(level, level))).clip(-1, 1)
 

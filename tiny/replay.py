@@ -4,7 +4,8 @@ training replays.
 What this is: a set of dialogs that keeps a model what it is. The questions are recorded anew, by
 the engines of voices.py. The answers are the codes that the model itself speaks, so training on
 them moves neither its voice nor its words. Where new dialogs are mixed with this set, the old ones
-are not forgotten. What this is not: a way to teach it anything.
+are not forgotten. What this is not: a way to teach it anything; but with --answers-by the answers
+are recorded by a program, so that the model can learn to say what it knows in another voice.
 
     python tiny/replay.py replay                    # 1,000 questions by espeak-ng, a few minutes
     python data.py encode replay/dialogs.jsonl grids/replay --format response-tts-free \\
@@ -36,7 +37,7 @@ import eval as evaluate  # noqa: E402
 import make  # noqa: E402
 import stream  # noqa: E402
 import voices  # noqa: E402
-from workshop import measures, sound_file  # noqa: E402
+from workshop import measures, sound_file, synthesis  # noqa: E402
 from workshop.manifests import write_lines  # noqa: E402
 
 BEFORE = 3     # frames of silence before a question
@@ -145,6 +146,19 @@ def record_answers(out, jobs, speaker, rounds=ROUNDS):
     return {answer: path for answer, path in paths.items() if (out / path).exists()}
 
 
+def say_answers(out, jobs, voice, workers):
+    """Have every distinct answer of `jobs` spoken by a program, a command with {text} and {out} ->
+    {answer: path of its sound, relative to `out`}. Raises ValueError for a command that cannot be a
+    voice."""
+    synthesis.check_voice(voice)
+    speech = synthesis.Speech(out, None)
+    paths = {}
+    for job in jobs:
+        paths[job["answer"]] = speech.clip(voice, job["answer"])
+    failed = speech.make(workers)
+    return {answer: path for answer, path in paths.items() if path not in failed}
+
+
 def write_manifest(out, jobs, paths):
     """dialogs.jsonl of all questions whose answer the model knows -> how many there are."""
     lines = []
@@ -183,6 +197,11 @@ def main(arguments=None):
                         help="speech engines of voices.py, each with its share (default: espeak)")
     parser.add_argument("--model", type=Path, default=chat.SHIPPED,
                         help="folder of the model that answers (default: the shipped one)")
+    parser.add_argument("--answers-by", metavar="COMMAND",
+                        help="a program that says the answers in place of the model, as data.py "
+                        "synth takes it: 'flite -voice slt -t {text} -o {out}'")
+    parser.add_argument("--workers", type=int, default=1,
+                        help="programs at once with --answers-by (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0,
                         help="of the questions (default: %(default)s)")
     args = parser.parse_args(arguments)
@@ -190,7 +209,10 @@ def main(arguments=None):
         shares = parse_shares(args.engines)
         jobs = record_questions(args.out, shares, args.questions, args.seed)
         record_murmurs(args.out, shares, args.questions)
-        paths = record_answers(args.out, jobs, Speaker(args.model))
+        if args.answers_by:
+            paths = say_answers(args.out, jobs, args.answers_by, args.workers)
+        else:
+            paths = record_answers(args.out, jobs, Speaker(args.model))
         count = write_manifest(args.out, jobs, paths)
     except (OSError, ValueError) as error:
         sys.exit(f"replay.py: {error}")

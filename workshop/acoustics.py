@@ -1,7 +1,7 @@
 """What a microphone, a room and a telephone do to a sound, and a noise made of numbers.
 
 What this is: four filters, each with its numbers as arguments. What this is not: how often and how
-much of each is used (data.py, which this serves, draws that).
+much of each is used (data.py, which this serves, and rooms.py draw that).
 
 Shapes: N samples of a waveform at SAMPLE_RATE.
 """
@@ -10,6 +10,11 @@ import numpy as np
 SAMPLE_RATE = 24_000     # Hz
 SIXTY_DECIBELS = 6.9     # e ** -6.9 is -60 dB
 OCTAVES = np.arange(-8, 1)  # octaves from 12 kHz downwards at which a microphone has a gain
+
+
+def amplitude(decibels):
+    """A gain in dB as a factor."""
+    return 10 ** (float(decibels) / 20)
 
 
 def spectrum_size(length):

@@ -2,8 +2,8 @@
 
 What this is: how every file of this repository is replaced, so that neither a full disk, a kill nor
 a power cut costs what stood there before; the error for files that cannot be read, and what other
-people's errors say. What this
-is not: a format. Serves model_files.py, codec_files.py, shards.py, train.py.
+people's errors say. What this is not: a format. Serves model_files.py, codec_files.py, shards.py,
+train.py.
 """
 import os
 from contextlib import contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+import data
 import flm
 import mimi
 import stream
@@ -227,7 +228,7 @@ def picture_of_the_stages():
         "transcript of it, if there is one; then the response and, a little later, its speech. "
         "Otherwise text is <wait>, and speak has the codes of silence. loss on: the terms of "
         "equation 3. An empty channel and what the user says have no loss. The weights of the "
-        "terms in all stages: words "
+        "terms in the paper, in all stages: words "
         f"{train.BETA:g}, <wait> {train.GAMMA:g}, semantic {train.ALPHA_1:g}, acoustic "
         f"{train.ALPHA_2:g}. A factor (0.5 x) says how often an epoch reads a source. rate: the "
         "learning rate, from the start to the end of a cosine. A step has "
@@ -286,7 +287,9 @@ def picture_of_an_interruption():
         f"The model says a long sentence from frame {speech_start} on. The user starts to speak "
         f"in frame {first_sound} (left ^). {stream.REACTION_DELAY} s later (section 3.2.2; "
         f"{exact:g} frames, so {silent_from - first_sound}) words and speech are cut off in the "
-        "middle of the sentence (right ^). When the user has finished, the model answers. "
+        "middle of the sentence (right ^). When the user has finished, the model answers; data.py "
+        f"counts {data.CLOSING_SILENCE} quiet frames more to the user's turn, which this picture "
+        "leaves out. "
         f"In training {stream.INTERRUPTION_PROBABILITY:.0%} of the responses that another turn "
         "follows are interrupted, anywhere in their sound.")
 

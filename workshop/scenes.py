@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from workshop.sounds import SAMPLE_RATE, spans
+from workshop import rooms
+from workshop.sounds import SAMPLE_RATE, noise_below, spans
 
 # Decision: the paper does not say how long an answer was waited for.
 TAIL = 5.0        # seconds of silence after the last question, in which it must be answered
 TURNS = 5         # questions of a conversation
 TURN_PAUSE = 4.0  # seconds after each, for the answer
+PAUSES = (0.6, 1.0)  # seconds of silence within a question
 
 
 @dataclass(frozen=True)
@@ -122,3 +124,28 @@ def next_of_each(questions, same=None):
             others = [j for j in others if value and questions[j].about.get(same) == value]
         places.append(others[0] if others else None)
     return places
+
+
+# --- what people and rooms do to a question ---
+
+def with_pause(question, rng):
+    """A question with silence at a quiet place inside."""
+    seconds = rng.uniform(*PAUSES)
+    wave, at = rooms.hesitate(question.wave.numpy(), seconds, rng)
+    paused = clip(torch.from_numpy(wave), question=question.question, expected=question.expected,
+                  about=question.about)
+    return scene([(0, paused)], pause=at / SAMPLE_RATE)
+
+
+def in_room(dry, rng):
+    """A Scene as it sounds in a made-up room."""
+    wave = rooms.room(dry.wave.numpy(), rng)[:len(dry.wave)]
+    return Scene(torch.from_numpy(wave).clip(-1, 1), dry.row)
+
+
+def in_noise(quiet, snr, paths, rng):
+    """A Scene in noise from its beginning to its end, `snr` dB below the voice; paths: recordings
+    of noise, none for pink noise."""
+    wave, row = quiet
+    voice = wave[:round(row["turns"][0]["end"] * SAMPLE_RATE)]
+    return Scene((wave + noise_below(voice, snr, len(wave), paths, rng)).clip(-1, 1), row)
