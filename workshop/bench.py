@@ -112,16 +112,20 @@ def weight_bytes(model):
 
 
 def subject(args):
-    """The model and codec that --bench times: of a folder, or of a preset with random weights."""
+    """The model and codec that --bench times: of a folder, or of a preset with random weights,
+    which are numbers of 16 bits, as those of a folder are."""
     if not args.random_weights:
         model, codec, _ = partner_files.read(args.model, args.device, args.dtype, args.bits)
         return model, codec
     torch.manual_seed(0)
     model = flm.FLM(flm.PRESETS[args.random_weights])
-    flm.init_weights(model, args.device, args.dtype).eval()
+    flm.init_weights(model, args.device, torch.bfloat16).to(args.dtype).eval()
     quantize.pack(model, args.bits)
     codec = mimi.Mimi(mimi.PRESETS["tiny" if args.random_weights == "tiny" else "released"])
-    codec = codec.eval().requires_grad_(False).to(args.device)
+    codec = codec.eval().requires_grad_(False)
+    for parameter in codec.parameters():
+        parameter.data = parameter.data.half().float()
+    codec = codec.to(args.device)
     return model, fast_codec.prepare_for_streaming(codec)
 
 

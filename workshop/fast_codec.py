@@ -11,8 +11,8 @@ It serves chat.py. What this is not: the method (mimi.py), or a compiler (graphs
 
 Unusual here:
 - A frame has 2 steps of 25 Hz, or 8 hops. A matrix product of so few rows takes as long as reading
-  the matrix, and PyTorch's usual product reads it at a quarter of the bandwidth. `Matrix` has two
-  that are faster.
+  the matrix, and PyTorch's usual product reads it at a quarter of the bandwidth. `Matrix` has
+  three that are faster.
 - What a frame costs beside the products is the number of small operations. So rows [B, S, C] stay
   rows from layer to layer, and what does not depend on the frame is computed once.
 - A module is changed in place: it gets another class and keeps everything else. Offline, and where
@@ -29,9 +29,11 @@ import torch
 import torch.nn.functional as F
 
 import mimi
-from workshop import codec_files
+from workshop import codec_files, half_products
 
-# Two rows are multiplied from the other side, W x^T; more rows with weights in oneDNN's order.
+# Where float16 holds the weights, up to HALF_ROWS rows are multiplied with these. Else FEW_ROWS are
+# multiplied from the other side, W x^T; and more rows with the weights in oneDNN's order.
+HALF_ROWS = 8
 FEW_ROWS = 2
 WARM_UP = 3  # frames that are not counted
 
@@ -50,16 +52,17 @@ class Matrix(Shared):
         self.weight = weight  # [c_out, c_in]
         self.bias = bias
         self.packed = None    # made when it is needed first
+        self.half = None
+        if half_products.fits(weight):
+            self.half = half_products.HalfProduct(weight, bias)
 
     def __call__(self, x, gelu=False):  # [..., c_in] -> [..., c_out], and GELU of it
         rows = x.numel() // x.shape[-1]
-        if rows > FEW_ROWS and torch.backends.mkldnn.is_available():
-            if self.packed is None:
-                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
-            activation = "gelu" if gelu else "none"
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [],
-                                                      "none")
-        if rows == FEW_ROWS:
+        if self.half and rows <= HALF_ROWS:
+            y = self.half(x)
+        elif rows > FEW_ROWS and torch.backends.mkldnn.is_available():
+            return self.in_order(x, gelu)
+        elif rows == FEW_ROWS:
             x_rows = x.reshape(rows, -1).contiguous()  # of columns this product is slower
             y = torch.mm(self.weight, x_rows.t()).t()
             y = y.contiguous() if self.bias is None else y + self.bias
@@ -67,6 +70,13 @@ class Matrix(Shared):
         else:
             y = F.linear(x, self.weight, self.bias)
         return F.gelu(y) if gelu else y
+
+    def in_order(self, x, gelu):
+        """With the weights in oneDNN's order."""
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+        activation = "gelu" if gelu else "none"
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "none")
 
 
 class Conv(mimi.Conv):

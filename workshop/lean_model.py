@@ -10,11 +10,14 @@ once, or compiled code (graphs.py).
     python chat.py --bench
 
 Unusual here:
-- Layers that read one input are one product: q, k and v; gate and up. Their weights become one
-  tensor, and the parameters of the model parts of it, so that nothing stands in memory twice.
-- A product with one vector takes as long as its weights take from memory. Float32 weights of more
-  rows than columns stand there column by column: MKL's product then adds whole columns, and reads
-  1.3 to 1.9 times as fast as where it sums along rows (an AMD EPYC, one thread).
+- Layers that read one input are one product: q, k and v; gate and up.
+- A product with one vector takes as long as its weights take from memory. So large weights that
+  float16 holds as they are, as those of a model folder are, stand there as float16 too, and are
+  read from there (half_products.py): half as many bytes as of float32, at 1.5 times the memory.
+- Other float32 weights of one input become one tensor, and the parameters of the model parts of it,
+  so that they do not stand in memory twice. Those of more rows than columns stand there column by
+  column: MKL's product then adds whole columns, and reads 1.3 to 1.9 times as fast as where it sums
+  along rows (an AMD EPYC, one thread).
 - The depth transformer's views of h, for all 8 positions, are one product at its first code.
 
 Shapes as in flm.py.
@@ -25,6 +28,7 @@ from torch import nn
 
 import flm
 from flm import K
+from workshop import half_products
 
 
 # --- weights ---
@@ -67,17 +71,27 @@ class Product:
 
     def __init__(self, *layers):
         self.layers = layers
-        self.weight = None
+        self.half = None    # a HalfProduct, where the weights fit one
+        self.weight = None  # else, of Linear layers, [columns, rows of all]
         self.bias = None
         if all(type(layer) is nn.Linear for layer in layers):
-            weights = [layer.weight for layer in layers]
-            rows = sum(len(weight) for weight in weights)
-            by_columns = weights[0].dtype == torch.float32 and rows >= weights[0].shape[1]
+            self.join(layers)
+
+    @torch.no_grad()
+    def join(self, layers):
+        weights = [layer.weight for layer in layers]
+        if layers[0].bias is not None:
+            self.bias = joined([layer.bias for layer in layers])
+        whole = torch.cat(weights)
+        if half_products.fits(whole):
+            self.half = half_products.HalfProduct(whole, self.bias)
+        else:
+            by_columns = whole.dtype == torch.float32 and len(whole) >= whole.shape[1]
             self.weight = joined(weights, by_columns).T
-            if layers[0].bias is not None:
-                self.bias = joined([layer.bias for layer in layers])
 
     def __call__(self, x):
+        if self.half:
+            return self.half(x)
         if self.weight is None:
             return torch.cat([layer(x) for layer in self.layers], -1)
         if self.bias is None:
@@ -97,11 +111,12 @@ def norm_of(layer):
         return layer
     n = layer.weight.numel()
     weight = layer.weight.data * n ** 0.5
-    eps = torch.tensor(layer.eps * n)  # a number would be made a tensor in each call
+    least = torch.tensor((n * layer.eps) ** 0.5)
 
     def norm(x):
         values = x.float()
-        values = values * ((values * values).sum(-1, keepdim=True) + eps).rsqrt()
+        length = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        values = values / length.hypot(least)  # the root of n times (mean square + eps)
         return values.to(x.dtype) * weight
     return norm
 
