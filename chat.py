@@ -358,15 +358,16 @@ class Duplex:
         weight = model.model.norm.weight
         device = weight.device
         context = min(context or default_context(config), config.max_position_embeddings)
-        self.cache = flm.KVCache(config, batch, context, device, weight.dtype)
-        depth_cache = flm.depth_cache(config, batch, device, weight.dtype)
+        is_lean = lean and device.type == "cpu" and not fast
+        dtype = torch.float32 if is_lean else weight.dtype
+        self.cache = flm.KVCache(config, batch, context, device, dtype)
+        depth_cache = flm.depth_cache(config, batch, device, dtype)
         self.codec = None
         if codec:
             self.codec = partner_files.with_streams_of_its_own(codec, batch, compiled=fast)
         self.model = model
         self.sampling = sampling
         self.batch = batch
-        is_lean = lean and device.type == "cpu" and not fast
         frame_model = LeanModel(model) if is_lean else model
         self.tools = Tools(frame_model, self.codec, sampling, self.cache, depth_cache)
         self.state = State.zeros(batch, sampling, device)

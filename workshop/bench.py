@@ -62,8 +62,9 @@ class StraightforwardLoop:
     def fill(self, cache):
         """Begin with the frames of a KVCache of one conversation."""
         self.position = cache.filled
-        self.k = dict(enumerate(cache.k[:, :, :, :self.position].clone()))
-        self.v = dict(enumerate(cache.v[:, :, :, :self.position].clone()))
+        dtype = self.model.model.norm.weight.dtype
+        self.k = dict(enumerate(cache.k[:, :, :, :self.position].to(dtype, copy=True)))
+        self.v = dict(enumerate(cache.v[:, :, :, :self.position].to(dtype, copy=True)))
 
     @torch.inference_mode()
     def step(self, text, speak_codes, listen_codes):

@@ -30,11 +30,9 @@ def available():
 
 def fits(weight):
     """Whether HalfProduct takes this weight, as exact as it is."""
-    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not available():
+    if weight.device.type != "cpu" or weight.numel() < LEAST or not available():
         return False
-    if weight.numel() < LEAST:
-        return False
-    return bool((weight.half().float() - weight).abs().amax() <= FINEST)
+    return bool((weight.half().float() - weight.float()).abs().amax() <= FINEST)
 
 
 class HalfProduct:

@@ -22,13 +22,15 @@ Unusual here:
 
 Shapes as in flm.py.
 """
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import flm
 from flm import K
-from workshop import half_products
+from workshop import half_products, quantize
 
 
 # --- weights ---
@@ -65,77 +67,86 @@ def are_joined(parameters, by_columns):
     return sum(parameter.nbytes for parameter in parameters) == storage.nbytes()
 
 
-class Product:
-    """One or several Linear layers of the same input: [N, columns] -> [N, rows of all]. Layers of
-    another kind, as packed ones, are called as they are."""
+def product_of(*layers):
+    """One or several layers of the same input, nn.Linear or quantize.Packed, as a function:
+    [N, columns] -> [N, rows of all], float32."""
+    bias = None
+    if layers[0].bias is not None:
+        bias = torch.cat([layer.bias.data for layer in layers]).float()
+    if isinstance(layers[0], quantize.Packed):
+        return PackedProduct(layers, bias)
+    weights = [layer.weight for layer in layers]
+    whole = torch.cat([weight.data for weight in weights])
+    if half_products.fits(whole):
+        return half_products.HalfProduct(whole, bias)
+    return PlainProduct(weights, bias)
 
-    def __init__(self, *layers):
-        self.layers = layers
-        self.half = None    # a HalfProduct, where the weights fit one
-        self.weight = None  # else, of Linear layers, [columns, rows of all]
-        self.bias = None
-        if all(type(layer) is nn.Linear for layer in layers):
-            self.join(layers)
 
-    @torch.no_grad()
-    def join(self, layers):
-        weights = [layer.weight for layer in layers]
-        if layers[0].bias is not None:
-            self.bias = joined([layer.bias for layer in layers])
-        whole = torch.cat(weights)
-        if half_products.fits(whole):
-            self.half = half_products.HalfProduct(whole, self.bias)
-        else:
-            by_columns = whole.dtype == torch.float32 and len(whole) >= whole.shape[1]
-            self.weight = joined(weights, by_columns).T
+class PlainProduct:
+    """With the weights of Linear layers as they are."""
+
+    def __init__(self, weights, bias):
+        rows = sum(len(weight) for weight in weights)
+        by_columns = weights[0].dtype == torch.float32 and rows >= weights[0].shape[1]
+        self.weight = joined(weights, by_columns).T
+        self.bias = bias
 
     def __call__(self, x):
-        if self.half:
-            return self.half(x)
-        if self.weight is None:
-            return torch.cat([layer(x) for layer in self.layers], -1)
-        if self.bias is None:
-            return torch.mm(x, self.weight)
-        return torch.addmm(self.bias, x, self.weight)
+        if self.bias is not None and self.weight.dtype == torch.float32:
+            return torch.addmm(self.bias, x, self.weight)
+        y = torch.mm(x.to(self.weight.dtype), self.weight).float()
+        return y if self.bias is None else y + self.bias
 
-    def added_to(self, stream, x):
-        """stream + product."""
-        if self.weight is None or self.bias is not None:
-            return stream + self(x)
-        return torch.addmm(stream, x, self.weight)
+
+class PackedProduct:
+    """With the weights of Packed layers, which stand in memory as groups of rows."""
+
+    def __init__(self, layers, bias):
+        self.bits = layers[0].bits
+        self.weight = joined([layer.weight for layer in layers])
+        self.scale = torch.cat([layer.scale for layer in layers], quantize.SCALE_ROWS[self.bits])
+        self.bias = bias
+        self.rows = None  # where a group is not full: which rows of the product are the layers'
+        lengths = [layer.scale.shape[quantize.SCALE_ROWS[self.bits]] for layer in layers]
+        if lengths != [layer.rows for layer in layers]:
+            firsts = [sum(lengths[:i]) for i in range(len(layers))]
+            rows = [first + torch.arange(layer.rows) for first, layer in zip(firsts, layers)]
+            self.rows = torch.cat(rows)
+
+    def __call__(self, x):
+        y = quantize.product(x, self.weight, self.scale, self.bits)
+        if self.rows is not None:
+            y = y.index_select(1, self.rows)
+        return y if self.bias is None else y + self.bias
 
 
 def norm_of(layer):
-    """An nn.RMSNorm as a function of few calls; any other norm as it is."""
+    """An nn.RMSNorm as a function of few calls; any other norm as it is, in float32."""
     if not isinstance(layer, nn.RMSNorm):
-        return layer
+        return deepcopy(layer).float()
     n = layer.weight.numel()
-    weight = layer.weight.data * n ** 0.5
+    weight = layer.weight.data.float() * n ** 0.5
     least = torch.tensor((n * layer.eps) ** 0.5)
 
     def norm(x):
-        values = x.float()
-        length = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-        values = values / length.hypot(least)  # the root of n times (mean square + eps)
-        return values.to(x.dtype) * weight
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / length.hypot(least) * weight  # the root of n times (mean square + eps)
     return norm
 
 
-class Mlp:
-    """stream [N, n] + the MLP of x [N, n]."""
+def mlp_of(layer):
+    """An MLP of flm.py as a function: [N, n] -> [N, n]."""
+    if isinstance(layer, flm.SwiGLU):
+        gate_and_up = product_of(layer.gate_proj, layer.up_proj)
+        down = product_of(layer.down_proj)
 
-    def __init__(self, layer):
-        self.layer = layer
-        self.is_swiglu = isinstance(layer, flm.SwiGLU)
-        if self.is_swiglu:
-            self.gate_and_up = Product(layer.gate_proj, layer.up_proj)
-            self.down = Product(layer.down_proj)
-
-    def added_to(self, stream, x):
-        if not self.is_swiglu:
-            return stream + self.layer(x)
-        gate, up = self.gate_and_up(x).chunk(2, -1)
-        return self.down.added_to(stream, F.silu(gate) * up)
+        def mlp(x):
+            gate, up = gate_and_up(x).chunk(2, -1)
+            return down(F.silu(gate) * up)
+        return mlp
+    first = product_of(layer.c_fc)
+    second = product_of(layer.c_proj)
+    return lambda x: second(F.gelu(first(x)))
 
 
 # --- backbone ---
@@ -160,10 +171,10 @@ class Layer:
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.norm_1 = norm_of(block.input_layernorm)
-        self.qkv = Product(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = Product(attention.o_proj)
+        self.qkv = product_of(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = product_of(attention.o_proj)
         self.norm_2 = norm_of(block.post_attention_layernorm)
-        self.mlp = Mlp(block.mlp)
+        self.mlp = mlp_of(block.mlp)
 
     def __call__(self, x, cos, sin, cache):  # [B, D]
         B = len(x)
@@ -173,8 +184,8 @@ class Layer:
         q = turned[:, :H].view(B, H_kv, H // H_kv, -1)                 # [B, H_kv, H / H_kv, d]
         k, v = append(cache, self.number, turned[:, H:, None], heads[:, H + H_kv:, None])
         y = F.scaled_dot_product_attention(q, k, v, cache.mask)
-        x = self.out.added_to(x, y.reshape(B, -1))
-        return self.mlp.added_to(x, self.norm_2(x))
+        x = x + self.out(y.reshape(B, -1))
+        return x + self.mlp(self.norm_2(x))
 
 
 # --- depth transformer ---
@@ -185,10 +196,10 @@ class DepthLayer:
     def __init__(self, block):
         self.heads = block.attn.heads
         self.norm_1 = norm_of(block.ln_1)
-        self.qkv = Product(block.attn.c_attn)
-        self.out = Product(block.attn.c_proj)
+        self.qkv = product_of(block.attn.c_attn)
+        self.out = product_of(block.attn.c_proj)
         self.norm_2 = norm_of(block.ln_2)
-        self.mlps = [Mlp(mlp) for mlp in (block.mlps if block.cmlp else [block.mlp] * K)]
+        self.mlps = [mlp_of(mlp) for mlp in block.mlps] if block.cmlp else [mlp_of(block.mlp)] * K
 
     def __call__(self, x, c, place, k, v):
         """x [N, n], position c; of this layer's cache the place of position c [2, N, H, 1, d], and
@@ -197,20 +208,20 @@ class DepthLayer:
         qkv = self.qkv(self.norm_1(x)).view(N, 3, self.heads, 1, -1).transpose(0, 1)
         place.copy_(qkv[1:])
         y = F.scaled_dot_product_attention(qkv[0], k, v)               # [N, H, 1, d]
-        x = self.out.added_to(x, y.reshape(N, -1))
-        return self.mlps[c].added_to(x, self.norm_2(x))
+        x = x + self.out(y.reshape(N, -1))
+        return x + self.mlps[c](self.norm_2(x))
 
 
 class Depth:
     def __init__(self, depth, config):
         parts = depth.transformer
         self.empty_token = config.empty_token
-        self.linear_in = Product(depth.linear_in)
+        self.linear_in = product_of(depth.linear_in)
         self.wtes = [table.weight.data for table in parts["wtes"]]
-        self.wpe = parts["wpe"].weight.data
+        self.wpe = parts["wpe"].weight.data.float()
         self.layers = [DepthLayer(block) for block in parts["h"]]
         self.norm = norm_of(parts["ln_f"])
-        self.heads = [Product(head) for head in depth.lm_heads]
+        self.heads = [product_of(head) for head in depth.lm_heads]
         self.views = None  # [N, K, n], of the frame in the making
         self.cache = None
         self.places = []   # of each position and layer, the parts of the cache that it takes
@@ -245,7 +256,8 @@ class LeanModel:
     """What a frame of chat.py needs of flm.FLM: `config`, `hidden`, `text_logits` and
     `depth_logits`, for one frame of B conversations, with their caches, on a CPU.
 
-    The model's weights must not change afterwards."""
+    Whatever the weights are, it computes in float32, and so do the caches. The model's weights must
+    not change afterwards."""
 
     def __init__(self, model):
         self.config = model.config
@@ -258,17 +270,15 @@ class LeanModel:
         self.first_rows = self.config.aud_vocab_size * torch.arange(2 * K)
         self.layers = [Layer(block, self.config) for block in model.model.layers]
         self.norm = norm_of(model.model.norm)
-        self.lm_head = Product(model.lm_head)
+        self.lm_head = product_of(model.lm_head)
         self.depth_logits = Depth(model.aud_output_layers, self.config)
 
     def hidden(self, text, speak, listen, cache):
         """text [B, 1], speak [B, 1, K], listen [B, 1, K] -> h [B, 1, D]."""
         rows = torch.cat([speak[:, 0], listen[:, 0]], 1) + self.first_rows       # [B, 2 K]
-        x = F.embedding(text[:, 0], self.text_table) + F.embedding(rows, self.audio_table).sum(1)
-        x = x * self.input_mult
+        codes = F.embedding(rows, self.audio_table).float()                      # [B, 2 K, D]
+        x = (F.embedding(text[:, 0], self.text_table) + codes.sum(1)) * self.input_mult
         cos, sin = flm.rope(self.config, cache.advance(1)[:, 0])                 # [B, 1, d]
-        cos = cos.to(x.dtype)
-        sin = sin.to(x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, cache)
         return self.norm(x)[:, None]

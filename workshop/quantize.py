@@ -29,30 +29,43 @@ class Packed(torch.nn.Module):
         self.bits = bits
         self.rows, columns = weight.shape
         # The kernels want whole groups. 2730, a width of the depth transformer's, has none.
-        self.pad = -columns % self.GROUP
+        pad = -columns % self.GROUP
         packed, scales = [], []
         for part in weight.split(self.ROWS):
-            whole = F.pad(part.float(), (0, self.pad, 0, -len(part) % self.GROUP))
+            whole = F.pad(part.float(), (0, pad, 0, -len(part) % self.GROUP))
             ids, scale = pack_8(whole) if bits == 8 else pack_4(whole, self.GROUP)
             packed.append(ids)
             scales.append(scale)
-        rows_dimension = -2 if bits == 4 else 0
         self.register_buffer("weight", torch.cat(packed))
-        self.register_buffer("scale", torch.cat(scales, rows_dimension).to(weight.dtype))
+        self.register_buffer("scale", torch.cat(scales, SCALE_ROWS[bits]).to(weight.dtype))
 
     def forward(self, x):
         """x [..., columns] -> [..., rows]"""
-        flat = F.pad(x.flatten(0, -2), (0, self.pad))
-        is_cpu = x.device.type == "cpu"
-        if self.bits == 4:
-            product = torch._weight_int4pack_mm_for_cpu if is_cpu else torch._weight_int4pack_mm
-            y = product(flat, self.weight, self.GROUP, self.scale)
-        elif is_cpu:
-            y = torch._weight_int8pack_mm(flat, self.weight, self.scale)
-        else:
-            y = flat @ self.weight.to(x.dtype).T * self.scale
+        y = product(x.flatten(0, -2), self.weight, self.scale, self.bits)
         y = y[:, :self.rows].unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias
+
+
+# The dimension of `scale` that stands for rows, by bits.
+SCALE_ROWS = {8: 0, 4: -2}
+
+
+def product(x, weight, scale, bits):
+    """x [N, columns] and what a Packed holds -> [N, rows], in whole groups of rows, in x's
+    dtype."""
+    is_cpu = x.device.type == "cpu"
+    columns = Packed.GROUP * len(scale) if bits == 4 else weight.shape[1]
+    rows = x.to(scale.dtype).contiguous()
+    if columns > rows.shape[1]:
+        rows = F.pad(rows, (0, columns - rows.shape[1]))
+    if bits == 4:
+        multiply = torch._weight_int4pack_mm_for_cpu if is_cpu else torch._weight_int4pack_mm
+        y = multiply(rows, weight, Packed.GROUP, scale)
+    elif is_cpu:
+        y = torch._weight_int8pack_mm(rows, weight, scale)
+    else:
+        y = rows @ weight.to(scale.dtype).T * scale
+    return y.to(x.dtype)
 
 
 def pack_8(weight):
