@@ -188,11 +188,13 @@ class Tables(Shared):
     def __init__(self, codebooks):
         self.entries = [book.entries for book in codebooks]            # [C, codebook_dim] each
         self.squares = [entries.square().sum(-1) for entries in self.entries]
+        self.columns = [entries.T.contiguous() for entries in self.entries]
         self.all_entries = torch.cat(self.entries)
         self.first_rows = torch.arange(len(codebooks))[:, None] * len(self.entries[0])
 
     def nearest(self, i, x):  # [B, T, codebook_dim] -> codes of codebook i, [B, T]
-        return (self.squares[i] - 2 * x @ self.entries[i].T).argmin(-1)
+        y = torch.addmm(self.squares[i], x.flatten(0, 1), self.columns[i], alpha=-2)
+        return y.argmin(-1).view(x.shape[:-1])
 
     def lookup(self, codes):  # [B, K, T] -> [B, K, T, codebook_dim]
         return F.embedding(codes + self.first_rows, self.all_entries)

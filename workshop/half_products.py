@@ -20,7 +20,7 @@ import torch
 FINEST = 2.0 ** -25
 # Numbers of a weight from which on it is worth while. A call costs 9 microseconds more than that of
 # a float32 product.
-LEAST = 2 ** 17
+LEAST = 100_000
 
 
 def available():
