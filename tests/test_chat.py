@@ -98,34 +98,36 @@ def test_conversations_of_a_batch_are_as_alone():
 
 @pytest.mark.parametrize("depth", [
     {}, {"depth_cmlp": False, "depth_swiglu": False, "depth_rmsnorm": False, "depth_bias": True}])
-@pytest.mark.parametrize("bits", [32, 16, 8])
-def test_the_lean_model_says_what_the_model_says(depth, bits, monkeypatch):
+@pytest.mark.parametrize("weights", ["float32", "half", "bfloat16", 8, 4])
+def test_the_lean_model_says_what_the_model_says(depth, weights, monkeypatch):
     """Catches a lean model that differs from the one in flm.py by more than rounding: in weights
     that were joined in the wrong order, at any of the 8 positions, in a batch of which one stands
     still, past the ring's turn, with weights that stand in memory as float16, or packed ones."""
     torch.manual_seed(0)
     monkeypatch.setattr(half_products, "LEAST", 0)
-    dtype = torch.bfloat16 if bits == 8 else torch.float32
+    dtype = torch.float32 if weights in ("float32", "half") else torch.bfloat16
     config = dataclasses.replace(flm.PRESETS["tiny"], num_hidden_layers=2, use_mup=True,
                                  input_mult=1.5, output_mult=2.0, mup_scale_factor=3.0, **depth)
     model = flm.init_weights(flm.FLM(config), dtype=dtype).eval()
     for name, parameter in model.named_parameters():  # biases and norms of their own
         if parameter.ndim == 1:
             parameter.data = torch.randn_like(parameter)
-        if bits == 16:
+        if weights == "half":
             parameter.data = parameter.data.half().float()
-    quantize.pack(model, min(bits, 16))
+    if weights in (8, 4):
+        quantize.pack(model, weights)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     lean = LeanModel(model)
     if half_products.available():
-        assert isinstance(lean.lm_head, half_products.HalfProduct) == (bits == 16)
+        is_half = isinstance(lean.lm_head, half_products.HalfProduct)
+        assert is_half == (weights in ("half", "bfloat16"))
     caches = []
     for one in (model, lean):
         cache_dtype = torch.float32 if one is lean else dtype
         cache = flm.KVCache(config, 2, 6, dtype=cache_dtype)
         depth_cache = flm.depth_cache(config, 2, dtype=cache_dtype)
         caches.append((one, cache, depth_cache))
-    tolerance = 0.1 if bits == 8 else 1e-4
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
     for t in range(10):
         rows = [torch.randint(0, 512, shape) for shape in ((2, 1), (2, 1, 8), (2, 1, 8))]
         codes = torch.randint(0, 512, (2, 7))

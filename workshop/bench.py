@@ -27,6 +27,7 @@ import flm
 import mimi
 from flm import K
 from workshop import fast_codec, model_files, pace, partner_files, quantize
+from workshop.lean_model import LeanModel
 
 # The functions of chat.py that are the parts of a frame, and how the report calls them.
 PARTS = {"encode_user": "encode", "read_row": "backbone", "write_codes": "depth",
@@ -207,7 +208,9 @@ def bench(args, duplex_class):
     frames = torch.stack(list(times.values())).sum(0)
     medians = {PARTS[name]: values.median().item() for name, values in times.items()}
     step = medians["backbone"] + medians["depth"]
-    weight_size = weight_bytes(model)
+    frame_model = duplex.tools.model
+    is_lean = isinstance(frame_model, LeanModel)
+    weight_size = frame_model.weight_bytes() if is_lean else weight_bytes(model)
     measured = bandwidth(args.device)
     result = {
         "ms_per_frame": {"median": frames.median().item(), "p99": frames.quantile(0.99).item(),

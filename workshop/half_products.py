@@ -40,6 +40,7 @@ class HalfProduct:
 
     def __init__(self, weight, bias=None):
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), bias)
+        self.nbytes = 2 * weight.numel()
 
     def __call__(self, x):
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)

@@ -79,6 +79,8 @@ def product_of(*layers):
     whole = torch.cat([weight.data for weight in weights])
     if half_products.fits(whole):
         return half_products.HalfProduct(whole, bias)
+    if whole.numel() < half_products.LEAST:
+        return PlainProduct([whole.float()], bias)  # so small that a copy is nothing
     return PlainProduct(weights, bias)
 
 
@@ -90,6 +92,7 @@ class PlainProduct:
         by_columns = weights[0].dtype == torch.float32 and rows >= weights[0].shape[1]
         self.weight = joined(weights, by_columns).T
         self.bias = bias
+        self.nbytes = self.weight.nbytes
 
     def __call__(self, x):
         if self.bias is not None and self.weight.dtype == torch.float32:
@@ -104,20 +107,27 @@ class PackedProduct:
     def __init__(self, layers, bias):
         self.bits = layers[0].bits
         self.weight = joined([layer.weight for layer in layers])
-        self.scale = torch.cat([layer.scale for layer in layers], quantize.SCALE_ROWS[self.bits])
+        scales = [layer.scale for layer in layers]
+        dimension = quantize.SCALE_ROWS[self.bits]
+        self.scale = torch.cat(scales, dimension) if len(scales) > 1 else scales[0]
+        self.nbytes = self.weight.nbytes + self.scale.nbytes
         self.bias = bias
         self.rows = None  # where a group is not full: which rows of the product are the layers'
-        lengths = [layer.scale.shape[quantize.SCALE_ROWS[self.bits]] for layer in layers]
+        lengths = [scale.shape[dimension] for scale in scales]
         if lengths != [layer.rows for layer in layers]:
             firsts = [sum(lengths[:i]) for i in range(len(layers))]
             rows = [first + torch.arange(layer.rows) for first, layer in zip(firsts, layers)]
             self.rows = torch.cat(rows)
 
     def __call__(self, x):
-        y = quantize.product(x, self.weight, self.scale, self.bits)
+        y = self.in_groups(x)
         if self.rows is not None:
             y = y.index_select(1, self.rows)
         return y if self.bias is None else y + self.bias
+
+    def in_groups(self, x):
+        """[N, rows of all groups]; what fills a group up is 0."""
+        return quantize.product(x, self.weight, self.scale, self.bits)
 
 
 def norm_of(layer):
@@ -134,19 +144,26 @@ def norm_of(layer):
     return norm
 
 
-def mlp_of(layer):
-    """An MLP of flm.py as a function: [N, n] -> [N, n]."""
-    if isinstance(layer, flm.SwiGLU):
-        gate_and_up = product_of(layer.gate_proj, layer.up_proj)
-        down = product_of(layer.down_proj)
+class Mlp:
+    """An MLP of flm.py: [N, n] -> [N, n]."""
 
-        def mlp(x):
-            gate, up = gate_and_up(x).chunk(2, -1)
-            return down(F.silu(gate) * up)
-        return mlp
-    first = product_of(layer.c_fc)
-    second = product_of(layer.c_proj)
-    return lambda x: second(F.gelu(first(x)))
+    def __init__(self, layer):
+        self.is_swiglu = isinstance(layer, flm.SwiGLU)
+        if self.is_swiglu:
+            self.up = product_of(layer.gate_proj, layer.up_proj)
+            self.down = product_of(layer.down_proj)
+        else:
+            self.up = product_of(layer.c_fc)
+            self.down = product_of(layer.c_proj)
+        self.multiply_up = self.up
+        if isinstance(self.up, PackedProduct) and self.up.bias is None:
+            self.multiply_up = self.up.in_groups  # `down` fills its columns up alike
+
+    def __call__(self, x):
+        if not self.is_swiglu:
+            return self.down(F.gelu(self.multiply_up(x)))
+        gate, up = self.multiply_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
 
 
 # --- backbone ---
@@ -174,7 +191,7 @@ class Layer:
         self.qkv = product_of(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out = product_of(attention.o_proj)
         self.norm_2 = norm_of(block.post_attention_layernorm)
-        self.mlp = mlp_of(block.mlp)
+        self.mlp = Mlp(block.mlp)
 
     def __call__(self, x, cos, sin, cache):  # [B, D]
         B = len(x)
@@ -199,7 +216,7 @@ class DepthLayer:
         self.qkv = product_of(block.attn.c_attn)
         self.out = product_of(block.attn.c_proj)
         self.norm_2 = norm_of(block.ln_2)
-        self.mlps = [mlp_of(mlp) for mlp in block.mlps] if block.cmlp else [mlp_of(block.mlp)] * K
+        self.mlps = [Mlp(mlp) for mlp in (block.mlps if block.cmlp else [block.mlp])]
 
     def __call__(self, x, c, place, k, v):
         """x [N, n], position c; of this layer's cache the place of position c [2, N, H, 1, d], and
@@ -209,7 +226,7 @@ class DepthLayer:
         place.copy_(qkv[1:])
         y = F.scaled_dot_product_attention(qkv[0], k, v)               # [N, H, 1, d]
         x = x + self.out(y.reshape(N, -1))
-        return x + self.mlps[c](self.norm_2(x))
+        return x + self.mlps[c % len(self.mlps)](self.norm_2(x))
 
 
 class Depth:
@@ -286,3 +303,15 @@ class LeanModel:
     def text_logits(self, h):
         """h [B, 1, D] -> logits [B, 1, V]."""
         return self.lm_head(h[:, 0])[:, None] * self.text_mult
+
+    def weight_bytes(self):
+        """Bytes of the matrices that a frame reads, each counted once."""
+        depth = self.depth_logits
+        products = [self.lm_head, depth.linear_in, *depth.heads]
+        for layer in self.layers:
+            products += [layer.qkv, layer.out, layer.mlp.up, layer.mlp.down]
+        for layer in depth.layers:
+            products += [layer.qkv, layer.out]
+            for mlp in layer.mlps:
+                products += [mlp.up, mlp.down]
+        return sum(product.nbytes for product in products)
