@@ -29,10 +29,10 @@ Unusual here:
 - Code 0, the semantic one, stands one row before codes 1 .. 7 of its frame, in both directions. So
   a frame of the model's is complete one step after its code 0 was drawn: step s returns frame s,
   whose word and code 0 stand in row s and whose codes 1 .. 7 were drawn in step s. No word and no
-  code 0 of frame 0 was ever drawn, row 0 holds <wait> and a pad in their places. So step 0 returns
+  code 0 of frame 0 was ever drawn: row 0 holds <wait> and a pad in their places. So step 0 returns
   nothing, which in sound is a frame of silence.
-- Frame s of the answer stands beside frame s of the question, as in the grid. In a live talk it is
-  heard 80 ms later, because the question's frame has to be heard to its end first.
+- Frame s of the answer stands beside frame s of the question, as in the grid. In a live talk its
+  sound begins when the question's frame is over and the step is computed.
 - The random numbers of a frame, 0 .. 1, are arguments, and pick the tokens. So a frame can be
   replayed as a CUDA graph, and each conversation of a batch has a seed of its own.
 - A conversation has no end, and the memory does not grow: see default_context for what is lost.
@@ -42,6 +42,7 @@ as in State.
 """
 import time
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,12 +58,11 @@ import torch.nn.functional as F
 import flm
 import mimi
 from flm import K
-from workshop import answer_file, bench, chat_options, partner_files, sampling_file, sound_card
+from workshop import bench, chat_options, partner_files, sampling_file, sound_card, ways_in
 from workshop.answer_end import LONGEST_ANSWER, AnswerWatch
 from workshop.graphs import Packet, Runner
 from workshop.lean_model import LeanModel
 from workshop.monologue import Monologue, print_nothing
-from workshop.record import recording
 
 CONTEXT = 4096    # frames (5.5 min) that are remembered where the model does not say
 PENALISED = 4     # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as in the release
@@ -184,8 +184,10 @@ class State(NamedTuple):
     @torch.inference_mode()
     def zeros(cls, batch, sampling, device):
         """Room for B conversations. Each begins with `start`."""
-        sizes = [(), (K,), (K,), (), (sampling.text.window,), (PENALISED, sampling.audio.window)]
-        return cls(*[torch.zeros(batch, *size, dtype=torch.long, device=device) for size in sizes])
+        zeros = partial(torch.zeros, dtype=torch.long, device=device)
+        return cls(text=zeros(batch), speak=zeros(batch, K), listen=zeros(batch, K),
+                   frames=zeros(batch), recent_text=zeros(batch, sampling.text.window),
+                   recent_codes=zeros(batch, PENALISED, sampling.audio.window))
 
     def start(self, i, config):
         """Conversation i begins: nothing was written, nothing was spoken or heard."""
@@ -306,7 +308,8 @@ def frame(tools, state, user, hears, active, chances, run):
 
     user, hears, active: see encode_user; hears None: all listening channels are empty.
     chances [B, 1 + K] in 0 .. 1: the random numbers of the frame. run(function, tools, *tensors)
-    calls each of the four parts."""
+    calls each of the four parts; it may be a graph, so parts take tensors and return tuples of
+    them."""
     if hears is None:
         listen_codes = torch.full_like(state.listen, tools.model.config.empty_token)
     else:
@@ -332,14 +335,14 @@ def default_context(config):
     So the first layer alone forgets strictly. The deeper ones reach further back, through hidden
     states that had read earlier frames and still hold what these told them.
 
-    Attention between frames that are farther apart than the rows of training ever were is
-    undefined: a model that was trained on rows of 640 frames and remembers 4,096 falls silent after
-    a minute and never speaks again. So a model folder says how long its rows were
+    Attention between frames that are farther apart than the sequences of training ever were is
+    undefined: a model that was trained on sequences of 640 frames and remembers 4,096 falls silent
+    after a minute and never speaks again. So a model folder says how long its sequences were
     (`trained_frames`), and no more is remembered.
-    Decision: where it does not say, as the release does not, CONTEXT, half of the paper's rows of
-    8,192 (section 3.1). The paper does not say how much a live conversation remembers. Every
-    distance up to a half occurs in at least half of the places of a row, so it was trained well;
-    and the cache takes half the memory: for the 7B in bfloat16 0.23 GB in place of 0.47."""
+    Decision: where it does not say, as the release does not, CONTEXT, half of the paper's sequences
+    of 8,192 (section 3.1). The paper does not say how much a live conversation remembers. Every
+    distance up to a half occurs in at least half of the places of a sequence, so it was trained
+    well; and the cache takes half the memory: for the 7B in bfloat16 0.23 GB in place of 0.47."""
     return min(config.trained_frames or CONTEXT, config.max_position_embeddings)
 
 
@@ -406,7 +409,8 @@ class Duplex:
         {i: (text id, a list of 8 codes, samples [frame_size] or none)}.
 
         Those that are not named stand still. The first frame stands for nothing: <wait>, codes that
-        begin with a pad, silence. A user who is None is an empty channel, as of no microphone.
+        begin with a pad, silence. A user who is None is an empty channel, as if there were no
+        microphone.
         force_text {i: id} and force_speak {i: codes [8]} stand in the row that this frame writes,
         in place of what the model drew."""
         self.packet.clear()
@@ -446,114 +450,66 @@ class Partner:
         the next one is as fast as the others."""
         self.duplex = Duplex(self.model, sampling, codec=self.codec, **self.shape)
         silence = torch.zeros(3, self.codec.config.frame_size)
-        for _ in hold(self, silence, self.monologue(print_nothing)):
+        for _ in self.hold(silence, self.monologue(print_nothing)):
             pass
 
-    def monologue(self, print=print, stamps=True):
-        return Monologue(self.tokenizer, self.model.config.wait_token, print, stamps)
+    def monologue(self, write=print, stamps=True):
+        """What turns the text ids of a conversation into words, and writes them -> Monologue"""
+        return Monologue(self.tokenizer, self.model.config.wait_token, write, stamps)
 
+    def hold(self, frames, monologue, seed=None, record=None):
+        """One conversation, frame by frame -> (user_audio, model_audio, seconds it took) for each.
 
-def hold(partner, frames, monologue, seed=None, record=None):
-    """One conversation, frame by frame -> (user_audio, model_audio, seconds it took) for each.
-
-    frames: the user's, [frame_size] samples each, of any source that can be iterated. record: a
-    Record for both voices."""
-    partner.duplex.reset(seed=seed)
-    for i, user_audio in enumerate(frames):
-        start = time.perf_counter()
-        text, _, model_audio = partner.duplex.steps({0: user_audio})[0]
-        seconds = time.perf_counter() - start
-        monologue.add(i / partner.codec.config.frame_rate, text)
-        if record:
-            record.write(user_audio, model_audio)
-        yield user_audio, model_audio, seconds
-    monologue.close()
-
-
-def converse(partner, audio, monologue, seed=None, record=None, tail=0.0):
-    """Talk with a recording: audio float32 [N] -> (user_audio [M], model_audio [M], seconds that
-    each frame took).
-
-    The model gets the recording frame by frame, as from a microphone, and knows nothing of what
-    comes later. tail: seconds of silence after it; None: until AnswerWatch sees the answer's end,
-    LONGEST_ANSWER seconds at most. A Ctrl-C ends the talk early."""
-    config = partner.codec.config
-    size = config.frame_size
-    length = len(audio) + round((tail or 0) * config.sample_rate)
-    padded = F.pad(audio, (0, length - len(audio) + -length % size))
-    frames = padded.split(size)
-    watch = AnswerWatch(frames, config.frame_rate)
-
-    def user_frames():
-        yield from frames
-        most = len(frames) + LONGEST_ANSWER * config.frame_rate
-        while tail is None and not watch.over() and watch.frames < most:
-            yield torch.zeros(size)
-
-    voices = [torch.zeros(2, 0)]
-    seconds = []
-    try:
-        for user_audio, model_audio, took in hold(partner, user_frames(), monologue, seed, record):
-            watch.add(bool(monologue.ids), model_audio)
-            voices.append(torch.stack([user_audio, model_audio]))
-            seconds.append(took)
-    except KeyboardInterrupt:
+        frames: the user's, [frame_size] samples each, of any source that can be iterated. record: a
+        Record for both voices."""
+        self.duplex.reset(seed=seed)
+        for i, user_audio in enumerate(frames):
+            start = time.perf_counter()
+            text, _, model_audio = self.duplex.steps({0: user_audio})[0]
+            seconds = time.perf_counter() - start
+            monologue.add(i / self.codec.config.frame_rate, text)
+            if record:
+                record.write(user_audio, model_audio)
+            yield user_audio, model_audio, seconds
         monologue.close()
-        command.note_stop("chat.py: stopped; what follows is of the frames so far")
-    user_audio, model_audio = torch.cat(voices, 1)
-    if tail is None:
-        return user_audio, model_audio, seconds
-    return user_audio[:length], model_audio[:length], seconds
+
+    def converse(self, audio, monologue, seed=None, record=None, tail=0.0):
+        """Talk with a recording: audio float32 [N] -> (user_audio [M], model_audio [M], seconds
+        that each frame took).
+
+        The model gets the recording frame by frame, as from a microphone, and knows nothing of what
+        comes later. tail: seconds of silence after it; None: until AnswerWatch sees the answer's
+        end, LONGEST_ANSWER seconds at most. A Ctrl-C ends the talk early."""
+        config = self.codec.config
+        size = config.frame_size
+        length = len(audio) + round((tail or 0) * config.sample_rate)
+        padded = F.pad(audio, (0, length - len(audio) + -length % size))
+        frames = padded.split(size)
+        watch = AnswerWatch(frames, config.frame_rate)
+
+        def user_frames():
+            yield from frames
+            most = len(frames) + LONGEST_ANSWER * config.frame_rate
+            while tail is None and not watch.over() and watch.frames < most:
+                yield torch.zeros(size)
+
+        voices = [torch.zeros(2, 0)]
+        seconds = []
+        try:
+            for user_audio, model_audio, took in self.hold(user_frames(), monologue, seed, record):
+                watch.add(bool(monologue.ids), model_audio)
+                voices.append(torch.stack([user_audio, model_audio]))
+                seconds.append(took)
+        except KeyboardInterrupt:
+            monologue.close()
+            command.note_stop("chat.py: stopped; what follows is of the frames so far")
+        user_audio, model_audio = torch.cat(voices, 1)
+        if tail is None:
+            return user_audio, model_audio, seconds
+        return user_audio[:length], model_audio[:length], seconds
 
 
-# --- ways in ---
-
-def talk_to_file(partner, args):
-    """--in and --out: listen to a file, write the answer beside it."""
-    config = partner.codec.config
-    monologue = partner.monologue(command.print_while_read)
-    with recording(args, partner) as record:
-        user_audio, model_audio, seconds = converse(partner, args.question, monologue, args.seed,
-                                                    record, args.tail)
-        if not seconds:  # Ctrl-C in the first frame
-            return
-        answer_file.save(args, user_audio, model_audio, config.sample_rate)
-    answer_file.report(args.target, model_audio, seconds, config, args.tail)
-
-
-def talk_to_microphone(partner, args):
-    """No --in: sound devices, until Ctrl-C."""
-    config = partner.codec.config
-    monologue = partner.monologue(print_nothing)
-    devices = (args.input_device, args.output_device)
-    with (sound_card.SoundCard(config.sample_rate, config.frame_size, *devices) as card,
-          recording(args, partner) as record):
-        print("Talk; Ctrl-C ends it. Wear headphones, or the model hears itself.", flush=True)
-        talk = hold(partner, card, monologue, args.seed, record)
-        sound_card.show(card, talk, monologue, 1 / config.frame_rate)
-
-
-def talk_again(partner, args):
-    """--replay: what --record kept is said again, and the answer compared with the one kept."""
-    replay = args.again
-    _, model_audio, _ = converse(partner, replay.user_audio, partner.monologue(), replay.seed)
-    replay.compare(model_audio, partner.codec.config.sample_rate)
-
-
-def talk(args):
-    """The way in that the options ask for."""
-    partner = Partner(args.model, args.sampling, args.device, args.dtype, args.bits, **args.shape)
-    pace.settle_threads(partner.model, partner.codec)
-    chat_options.warn_of_context(partner.model.config, args.context)
-    if args.way == "file":
-        talk_to_file(partner, args)
-    elif args.way == "replay":
-        talk_again(partner, args)
-    elif args.way == "serve":
-        chat_options.server_module().serve(partner, args)
-    else:
-        talk_to_microphone(partner, args)
-
+# --- command line ---
 
 def main(arguments=None):
     with chat_options.errors_in_one_sentence():
@@ -563,7 +519,9 @@ def main(arguments=None):
         elif args.way == "bench":
             bench.bench(args, Duplex)
         else:
-            talk(args)
+            partner = Partner(args.model, args.sampling, args.device, args.dtype, args.bits,
+                              **args.shape)
+            ways_in.talk(partner, args)
 
 
 if __name__ == "__main__":

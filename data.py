@@ -165,7 +165,8 @@ LEAKAGE_DELAY = (0.1, 0.5)    # seconds, section 3.2.2
 
 
 def random_gain(audio, rng):
-    """An utterance [N] at a random level, and never below LOUDNESS_FLOOR (section 3.2.1).
+    """An utterance [N] at a random level, and not below LOUDNESS_FLOOR unless it would clip
+    (section 3.2.1).
 
     Decision: a gain that would clip is lowered until the peak is 1, because no file is louder than
     full scale. So a recording of one click in digital silence stays below the floor."""
@@ -409,13 +410,14 @@ class GridMaker:
 
     def write_script(self, exchanges, rng):
         """Exchanges, with random silences around them -> (stream.Script, the exchanges that are in
-        it: all, unless the settings ask for shorter samples)."""
-        silences = [random_silence(self.settings, rng) for _ in range(len(exchanges) + 1)]
-
-        def write(exchanges, silences):
-            turns = [exchange.turn for exchange in exchanges]
-            return stream.write(self.settings.format, turns, silences, self.encoder.ids)
-        return encoding.fit(write, exchanges, silences, self.settings.longest_sample)
+        it: all, unless the settings ask for shorter samples, which leave out the last ones)."""
+        settings = self.settings
+        turns = [exchange.turn for exchange in exchanges]
+        silences = [random_silence(settings, rng) for _ in range(len(turns) + 1)]
+        if settings.longest_sample:
+            turns, silences = encoding.fit(turns, silences, settings, self.encoder.ids)
+        script = stream.write(settings.format, turns, silences, self.encoder.ids)
+        return script, exchanges[:len(turns)]
 
     def lay_user_audio(self, script, exchanges, rng):
         """What the user's microphone hears in a sample -> user_audio [T * FRAME].
@@ -426,7 +428,7 @@ class GridMaker:
         clips = []
         for exchange in exchanges:
             clips.append(exchange.user_clip.audio)
-            if exchange.turn.murmur:
+            if exchange.turn.backchannel:
                 clips.append(exchange.backchannel.audio)
         lay(user_audio, script.listen_spans, clips)
         leakage = None

@@ -101,11 +101,7 @@ def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, spe
             duplex.reset(b, seeds[i] if seeds else 0)
         answers = [[] for _ in group]
         for t in range(frames):
-            going = {b: i for b, i in enumerate(group) if t < len(user[i])}
-            step = duplex.steps(
-                {b: None if text else user[i][t] for b, i in going.items()},
-                force_text={b: text[i][t + 1] for b, i in going.items()} if text else None,
-                force_speak={b: speak[i][t + 1] for b, i in going.items()} if speak else None)
+            step = duplex.steps(*inputs_of_frame(t, group, user, text, speak))
             for b, answer in step.items():
                 answers[b].append(answer)
                 if echo:
@@ -113,6 +109,24 @@ def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, spe
         for i, frames_of_one in zip(group, answers):
             ids, codes, samples = zip(*frames_of_one)
             yield i, (list(ids), torch.tensor(codes), torch.cat(samples))
+
+
+def inputs_of_frame(t, group, user, text, speak):
+    """What the conversations of a group that are not over get in frame t -> the three arguments of
+    chat.Duplex.steps, by places in the group."""
+    heard = {}
+    forced_text = {}
+    forced_speak = {}
+    for b, i in enumerate(group):
+        if t >= len(user[i]):
+            continue
+        heard[b] = user[i][t]
+        if text:
+            heard[b] = None  # an empty channel
+            forced_text[b] = text[i][t + 1]
+        if speak:
+            forced_speak[b] = speak[i][t + 1]
+    return heard, forced_text, forced_speak
 
 
 def add_echo(user, model_audio, t, gain, seconds):
@@ -223,8 +237,10 @@ def grade(row, language):
     if "pause" in row:
         grades |= grade_pause(row, language)
     if "at" in row:
-        # A murmur expects no answer, so that its scene has no turn.
-        grades |= grade_interruption(row) if turns else grade_backchannel(row)
+        if turns:
+            grades |= grade_interruption(row)
+        else:  # a back-channel expects no answer, so that its scene has no turn
+            grades |= grade_backchannel(row)
     return grades
 
 
@@ -369,13 +385,16 @@ def interruptions(run, alone):
 
 
 def backchannels(run, alone):
-    """A murmur of --backchannels, into the answer to each question."""
+    """An "uh-huh" of --backchannels, into the answer to each question."""
     if not run.args.backchannels:
         return
-    murmurs = [clip(sound_file.read_audio(file)) for file in recordings([run.args.backchannels])]
-    run.measure("backchannel", [
-        intruding(one, row, run.draws("murmur", i).choice(murmurs), run.draws("backchannel", i))
-        for i, (one, row) in enumerate(zip(alone.questions, alone.rows))])
+    files = recordings([run.args.backchannels])
+    clips = [clip(sound_file.read_audio(file)) for file in files]
+    scenes = []
+    for i, (one, row) in enumerate(zip(alone.questions, alone.rows)):
+        chosen = run.draws("murmur", i).choice(clips)
+        scenes.append(intruding(one, row, chosen, run.draws("backchannel", i)))
+    run.measure("backchannel", scenes)
 
 
 def turns(run, alone):

@@ -28,9 +28,9 @@ To start from Qwen2.5-0.5B: its weights become the text embeddings, the layers, 
 text head, which begins as a copy of the embeddings where Qwen has one matrix for both. The 16 audio
 embeddings and the depth transformer begin with random values (`init_weights`). The first line makes
 the folder `start`: Qwen's tokenizer with ids for <wait>, <asr> and <answer>, a config.json whose
-backbone has Qwen's shape, and a codec: the miniature that ships, or with --codec the released one.
+backbone has Qwen's shape, and the released codec (without --codec the miniature that ships).
 
-    python train.py tokenizer Qwen/Qwen2.5-0.5B start
+    python train.py tokenizer Qwen/Qwen2.5-0.5B start --codec kyutai/mimi
     python data.py encode pairs.jsonl grids/tts --format tts --model start   # and grids/asr
     python train.py run grids/tts grids/asr --init start --qwen Qwen/Qwen2.5-0.5B --out runs/pt1
     python flm.py 0.5b          # parameters by part, of a preset, a folder or a Hub id
@@ -67,8 +67,9 @@ class Config:
     num_key_value_heads: int            # H_kv
     max_position_embeddings: int        # frames
     wait_token: int                     # text id: nothing is being written
-    pad_token: int                      # audio id of all channels before the first frame
-    empty_token: int                    # audio id of a channel that carries nothing
+    # Two audio ids for what is no code. The release, and every preset, has one number for both.
+    pad_token: int                      # of all channels before the first frame
+    empty_token: int                    # of a channel that carries nothing
     depth_layers: int
     depth_heads: int
     depth_dim: int                      # n
@@ -90,7 +91,7 @@ class Config:
     # give them.
     depth_rmsnorm: bool = False
     depth_swiglu: bool = False
-    # Frames of the rows that it was trained on. Attention never saw a larger distance in training.
+    # Frames of the sequences that it was trained on. Attention never saw a larger distance there.
     trained_frames: int | None = None
 
     def __post_init__(self):
@@ -290,7 +291,7 @@ class Block(nn.Module):
 
 
 # --- depth transformer: the 8 codes of row t + 1, each from h_t and the codes before it ---
-# (code 0 of frame t + 1, and codes 1 to 7 of frame t; stream.py says why)
+# (code 0 of frame t + 1, and codes 1 to 7 of frame t: the delay of stream.py, which says why)
 
 def depth_cache(config, N, device="cpu", dtype=torch.float32):
     """Keys and values of the 8 positions of N frames in the making: [layers, 2, N, H, K, d].

@@ -141,7 +141,8 @@ def nested(name, depth, module):
 
 
 class Conv(Streaming):
-    """Causal convolution. The left padding is the past; a stride's input must be whole strides.
+    """Causal convolution. The left padding is the past. The number of input steps must be a
+    multiple of the stride.
 
         kernel 4, stride 2:   [p p|x0 x1|x2 x3]   p: the two steps before, zeros at the start
                                \\______/ y0           (or x0 repeated, with `replicate`)
@@ -164,11 +165,13 @@ class Conv(Streaming):
         return [past, has_past]
 
     def forward(self, x):  # [B, c_in, S] -> [B, c_out, S / stride]
-        past = x[..., :1].expand(-1, -1, self.past) * self.replicate
+        first = x[..., :1] if self.replicate else torch.zeros_like(x[..., :1])
+        past = first.expand(-1, -1, self.past)
         if self.state:
-            past = torch.where(self.state[1], self.state[0], past)
+            kept, has_past = self.state
+            past = torch.where(has_past, kept, past)
         x = torch.cat([past, x], -1)
-        self.keep(x[..., x.shape[-1] - self.past:], True)
+        self.keep(x[..., x.shape[-1] - self.past:], True)  # from now on there is a past
         return self.conv(x)
 
 
@@ -376,7 +379,7 @@ class Attention(Streaming):
         values = self.in_proj_weight.new_zeros(shape)
         return [keys, values]
 
-    def forward(self, x, cos, sin, rows, mask):  # [B, S, D]
+    def forward(self, x, cos, sin, places, mask):  # [B, S, D]
         qkv = F.linear(x, self.in_proj_weight).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                   # [B, heads, S, head_dim] each
         q = rotate(q, cos, sin)
@@ -385,8 +388,8 @@ class Attention(Streaming):
             # A stream that stands still writes too, where its next step will write again.
             batch = torch.arange(len(x), device=x.device)[:, None]
             keys, values = self.state
-            keys[batch, :, rows] = k.transpose(1, 2)
-            values[batch, :, rows] = v.transpose(1, 2)
+            keys[batch, :, places] = k.transpose(1, 2)
+            values[batch, :, places] = v.transpose(1, 2)
             k, v = keys, values
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(y.transpose(1, 2).flatten(2))
@@ -407,8 +410,8 @@ class Layer(nn.Module):
         self.layer_scale_1 = nn.ParameterDict({"scale": torch.full((dim,), config.layer_scale)})
         self.layer_scale_2 = nn.ParameterDict({"scale": torch.full((dim,), config.layer_scale)})
 
-    def forward(self, x, cos, sin, rows, mask):
-        x = x + self.layer_scale_1["scale"] * self.self_attn(self.norm1(x), cos, sin, rows, mask)
+    def forward(self, x, cos, sin, places, mask):
+        x = x + self.layer_scale_1["scale"] * self.self_attn(self.norm1(x), cos, sin, places, mask)
         y = self.linear2(F.gelu(self.linear1(self.norm2(x))))
         return x + self.layer_scale_2["scale"] * y
 
@@ -417,7 +420,7 @@ class Transformer(Streaming):
     """[B, D, S] -> [B, D, S]: causal attention over the last `context` steps. The state is the
     number of steps so far.
 
-        context 4, steps 6 and 7 come:   rows [5|6|7|3|4]    one more than context, since step 6
+        context 4, steps 6 and 7 come:   places [5|6|7|3|4]    one more than context, since step 6
         sees 3
     """
 
@@ -438,7 +441,7 @@ class Transformer(Streaming):
         x = x.transpose(1, 2)
         S = x.shape[1]
         first = self.state[0] if self.state else 0
-        rows = self.ring if self.state else S
+        length = self.ring if self.state else S
         step = torch.arange(S, device=x.device)[None] + first                # [B or 1, S]
         self.keep(step[:, -1:] + 1)
         # In float32 the angle would be blurred after an hour of steps (MPS has float32 alone).
@@ -446,11 +449,11 @@ class Transformer(Streaming):
         angle = step[:, None, :, None].to(exact) * self.frequencies      # [B, 1, S, head_dim / 2]
         cos = angle.cos().to(x.dtype)
         sin = angle.sin().to(x.dtype)
-        # How old, seen from each step, is what a row holds: [B, S, rows].
-        age = (step[..., None] - torch.arange(rows, device=x.device)) % rows
+        # How old, seen from each step, is what a place holds: [B, S, length].
+        age = (step[..., None] - torch.arange(length, device=x.device)) % length
         mask = (age < self.context) & (age <= step[..., None])
         for layer in self.transformer.layers:
-            x = layer(x, cos, sin, step % rows, mask[:, None])
+            x = layer(x, cos, sin, step % length, mask[:, None])
         return x.transpose(1, 2)
 
 

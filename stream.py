@@ -13,12 +13,13 @@ and acoustic codes, and the loss class of every token. What this is not: a model
       semantic   S S S S S   S  S     S S  S  S  S  S
       acoustic A A A A A A   A  A     A A  A  A  A  A
 
-This is one exchange in the format of the last stage. The user speaks in the frames 2 .. 5. The
-model writes its response at once (`~` is <wait>), and its speech (codes 1 .. 5, silence is 0)
-begins two frames after its first word. `#` is a pad. Of the 8 codebooks of each channel the first
-is shown, which is semantic. The last lines say in which term of equation 3 a token counts: `S`
-semantic, `A` acoustic, `M` monologue, `W` wait. Nothing else carries loss: not what the user says,
-no empty channel, no word and no semantic code of frame 0, no pad.
+This is one exchange in the format of the last stage. The user speaks in the frames 2 .. 5 (data.py
+adds two quiet frames, which are left out here). The model writes its response at once (`~` is
+<wait>), and its speech (codes 1 .. 5, silence is 0) begins two frames after its first word. `#` is
+a pad. Of the 8 codebooks of each channel the first is shown, which is semantic. The last lines say
+in which term of equation 3 a token counts: `S` semantic, `A` acoustic, `M` monologue, `W` wait.
+Nothing else carries loss: not what the user says, no empty channel, no word and no semantic code of
+frame 0, no pad.
 
 A grid has frames: text, 8 codes and 8 codes of one moment of 80 ms. The model reads rows, in which
 acoustic codes come one row later (`delay`; `undelay` takes it back). It reads row t and predicts
@@ -41,21 +42,25 @@ A word, sem (semantic code) or ac (acoustic codes) has the number of its frame. 
 acoustic codes that complete frame s and returns this frame. Step 0 returns nothing, because frame 0
 is where a conversation starts: text <wait>, and a pad in place of its semantic code.
 
-From a sound at the microphone to the first sound of the loudspeaker that can say something else
-because of it:
+From a sound at the microphone to the earliest sound of the loudspeaker that it can change:
 
     milliseconds           least  most   because
     the frame is complete      0    80   a code needs all 1920 samples of its frame
     computing                  0    80   a machine that needs more for a step falls behind
     acoustic delay            80    80   the acoustic codes are written in the next step
-    codec                      0    30   the released one has no lag, the small one 30
-    loudspeaker                0    40   it takes blocks of 40 ms
-    words, semantic codes     80   310   all of these together
-    sound of the voice         0   230   without the acoustic delay
+    codec                      0     0   at once; the small one's sound is full after 30 ms
+    loudspeaker                0    40   it takes blocks of 40 ms, if none waits to be played
+    words, semantic codes     80   280   all of these together
+    sound of the voice         0   200   without the acoustic delay
 
 The last two lines: what the model says can change after 80 ms at the earliest. How its voice sounds
-can change one frame earlier, because the acoustic codes of frame s are written when frame s of the
-user is known.
+can change one frame earlier, because the acoustic codes of frame s are written when the semantic
+code of the user's frame s is known. The user's acoustic codes of frame s stand in row s + 1, so
+what they alone tell comes one frame later.
+
+Why the acoustic codes stand one row later, as in Moshi: the step that writes them has read their
+frame's word and semantic code, so the backbone too, and not the depth transformer alone, knows what
+they are to sound like.
 
 A transcript of the user's words begins in the frame behind the user's span. The span ends a little
 after the user's last sound, because data.py adds CLOSING_SILENCE. In the ASR-style
@@ -173,12 +178,12 @@ class Turn:
     interrupts: int | None = None
     reaction: float = REACTION_DELAY  # seconds until that response ends
     # A back-channel: (its start in frames from the first sound of this response, its length).
-    murmur: tuple | None = None
+    backchannel: tuple | None = None
 
 
-def draw_interruptions(turns, murmurs, rng):
-    """Let the user of some turns interrupt or murmur (section 3.2.2): sets `interrupts` and
-    `murmur`. murmurs: the length in frames of a back-channel for each turn, 0 for none.
+def draw_interruptions(turns, lengths, rng):
+    """Let the user interrupt some responses, and say "uh-huh" into others (section 3.2.2): sets
+    `interrupts` and `backchannel`. lengths: of a back-channel for each turn, in frames, 0 for none.
 
     Decision: INTERRUPTION_PROBABILITY counts the responses that another turn follows. The next
     question starts in a frame drawn evenly from all in which the response sounds. A back-channel
@@ -189,10 +194,10 @@ def draw_interruptions(turns, murmurs, rng):
         if not is_last and turn.speak_frames and rng.random() < INTERRUPTION_PROBABILITY:
             undisturbed = rng.randrange(turn.speak_frames)
             turns[i + 1].interrupts = undisturbed
-        length = murmurs[i]
+        length = lengths[i]
         if 0 < length <= undisturbed:
             start = rng.randint(0, undisturbed - length)
-            turn.murmur = (start, length)
+            turn.backchannel = (start, length)
 
 
 # --- formats: turns -> script ---
@@ -266,12 +271,12 @@ class Script:
         self.speak_spans.append((start, stop))
         self.wait_until(stop)
 
-    def murmur(self, turn):
-        """Let the user murmur into the response, which goes on unchanged."""
-        if turn.murmur is None:
+    def backchannel(self, turn):
+        """Let the user say "uh-huh" into the response, which goes on unchanged."""
+        if turn.backchannel is None:
             return
         response_start, _ = self.speak_spans[-1]
-        after, length = turn.murmur
+        after, length = turn.backchannel
         start = response_start + after
         self.listen_spans.append((start, start + length))
 
@@ -344,7 +349,7 @@ FORMATS = {
     # Section 3.2.2, Figure 3 top right.
     "response-tts": (Script.hear, Script.respond),
     # Section 3.2.2, Figure 3 bottom right: users speak whenever they like.
-    "response-tts-free": (Script.cut, Script.hear, Script.respond, Script.murmur),
+    "response-tts-free": (Script.cut, Script.hear, Script.respond, Script.backchannel),
     # Figure 2 left: Moshi's monologue over a pair, the baseline of section 4.4.
     "word-aligned": (Script.align,),
     # Not the paper's: recordings of two people. STAGES.md tells how it was added.

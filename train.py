@@ -33,8 +33,8 @@ Why these weights. Section 3.1 observed them to be effective and derives none. W
 - Words and semantic codes carry what is said, and weigh alike. An acoustic code weighs a
   fourteenth of the semantic code of its frame: half the weight, over seven times the tokens.
 - gamma decides when a word is written: a small one makes a missed word cost far more than a
-  missed <wait>. In one frame the true chances are p for a word and w = 1 - p for <wait>. In all
-  the data there are so many of these tokens: `words` and `waits`. Each CE is a mean, so one word
+  missed <wait>. In one frame the true chances are p for a word and w = 1 - p for <wait>. Let
+  `words` and `waits` be the numbers of these tokens in the data. Each CE is a mean, so one word
   weighs beta / words, and one <wait> weighs gamma / waits. The loss is lowest for a model that
   gives the two in the ratio (p beta / words) : (w gamma / waits). For this model the word is the
   likelier one as soon as
@@ -43,9 +43,9 @@ Why these weights. Section 3.1 observed them to be effective and derives none. W
 
   With gamma 0.01 and ten frames of <wait> for each word, this is a chance of one in a thousand. So
   a small gamma makes the model quick to speak: it waits only where it is almost sure that nothing
-  is to be written. The paper gives no other reason for so small a gamma. A small model is
-  never that sure, and speaks into the question (tiny/LOG.md, "fine-tuning 1, equation 3 as it
-  stands"). For this reason tiny/make.py gives its last stage gamma 1.
+  is to be written. This is our reading; the paper gives no reason for so small a gamma. A small
+  model is never that sure, and speaks into the question (tiny/LOG.md, "fine-tuning 1, equation 3
+  as it stands"). For this reason tiny/make.py gives its last stage gamma 1.
 
 Why Moshi's weights differ: gamma 0.5, alpha_1 100, alpha_2 1. Section 3.1 says only that its gamma
 weighs word-level <pad> tokens; the rest here follows from how Moshi works.
@@ -54,20 +54,21 @@ weighs word-level <pad> tokens; the rest here follows from how Moshi works.
   <wait> comes in long runs between sentences, and one decision ends a run.
 - In Moshi's loss the weights of the codes are divided by their sum. So its 100 sets the semantic
   code against the acoustic codes, and not against the words.
-- The paper does without Moshi's masking of text tokens, and without its second optimizer.
+- Moshi hides some text tokens of its input in training, and has an optimizer of its own for the
+  depth transformer. The paper does without both.
 
 Unusual here:
 - The means are over the whole global batch: each process sums its tokens, and the sums are divided
   by the counts of all processes. So neither the number of processes nor the size of a forward pass
   changes a gradient.
-- Every random choice follows from seed, step and row. The step of a checkpoint is its random state
-  and its place in the data, and a run goes on as if it had never stopped.
+- Every random choice follows from seed, step and place in the batch. The step of a checkpoint is
+  its random state and its place in the data, and a run goes on as if it had never stopped.
 
-A row of a batch is one sequence: samples packed one behind the other, T positions in all. At each
+A batch has B sequences. Each holds samples packed one behind the other, T positions in all. At each
 position stands what stream.py calls a row, and what this file calls a frame.
 
-Shapes: B rows, T frames of a row, K = 8 codebooks, D model width, V and C the text and audio
-vocabularies; beside them M positions with loss on text and N positions with loss on codes.
+Shapes: B sequences, T frames of a sequence, K = 8 codebooks, D model width, V and C the text and
+audio vocabularies; beside them M positions with loss on text and N positions with loss on codes.
 """
 import math
 import time
@@ -102,9 +103,9 @@ ALPHA_2 = 0.5   # acoustic codes
 BETA = 1.0      # monologue
 GAMMA = 0.01    # <wait>
 
-# Decision: Table 3 says "256" and no unit; these are rows of one step, over all processes.
+# Decision: Table 3 says "256" and no unit; these are sequences of one step, over all processes.
 PAPER_BATCH = 256    # Table 3
-PAPER_LENGTH = 8192  # frames of a row, section 3.1
+PAPER_LENGTH = 8192  # frames of a sequence, section 3.1
 
 # Decision: Table 3 names learning rates and the cosine, the paper no optimizer and no warm-up.
 # These are the usual ones for a transformer.
@@ -168,8 +169,8 @@ class Settings(training_options.Options):
     stage: str = "post-training-1"
     epochs: float | None = None
     lr: tuple | None = None      # start and end
-    batch: int | None = None     # rows a step, over all processes
-    length: int | None = None    # frames a row
+    batch: int | None = None     # sequences a step, over all processes
+    length: int | None = None    # frames a sequence
     paper: bool = False          # batch and length of the paper
     semantic_weight: float = ALPHA_1
     acoustic_weight: float = ALPHA_2
@@ -268,7 +269,7 @@ def at_least_one(mask):
 
 def count_tokens(micro_batches):
     """Tokens of each class in the micro-batches of all processes -> float64 [5]. The first frame of
-    a row is not predicted."""
+    a sequence is not predicted."""
     counts = torch.zeros(len(Loss), dtype=torch.float64)
     for batch in micro_batches:
         counts += torch.bincount(batch.loss[:, 1:].flatten(), minlength=len(Loss))
@@ -292,8 +293,7 @@ def gradients(equation, micro_batches, weights):
         batch_sums = equation(*batch.to(device_of(equation)))
         (batch_sums * scale.to(batch_sums)).sum().backward()
         sums += batch_sums.detach().cpu()
-    terms = sum_over_processes(sums) / counts.clamp(min=1)
-    return terms, counts
+    return sum_over_processes(sums) / counts.clamp(min=1), counts
 
 
 # --- the model to train, and its optimizer ---
@@ -364,10 +364,10 @@ def train(settings):
     `out`, in the release's format. All processes of a torchrun call this. Raises ValueError or
     OSError, one sentence."""
     device = processes.connect(settings.device, alone=settings.lora is not None)
-    with closing(Checkpoints(settings.out, settings.keep)) as folder:
-        run = start(settings, device, folder)
+    with closing(Checkpoints(settings.out, settings.keep)) as store:
+        run = start(settings, device, store)
         take_steps(run)
-        folder.wait()
+        store.wait()
         if run.step < run.batches.steps and not run.history.reason_to_stop():
             raise Stopped(f"stopped at step {run.step}; the same command goes on from there")
         if processes.rank() == 0:
@@ -376,21 +376,21 @@ def train(settings):
         sum_over_processes(torch.zeros(1))  # nobody leaves before the model is written
 
 
-def start(settings, device, folder):
+def start(settings, device, store):
     """Settings -> the Run of this process, at its first step or where its newest checkpoint is."""
     rank = processes.rank()
     if rank == 0 and settings.beside:
         model_files.resolve(settings.beside)  # a wrong path shows now, and not when all is trained
-    equation, base = build(settings, device)
+    equation, base_fingerprint = build(settings, device)
     config = equation.flm.config
     batches = Batches(settings.resolve(config), config, rank, processes.count())
-    settings = batches.settings  # with --valid-every, which depends on the number of steps
+    settings = batches.settings  # resolved, and --valid-every by the number of steps
     optimizer = make_optimizer(equation)
-    about = checkpoints.describe(settings, config, batches, base)
-    step = folder.resume(equation.flm, optimizer, about, Settings)
+    about = checkpoints.describe(settings, config, batches, base_fingerprint)
+    step = store.resume(equation.flm, optimizer, about, Settings)
     lines = processes.from_first(read_log(settings.out, step))
     history = History(lines, settings.forget, settings.patience)
-    run = Run(settings, equation, optimizer, batches, folder, about, step, history)
+    run = Run(settings, equation, optimizer, batches, store, about, step, history)
     if rank == 0:
         training_notes.announce(run, STAGES)
         meter = costs.Meter(config, settings, device)
@@ -417,13 +417,14 @@ def take_steps(run):
             run.checkpoints.check(result.loss)
             if run.log:
                 run.log.add_step(run.step, result, time.time() - began)
-            stopping = stop.anywhere()  # all processes stop at the same step
-            last = run.step == steps
-            if last or run.step % run.batches.valid_every == 0:
+            is_last = run.step == steps
+            if is_last or run.step % run.batches.valid_every == 0:
                 validate(run)
-                stopping = stopping or run.history.reason_to_stop() is not None
+            is_asked_to = stop.anywhere()  # all processes stop at the same step
+            stopping = is_asked_to or run.history.reason_to_stop() is not None
             best = run.history.best()
-            if last or stopping or best == run.step or run.step % settings.save_every == 0:
+            is_due = best == run.step or run.step % settings.save_every == 0
+            if is_last or stopping or is_due:
                 run.checkpoints.save(run.equation.flm, run.optimizer, run.step, run.about, best)
 
 
@@ -434,8 +435,8 @@ def validate(run):
     if not batches.valid:
         return
     terms = {}  # of each source
-    for name, rows in batches.valid.items():
-        micro_batches = batches.micro_batches(batches.valid_grids, rows)
+    for name, sequences in batches.valid.items():
+        micro_batches = batches.micro_batches(batches.valid_grids, sequences)
         sums = torch.zeros(len(Loss), dtype=torch.float64)
         for batch in micro_batches:
             sums += run.equation(*batch.to(device_of(run.equation))).cpu()

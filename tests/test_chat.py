@@ -372,7 +372,7 @@ def test_a_damaged_sampling_file(tmp_path, content, sentence):
     assert sentence in message and len(message) < 300, message
 
 
-class ScriptedPartner:
+class ScriptedPartner(chat.Partner):
     """A partner that thinks and sounds in the frames it is told to: frames, of 80 ms, counted from
     the first."""
 
@@ -416,7 +416,7 @@ def test_an_answer_is_heard_to_its_end(thinks, sounds, ends):
     partner = ScriptedPartner(thinks, sounds)
     question = torch.cat([torch.full((25 * 1920,), 0.1), torch.zeros(5 * 1920)])
     monologue = partner.monologue()
-    user_audio, model_audio, seconds = chat.converse(partner, question, monologue, tail=None)
+    user_audio, model_audio, seconds = partner.converse(question, monologue, tail=None)
     assert len(user_audio) == len(model_audio) == ends * 1920 and len(seconds) == ends
     assert torch.equal(user_audio[:len(question)], question)
     assert not user_audio[len(question):].any()
@@ -427,7 +427,7 @@ def test_a_tail_is_exact(tail, length):
     """Catches an answer of another length than was asked for."""
     partner = ScriptedPartner(range(10_000))
     question = torch.ones(30_000)
-    user_audio, model_audio, _ = chat.converse(partner, question, partner.monologue(), tail=tail)
+    user_audio, model_audio, _ = partner.converse(question, partner.monologue(), tail=tail)
     assert len(user_audio) == len(model_audio) == length
 
 

@@ -305,7 +305,7 @@ def test_a_batch_is_each_alone_is_chat(partner, waves):
         assert alone.text == talk.text
         assert torch.equal(alone.codes, talk.codes)
         monologue = partner.monologue(print_nothing)
-        _, model_audio, _ = chat.converse(partner, waves[i], monologue, seeds[i])
+        _, model_audio, _ = partner.converse(waves[i], monologue, seeds[i])
         assert monologue.lines == talk.lines
         torch.testing.assert_close(talk.model_audio, model_audio, rtol=0, atol=1e-5)
 

@@ -236,12 +236,12 @@ def test_a_loudspeaker_that_goes_away_ends_the_talk(sound_card):
 
 def make_frames_slow(monkeypatch):
     """Each frame is said to have taken 0.2 s."""
-    hold = chat.hold
+    hold = chat.Partner.hold
 
     def slow(*arguments, **options):
         for user_audio, model_audio, _ in hold(*arguments, **options):
             yield user_audio, model_audio, 0.2
-    monkeypatch.setattr(chat, "hold", slow)
+    monkeypatch.setattr(chat.Partner, "hold", slow)
 
 
 def test_a_machine_that_is_too_slow_is_told_once(sound_card, untrained, monkeypatch, capsys):
@@ -302,6 +302,7 @@ import os, statistics, subprocess, sys
 cores = sorted(os.sched_getaffinity(0))[:2]
 os.sched_setaffinity(0, cores)
 import chat, torch
+from workshop import ways_in
 
 def measure(partner, args):
     frames = torch.zeros(15, partner.codec.config.frame_size)
@@ -312,13 +313,13 @@ def measure(partner, args):
             busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             os.sched_setaffinity(busy.pid, cores[1:])
         try:
-            seconds = [took for _, _, took in chat.hold(partner, frames, monologue)]
+            seconds = [took for _, _, took in partner.hold(frames, monologue)]
         finally:
             if busy:
                 busy.kill()
         print(statistics.median(seconds))
 
-chat.talk_to_file = measure
+ways_in.talk_to_file = measure
 chat.main(sys.argv[1:])
 """
 

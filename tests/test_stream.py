@@ -120,23 +120,23 @@ def test_users_interrupt_as_often_and_wherever_the_paper_says():
     place, and a back-channel that runs into the interruption."""
     rng = random.Random(3)
     interruptions = []
-    murmurs = 0
+    backchannels = 0
     for _ in range(1000):
         turns = [Turn(listen_frames=5, speak_frames=20) for _ in range(3)]
         stream.draw_interruptions(turns, [3, 3, 21], rng)
         assert turns[0].interrupts is None  # nothing stands before it
-        assert turns[2].murmur is None      # it has no room
+        assert turns[2].backchannel is None      # it has no room
         for turn, after in zip(turns, turns[1:]):
             end = turn.speak_frames if after.interrupts is None else after.interrupts
-            if turn.murmur:
-                start, length = turn.murmur
+            if turn.backchannel:
+                start, length = turn.backchannel
                 assert 0 <= start <= end - length
-                murmurs += 1
+                backchannels += 1
             if after.interrupts is not None:
                 interruptions.append(after.interrupts)
     assert len(interruptions) == pytest.approx(1400, abs=80)
     assert set(interruptions) == set(range(20))
-    assert murmurs > 1500
+    assert backchannels > 1500
 
 
 def test_crowded_words_follow_one_another():

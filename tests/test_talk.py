@@ -149,7 +149,7 @@ def test_the_model_says_how_much_it_remembers(shipped, partner):
 def test_a_larger_context_is_warned_of(partner, capsys):
     """Catches a silent return of the fault by `--context`."""
     chat_options.warn_of_context(partner.model.config, partner.model.config.trained_frames + 1)
-    assert "was trained on rows of" in capsys.readouterr().err
+    assert "was trained on sequences of" in capsys.readouterr().err
     chat_options.warn_of_context(partner.model.config, partner.model.config.trained_frames)
     assert not capsys.readouterr().err
 

@@ -171,7 +171,7 @@ def test_old_questions_are_answered_by_another_voice(tmp_path, monkeypatch):
     job = {"text": "Who are you?", "answer": "I am Joe.", "kind": "self", "voice": "any",
            "path": "question.wav"}
     monkeypatch.setattr(replay, "record_questions", lambda *rest: [job])
-    monkeypatch.setattr(replay, "record_murmurs", lambda *rest: None)
+    monkeypatch.setattr(replay, "record_backchannels", lambda *rest: None)
     script = tmp_path / "say.py"
     script.write_text("import sys, numpy, soundfile\n"
                       "sound = numpy.full(2400, len(sys.argv[1]) / 100)\n"

@@ -857,10 +857,10 @@ def test_a_run_says_that_its_model_will_remember_less(run, capsys):
     start.config = replace(SMALL, trained_frames=128)
     model_files.save(start, run.init)
     train.train(replace(run, epochs=1))
-    note = "trained on rows of 128 frames, and this run has rows of 64"
+    note = "trained on sequences of 128 frames, and this run has sequences of 64"
     assert note in capsys.readouterr().out
     train.train(replace(run, epochs=1, length=128, out=f"{run.out}-long"))
-    assert "trained on rows" not in capsys.readouterr().out
+    assert "trained on sequences" not in capsys.readouterr().out
 
 
 def test_a_stage_names_formats_that_exist():

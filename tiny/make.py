@@ -83,7 +83,7 @@ MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS = 4500
 POLISHING_STEPS = 3000
 HEARING_STEPS = 4200
-# Seconds; two frames more than the paper's, so that the model hears more of a murmur (LOG.md).
+# Seconds; two frames more than the paper's, so that the model hears more of a back-channel (LOG.md).
 REACTION = 0.64
 # The last training, on rows of 2,048 frames: this many questions of each engine, answered in the
 # model's own codes (replay.py); then the weights go so much of the way from before it.
@@ -274,7 +274,7 @@ def plan_backchannels(clips, share):
     """The "uh huh" that users say into answers: a list of (folder, text, voice, speed, pitch), the
     same in every run. clips: {engine: (how many, at how many pitches)}."""
     rng = random.Random(5000)
-    murmurs = []
+    backchannels = []
     for engine, (count, pitches) in clips.items():
         folder = f"backchannels/{engine}"
         texts = itertools.cycle(BACKCHANNELS + MORE_BACKCHANNELS)
@@ -282,14 +282,14 @@ def plan_backchannels(clips, share):
             voice, speed, _ = voices.draw_user(rng, engine)
             for _ in range(pitches):
                 _, _, pitch = voices.draw_user(rng, engine)
-                murmurs.append((folder, text, voice, speed, pitch))
-    return murmurs
+                backchannels.append((folder, text, voice, speed, pitch))
+    return backchannels
 
 
-def record_backchannels(work, murmurs):
-    """murmurs: (folder, text, voice, speed, pitch) of each."""
-    jobs = [(str(work / folder / clip_name(*how)), *how) for folder, *how in murmurs]
-    for folder in {folder for folder, *_ in murmurs}:
+def record_backchannels(work, backchannels):
+    """backchannels: (folder, text, voice, speed, pitch) of each."""
+    jobs = [(str(work / folder / clip_name(*how)), *how) for folder, *how in backchannels]
+    for folder in {folder for folder, *_ in backchannels}:
         (work / folder).mkdir(parents=True, exist_ok=True)
     record_all(jobs, "back-channels")
 
@@ -298,10 +298,10 @@ def test_speech(args):
     """What is evaluated on: voices kept for it ask, dialogs in test.jsonl, and murmur, in the
     folder backchannels-test."""
     _record_dialogs(args.work, "test", plan_test(args.share))
-    murmurs = []
+    backchannels = []
     for text, voice in zip(itertools.cycle(BACKCHANNELS), voices.HELD_OUT * 3):
-        murmurs.append(("backchannels-test", text, voice, 1.0, 1.0))
-    record_backchannels(args.work, murmurs)
+        backchannels.append(("backchannels-test", text, voice, 1.0, 1.0))
+    record_backchannels(args.work, backchannels)
 
 
 def speech(args):

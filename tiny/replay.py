@@ -66,7 +66,7 @@ def record_questions(out, shares, questions, seed):
     return jobs
 
 
-def record_murmurs(out, shares, questions):
+def record_backchannels(out, shares, questions):
     """Record a tenth as many "uh huh" by the same engines, in out/backchannels/ENGINE."""
     counts = {}
     for engine, share in shares.items():
@@ -208,7 +208,7 @@ def main(arguments=None):
     try:
         shares = parse_shares(args.engines)
         jobs = record_questions(args.out, shares, args.questions, args.seed)
-        record_murmurs(args.out, shares, args.questions)
+        record_backchannels(args.out, shares, args.questions)
         if args.answers_by:
             paths = say_answers(args.out, jobs, args.answers_by, args.workers)
         else:

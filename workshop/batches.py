@@ -1,22 +1,22 @@
-"""What a step of training reads: grids on disk, packed into rows of one length.
+"""What a step of training reads: grids on disk, packed into sequences of one length.
 
 What this is: packing (section 3.1 pads to a uniform length), the batches of each step and the share
 of each process, what is held out, and the choice of frames that train the depth transformer. It
 serves train.py, which has the command. What this is not: the files (data.py), the loss (train.py).
 
-    row of T frames   | sample 7 ........ | sample 2 .... | sample 31 ....... | pads, without loss |
+    sequence    | sample 7 ........ | sample 2 .... | sample 31 ....... | pads, without loss |
 
 Unusual here:
-- Every random choice follows from the seed, the epoch or step, and the row. So a run that goes on
-  from a checkpoint reads what it would have read without the stop, with any number of processes.
+- Every random choice follows from the seed, the epoch or step, and the sequence. So a run that goes
+  on from a checkpoint reads what it would have read without the stop, with any number of processes.
 
-Decision: attention is plainly causal over a row, so that a later sample sees the earlier ones. A
-live session is one long stream of turns too, and the paper concatenates pairs and names no mask.
-Decision: samples of different formats share a row. Section 3.1 concatenates pairs up to 8192 frames
-and does not say whether TTS-style and ASR-style pairs meet in one row. Here all samples of a step's
-sources are shuffled and packed together, so that a gradient always sees both formats.
+Decision: attention is plainly causal over a sequence, so that a later sample sees the earlier ones.
+A live session is one long stream of turns too, and the paper concatenates pairs and names no mask.
+Decision: samples of different formats share a sequence. Section 3.1 concatenates pairs up to 8192
+frames and does not say whether TTS-style and ASR-style pairs meet in one sequence. Here all samples
+of a step's sources are shuffled and packed together, so that a gradient always sees both formats.
 
-Shapes: B rows, T frames of a row, K = 8 codebooks.
+Shapes: B sequences of T frames, K = 8 codebooks.
 """
 import math
 import random
@@ -32,9 +32,10 @@ from stream import K, Ids, Loss
 from workshop import shards
 from workshop.training_set import Grids
 
-VALID_ROWS = 64    # at most so many rows of each source are read for a validation loss
+VALID_SEQUENCES = 64    # at most so many sequences of each source are read for a validation loss
 VALID_EVERY = 200  # steps
-OPEN_ROWS = 16   # rows that wait for a shorter sample; when one more opens, the fullest closes
+# So many wait for a shorter sample; when one more opens, the fullest closes.
+OPEN_SEQUENCES = 16
 PACKED_AT_ONCE = 100_000  # samples that are Python's numbers at a time, which take room
 
 
@@ -56,34 +57,34 @@ class Batch(NamedTuple):
 # --- packing ---
 
 def pack(order, lengths, length):
-    """Put each sample into the first open row of `length` frames that has room for it.
+    """Put each sample into the first open sequence of `length` frames that has room for it.
 
     order: numbers of samples; lengths: frames of each sample -> an int32 array of numbers for each
-    row, a list. Raises BatchError for a sample that is longer than a row."""
+    sequence, a list. Raises BatchError for a sample that is longer than a sequence."""
     order = np.asarray(order, np.int32)
     frames_in_order = np.asarray(lengths)[order]
     longest = frames_in_order.max(initial=0)
     if longest > length:
-        raise BatchError(f"a sample of {longest} frames does not fit rows of {length}: raise "
+        raise BatchError(f"a sample of {longest} frames does not fit sequences of {length}: raise "
                          "--length")
-    full_rows = []
-    open_rows = []    # lists of samples
-    rooms = []        # frames that each open row has left
+    full_sequences = []
+    open_sequences = []    # lists of samples
+    rooms = []        # frames that each open sequence has left
     for start in range(0, len(order), PACKED_AT_ONCE):
         some = slice(start, start + PACKED_AT_ONCE)
         for sample, frames in zip(order[some].tolist(), frames_in_order[some].tolist()):
             place = first_with_room(rooms, frames)
             if place == len(rooms):
-                open_rows.append([])
+                open_sequences.append([])
                 rooms.append(length)
-                if len(rooms) > OPEN_ROWS:
+                if len(rooms) > OPEN_SEQUENCES:
                     fullest = rooms.index(min(rooms))
-                    full_rows.append(np.array(open_rows.pop(fullest), np.int32))
+                    full_sequences.append(np.array(open_sequences.pop(fullest), np.int32))
                     rooms.pop(fullest)
                     place = len(rooms) - 1
-            open_rows[place].append(sample)
+            open_sequences[place].append(sample)
             rooms[place] -= frames
-    return full_rows + [np.array(row, np.int32) for row in open_rows]
+    return full_sequences + [np.array(sequence, np.int32) for sequence in open_sequences]
 
 
 def first_with_room(rooms, frames):
@@ -94,8 +95,8 @@ def first_with_room(rooms, frames):
     return len(rooms)
 
 
-def fill_row(grids, length, ids):
-    """Delayed grids, one after the other -> one row: a Batch without its first dimension. Pads
+def fill_sequence(grids, length, ids):
+    """Delayed grids, one after the other -> one sequence: a Batch without its first dimension. Pads
     that carry no loss fill the rest of its `length` frames."""
     text = torch.full((length,), ids.wait)
     speak = torch.full((length, K), ids.pad)
@@ -112,17 +113,17 @@ def fill_row(grids, length, ids):
     return Batch(text, speak, listen, loss)
 
 
-def stack(rows):
-    """Rows as `fill_row` makes them -> Batch"""
-    return Batch(*(torch.stack(column) for column in zip(*rows)))
+def stack(sequences):
+    """Rows as `fill_sequence` makes them -> Batch"""
+    return Batch(*(torch.stack(column) for column in zip(*sequences)))
 
 
-def collate(rows, length, ids):
-    """Lists of delayed grids, a list for each row -> Batch"""
-    return stack([fill_row(grids, length, ids) for grids in rows])
+def collate(sequences, length, ids):
+    """Lists of delayed grids, a list for each sequence -> Batch"""
+    return stack([fill_sequence(grids, length, ids) for grids in sequences])
 
 
-# --- random choices within a row ---
+# --- random choices within a sequence ---
 
 def draw(shape, seed):
     """Numbers from 0 to 1 that follow from a seed, which is any text -> float32 of this shape"""
@@ -158,7 +159,8 @@ def hide(listen, share, empty, seed):
 # --- the training set ---
 
 class Batches:
-    """The training set as packed rows: what each step of a run reads, a function of the step alone.
+    """The training set as packed sequences: what each step of a run reads, which follows from the
+    step alone.
 
     settings: train.Settings without None; config: flm.Config; rank, world: this process of so many.
     steps_per_epoch, steps: whole numbers. Raises BatchError or DataError."""
@@ -175,18 +177,18 @@ class Batches:
         self.grids = Grids(settings.grids)
         self.is_held_out = self._draw_held_out()
         self.epoch = 0
-        self.rows = self._rows_of_epoch(0)
-        if not self.rows:
+        self.sequences = self._sequences_of_epoch(0)
+        if not self.sequences:
             raise BatchError("no samples are left to train on: name folders of grids, and hold out "
                              "fewer")
-        self.steps_per_epoch = math.ceil(len(self.rows) / settings.batch)
+        self.steps_per_epoch = math.ceil(len(self.sequences) / settings.batch)
         self.steps = math.ceil(settings.epochs * self.steps_per_epoch)
         self.valid_every = settings.valid_every or VALID_EVERY
         may_stop_early = settings.forget is not None or settings.patience is not None
         if may_stop_early and not settings.valid_every:
             self.valid_every = max(1, min(VALID_EVERY, self.steps // 10))
         self.valid_grids = Grids(settings.valid) if settings.valid else self.grids
-        self.valid = self._rows_for_validation()  # {folder and format: rows}
+        self.valid = self._sequences_for_validation()  # {folder and format: sequences}
 
     def _draw_held_out(self):
         """The samples kept for validation: the same share of each format -> bool, of each sample"""
@@ -199,26 +201,26 @@ class Batches:
             is_held_out[of_format[rng.sample(range(len(of_format)), count)]] = True
         return is_held_out
 
-    def _rows_of_epoch(self, epoch):
-        """All samples of an epoch, shuffled and packed -> a list of numbers for each row."""
+    def _sequences_of_epoch(self, epoch):
+        """All samples of an epoch, shuffled and packed -> a list of numbers for each sequence."""
         rng = np.random.default_rng([self.settings.seed, epoch])
         order = self.grids.epoch(rng)
         order = order[~self.is_held_out[order]]
-        rows = self._pack(self.grids, order)
-        return [rows[i] for i in rng.permutation(len(rows))]
+        sequences = self._pack(self.grids, order)
+        return [sequences[i] for i in rng.permutation(len(sequences))]
 
-    def _rows_for_validation(self):
-        """{folder and format: rows} of what is held out, or of the folders of `valid`."""
+    def _sequences_for_validation(self):
+        """{folder and format: sequences} of what is held out, or of the folders of `valid`."""
         grids = self.valid_grids
-        rows_of = {}
+        sequences_of = {}
         for source in grids.sources:
             numbers = np.arange(source.grids.start, source.grids.stop)
             if not self.settings.valid:
                 numbers = numbers[self.is_held_out[numbers]]
-            rows = self._pack(grids, numbers)
-            if rows:
-                rows_of[f"{source.name} ({source.format})"] = rows[:VALID_ROWS]
-        return rows_of
+            sequences = self._pack(grids, numbers)
+            if sequences:
+                sequences_of[f"{source.name} ({source.format})"] = sequences[:VALID_SEQUENCES]
+        return sequences_of
 
     def _pack(self, grids, order):
         return pack(order, grids.lengths + stream.ACOUSTIC_DELAY, self.settings.length)
@@ -227,12 +229,12 @@ class Batches:
         """The micro-batches that this process reads at a step -> list of Batch"""
         epoch, number = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
-            self.rows = self._rows_of_epoch(epoch)
+            self.sequences = self._sequences_of_epoch(epoch)
             self.epoch = epoch
-        # A later epoch may pack into a row less; then its last steps begin at the first row again.
-        start = number * self.settings.batch % len(self.rows)
-        rows = self.rows[start:start + self.settings.batch]
-        return self.micro_batches(self.grids, rows, f"{self.settings.seed} {step}")
+        # A later epoch may pack into one less; then its last steps begin at the first again.
+        start = number * self.settings.batch % len(self.sequences)
+        sequences = self.sequences[start:start + self.settings.batch]
+        return self.micro_batches(self.grids, sequences, f"{self.settings.seed} {step}")
 
     def upcoming(self, step):
         """The micro-batches of each step from this one on. The next are read in the background, by
@@ -247,29 +249,31 @@ class Batches:
                     reading = reader.submit(self.step, step)
                 yield micro_batches
 
-    def micro_batches(self, grids, rows, seed=None):
-        """This process's share of some rows, `settings.micro` rows in each Batch. All processes get
+    def micro_batches(self, grids, sequences, seed=None):
+        """This process's share of some sequences, `settings.micro` in each Batch. All processes get
         equally many, perhaps some of pads alone, since they meet in every forward pass. seed: of
-        the random choices within a row; without one, rows are read as they are."""
-        share = math.ceil(len(rows) / self.world)
+        the random choices within a sequence; without one, sequences are read as they are."""
+        share = math.ceil(len(sequences) / self.world)
         size = self.settings.micro or max(1, share)
-        mine = range(len(rows))[self.rank::self.world]
+        mine = range(len(sequences))[self.rank::self.world]
         micro_batches = []
         for start in range(0, share, size):
             numbers = mine[start:start + size]
-            batch = [self._read_row(grids, rows[number], number, seed) for number in numbers]
-            pads_alone = fill_row([], self.settings.length, self.ids)
+            batch = [self._read_sequence(grids, sequences[number], number, seed)
+                     for number in numbers]
+            pads_alone = fill_sequence([], self.settings.length, self.ids)
             micro_batches.append(stack(batch or [pads_alone]))
         return micro_batches
 
-    def _read_row(self, grids, samples, number, seed):
+    def _read_sequence(self, grids, samples, number, seed):
         settings = self.settings
-        row = fill_row([self._read(grids, i) for i in samples], settings.length, self.ids)
+        sequence = fill_sequence([self._read(grids, i) for i in samples], settings.length, self.ids)
         if seed is None:
-            return row
-        listen = hide(row.listen, settings.hide, self.ids.empty, f"hide {seed} {number}")
-        loss = thin(row.speak, row.loss, settings.depth_share, settings.repeats, f"{seed} {number}")
-        return Batch(row.text, row.speak, listen, loss)
+            return sequence
+        listen = hide(sequence.listen, settings.hide, self.ids.empty, f"hide {seed} {number}")
+        loss = thin(sequence.speak, sequence.loss, settings.depth_share, settings.repeats,
+                    f"{seed} {number}")
+        return Batch(sequence.text, sequence.speak, listen, loss)
 
     def _read(self, grids, i):
         """Grid i, delayed as the model reads it. Raises BatchError where it cannot read it."""

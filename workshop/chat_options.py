@@ -168,7 +168,7 @@ def add_model_options(group, model, context):
     add("--bits", type=int, choices=(4, 8, 16), default=16,
         help="bits of a weight; 4 and 8 compute in bfloat16")
     add("--context", type=int, metavar="FRAMES",
-        help="what is remembered (default: as many as the rows that the model was trained on, "
+        help="what is remembered (default: as many as the sequences of its training had, "
              f"else {context})")
     add("--eager", action="store_true", help="neither compile nor capture the step on a GPU")
 
@@ -300,7 +300,8 @@ def warn_of_context(config, context):
     """Say so where more is to be remembered than the model was trained to."""
     if config.trained_frames and context and context > config.trained_frames:
         seconds = config.trained_frames / FRAME_RATE
-        print(f"chat.py: note: this model was trained on rows of {config.trained_frames} frames "
+        frames = config.trained_frames
+        print(f"chat.py: note: this model was trained on sequences of {frames} frames "
               f"({seconds:.0f} s); with --context {context} it may fall silent after that time",
               file=sys.stderr)
 

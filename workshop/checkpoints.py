@@ -406,7 +406,7 @@ def model_of(path, about):
     """The flm.FLM of a checkpoint, with adapters where its run has them. about: what its run.json
     says. Raises CheckpointError or LoadError."""
     method = about["method"]
-    # chat.py remembers as many frames as a row of training held, and no more.
+    # chat.py remembers as many frames as a sequence of training held, and no more.
     config = config_files.from_json(about["config"] | {"trained_frames": method["length"]})
     selection = lora.Selection.of(method)
     if selection.everything:

@@ -10,7 +10,7 @@ flm.py, stream.py and model_files.py.
 
 The release's own configuration class takes certain keys in its two groups and stops at any other
 there. At the top level it ignores what it does not know. So what we have to say beyond the release
-stands at the top level: the ids of <asr> and <answer>, and the frames of a row of training.
+stands at the top level: the ids of <asr> and <answer>, and the frames of a sequence of training.
 """
 from dataclasses import MISSING, fields
 

@@ -6,7 +6,7 @@ What this is not: the log of a run and its curves (workshop/training_log.py).
     python train.py run --init 7b --paper --recompute --plan --hours 1e6 --gpu H100 --gpus 64
     python train.py bench tiny 0.5b
 
-Shapes: B rows, T frames of a row, K = 8 codebooks, D model width, V and C the text and audio
+Shapes: B sequences of T frames, K = 8 codebooks, D model width, V and C the text and audio
 vocabularies, n the depth transformer's width.
 """
 import math
@@ -51,8 +51,8 @@ class CostError(ValueError):
 # --- a step ---
 
 def flops(config, frames, length, code_frames, selection=lora.Selection()):
-    """Floating-point operations of forward and backward pass over `frames` in rows of `length`,
-    `code_frames` of them with loss on codes.
+    """Floating-point operations of forward and backward pass over `frames` in sequences of
+    `length`, `code_frames` of them with loss on codes.
 
     Work that serves the result: pads, frames computed again and the masked half of attention do not
     count. A product with a matrix of m entries costs 2 m forward and 4 m backward, half of it for
@@ -201,8 +201,8 @@ def memory_plan(model, settings, gpus):
         sizes = [gathered_bytes(block) for block in blocks]
         copies = "root and two blocks gathered in bfloat16, their gradients"
         copied = gathered_bytes(model) - sum(sizes) + 2 * max(sizes)
-    rows = settings.micro or math.ceil(settings.batch / gpus)
-    frames = rows * settings.length
+    sequences = settings.micro or math.ceil(settings.batch / gpus)
+    frames = sequences * settings.length
     # Bytes a frame in bfloat16: what a block hands on, and what stands within it until the
     # backward pass.
     between = BFLOAT16 * D
@@ -221,7 +221,7 @@ def memory_plan(model, settings, gpus):
         parts["weights that stay, sharded"] = frozen / gpus
     return parts | {
         copies: copied,
-        f"activations of {rows} x {settings.length} frames": frames * activations,
+        f"activations of {sequences} x {settings.length} frames": frames * activations,
         "logits and their gradients": frames * LOGIT * logits,
     }
 
@@ -241,7 +241,7 @@ def gathered_bytes(module):
 # --- the bench ---
 
 def made_up_pairs(config, length):
-    """Delayed grids of post-training that fill a row of `length` frames: half TTS-style, half
+    """Delayed grids of post-training that fill a sequence of `length` frames: half TTS-style, half
     ASR-style, of one to ten seconds, with random words and codes. Raises CostError."""
     rng = random.Random(0)
     ids = stream.Ids.of(config)
@@ -296,10 +296,10 @@ def seconds_a_step(step, batch, steps, device):
 
 
 def bench(build, make_optimizer, gradients, name, length, steps, settings):
-    """Print how fast this machine trains a preset: forward and backward pass over one packed row of
-    so many frames, and on a GPU the update. On a CPU the larger models' optimizer would not fit in
-    memory. Then the same with `straightforward` in place of the forward pass, and a row for each of
-    the same samples. build, make_optimizer, gradients: of train.py."""
+    """Print how fast this machine trains a preset: forward and backward pass over one packed
+    sequence of so many frames, and on a GPU the update. On a CPU the larger models' optimizer would
+    not fit in memory. Then the same with `straightforward` in place of the forward pass, and a
+    sequence for each of the same samples. build, make_optimizer, gradients: of train.py."""
     device = processes.connect(settings.device)
     equation, _ = build(replace(settings, init=name), device)
     optimizer = make_optimizer(equation)

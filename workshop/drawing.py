@@ -83,7 +83,7 @@ def example(format):
     spellings = ["~", "<asr>", "<answer>", "What's", "up?", "All", "is", "fine."]
     ids = Ids(wait=0, asr=1, answer=2, empty=98, pad=99)
     if format == "response-tts-free":
-        turns = [Turn(listen_frames=2, speak_frames=12, response=(5, 6, 7), murmur=(1, 1)),
+        turns = [Turn(listen_frames=2, speak_frames=12, response=(5, 6, 7), backchannel=(1, 1)),
                  Turn(listen_frames=7, speak_frames=3, response=(7,), interrupts=3)]
     elif format == "stereo":
         turns = [Turn(listen_frames=8, speak_frames=8, words=((3, [5, 6, 7]),))]

@@ -66,25 +66,23 @@ def parse_part(part):
     raise DataError(f"there is no part {part}: it is I/N, with I from 1 to N")
 
 
-def fit(write, exchanges, silences, longest):
-    """Exchanges and the silences around them -> (script, the exchanges that are in it), at most
-    `longest` frames long (None: as long as it is).
+def fit(turns, silences, settings, ids):
+    """Turns and the silences around them -> those with which a script of settings.format has at
+    most settings.longest_sample frames.
 
-    The last exchanges of a sample that is too long are left out. Where the first alone is too long,
-    its longest silence is made shorter. write(exchanges, silences) -> stream.Script."""
-    script = write(exchanges, silences)
-    if longest is None:
-        return script, exchanges
-    while len(script) > longest and len(exchanges) > 1:
-        exchanges = exchanges[:-1]
-        silences = silences[:len(exchanges)] + silences[-1:]
-        script = write(exchanges, silences)
-    excess = len(script) - longest
-    if excess > 0:
+    The last turns of a sample that is too long are left out. Where the first alone is too long, its
+    longest silence is made shorter."""
+    longest = settings.longest_sample
+    length = len(stream.write(settings.format, turns, silences, ids))
+    while length > longest and len(turns) > 1:
+        turns = turns[:-1]
+        silences = silences[:len(turns)] + silences[-1:]
+        length = len(stream.write(settings.format, turns, silences, ids))
+    if length > longest:
+        silences = list(silences)
         i = silences.index(max(silences))
-        silences[i] = max(0, silences[i] - excess)
-        script = write(exchanges, silences)
-    return script, exchanges
+        silences[i] = max(0, silences[i] - (length - longest))
+    return turns, silences
 
 
 # --- a run ---
@@ -306,7 +304,7 @@ def add_sample_options(group, default):
                        help="samples in the order of the manifest, as a test set wants them")
     group.add_argument("--longest-sample", type=int, metavar="FRAMES",
                        help="leave out the last turns of a sample that would be longer: one frame "
-                       "less than the rows of training")
+                       "less than the sequences of training")
     group.add_argument("--longest-silence", type=float, default=default.longest_silence,
                        metavar="SECONDS", help="between two turns (default: %(default)s)")
     group.add_argument("--long-silences", type=float, default=default.long_silences,

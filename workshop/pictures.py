@@ -232,8 +232,9 @@ def picture_of_the_stages():
         f"{train.BETA:g}, <wait> {train.GAMMA:g}, semantic {train.ALPHA_1:g}, acoustic "
         f"{train.ALPHA_2:g}. A factor (0.5 x) says how often an epoch reads a source. rate: the "
         "learning rate, from the start to the end of a cosine. A step has "
-        f"{train.PAPER_BATCH} rows of {train.PAPER_LENGTH:,} frames. In response-tts-free users "
-        "interrupt (picture 5) and murmur.")
+        f"{train.PAPER_BATCH} sequences of {train.PAPER_LENGTH:,} frames. In response-tts-free "
+        "users "
+        "interrupt (picture 5) and say \"uh-huh\".")
 
 
 def table(lines, column):
@@ -306,10 +307,12 @@ def picture_of_the_loop():
         "s + 1. A frame of speech is complete one step after its semantic code is written. So "
         "step 0 returns nothing, and step s returns frame s: word and semantic code from row s, "
         "acoustic codes from row s + 1. The table is the time from a sound at the microphone to "
-        "the first sound of the loudspeaker that can be another because of it. Its last two lines: "
-        "what the model says can change after the first of them. How its voice sounds can change "
-        "one frame earlier, because the acoustic codes of frame s are written when frame s of the "
-        "user is known. Buffers of the sound devices themselves come on top. The sound of a "
+        "the earliest sound of the loudspeaker that it can change. What the model says can change "
+        "after the time of the last line but one. How its voice sounds can change one frame "
+        "earlier, because the acoustic codes of frame s are written when the semantic code of the "
+        "user's frame s is known. The user's acoustic codes of frame s stand in row s + 1: what "
+        "they alone tell comes one frame later. The buffers of the sound devices come on top, and "
+        f"where the loudspeaker is behind up to {sound_card.LAG} frames wait. The sound of a "
         f"response is {lead} ms behind its first word.")
 
 
@@ -358,8 +361,8 @@ def latency():
         ("computing", 0, frame, "a machine that needs more for a step falls behind"),
         ("acoustic delay", late, late,
          "the acoustic codes are written in the next step"),
-        ("codec", 0, lag, f"the released one has no lag, the small one {lag}"),
-        ("loudspeaker", 0, block, f"it takes blocks of {block} ms"),
+        ("codec", 0, 0, f"at once; the small one's sound is full after {lag} ms"),
+        ("loudspeaker", 0, block, f"it takes blocks of {block} ms, if none waits to be played"),
     ]
     least = sum(part[1] for part in parts)
     most = sum(part[2] for part in parts)

@@ -176,7 +176,8 @@ def add_command(commands):
                          help="the model's shape; around a language model, that of its depth "
                               "transformer (default: tiny; 0.5b around a language model)")
     command.add_argument("--codec", default=SHIPPED,
-                         help="folder of the codec (default: that of the shipped model)")
+                         help="folder or Hub id of the codec, such as kyutai/mimi "
+                              "(default: that of the shipped model)")
 
 
 def run_command(args):

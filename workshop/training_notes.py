@@ -113,8 +113,8 @@ def notes_on_the_model(run):
     if before and before > settings.length:
         seconds = settings.length / FRAME_RATE
         sentences.append(
-            f"{settings.init} was trained on rows of {before} frames, and this run has rows of "
-            f"{settings.length} (--length): the model that comes out will remember "
+            f"{settings.init} was trained on sequences of {before} frames, and this run has "
+            f"sequences of {settings.length} (--length): the model that comes out will remember "
             f"{settings.length} frames ({seconds:.0f} s) and no more")
     is_preset = settings.init in flm.PRESETS
     if not is_preset and not settings.qwen and starting.fresh_config(settings.init):

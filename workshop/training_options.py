@@ -44,7 +44,7 @@ class Options:
     forget: float | None = None  # how far the loss of a source may rise
     patience: int | None = None  # validations in a row without a new lowest loss
     # The machine.
-    micro: int | None = None     # rows a forward pass; None: all that a process has
+    micro: int | None = None     # sequences a forward pass; None: all that a process has
     device: str = "cpu"
     bfloat16: bool = False
     recompute: bool = False
@@ -158,8 +158,8 @@ DEFAULT = " (default: %(default)s)"
 
 
 def make_parser(defaults, stages, paper_length):
-    """defaults: of train.Settings, a dict; stages: names; paper_length: frames of the paper's rows
-    -> ArgumentParser"""
+    """defaults: of train.Settings, a dict; stages: names; paper_length: frames of the paper's
+    sequences -> ArgumentParser"""
     parser = argparse.ArgumentParser(
         description="Train FLM-Audio, one stage of Table 3 at a time. COMMAND --help says more.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -242,7 +242,7 @@ def add_run_options(run, stages):
 
     add = add_speed_options(run)
     add("--micro", type=int,
-        help="rows a forward pass; the rest of a batch accumulates (default: all)")
+        help="sequences a forward pass; the rest of a batch accumulates (default: all)")
 
     add = run.add_argument_group("checkpoints").add_argument
     add("--save-every", type=int, help="steps between checkpoints" + DEFAULT)
@@ -258,9 +258,11 @@ def add_method_options(run, stages):
     add("--epochs", type=float, help="instead of the stage's")
     add("--lr", type=float, nargs=2, metavar=("START", "END"), help="instead of the stage's")
     add("--paper", action="store_true",
-        help="the paper's rows a step and frames a row, one row a forward pass")
-    add("--batch", type=int, help="rows a step, over all processes (default: what a laptop bears)")
-    add("--length", type=int, help="frames a row, 12.5 a second (default: what a laptop bears)")
+        help="the paper's sequences a step and frames a sequence, one sequence a forward pass")
+    add("--batch", type=int,
+        help="sequences a step, over all processes (default: what a laptop bears)")
+    add("--length", type=int,
+        help="frames a sequence, 12.5 a second (default: what a laptop bears)")
     add("--semantic-weight", type=float, help="alpha_1 of equation 3" + DEFAULT)
     add("--acoustic-weight", type=float, help="alpha_2 of equation 3" + DEFAULT)
     add("--monologue-weight", type=float, help="beta of equation 3" + DEFAULT)

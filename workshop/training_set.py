@@ -46,9 +46,9 @@ class Grids:
     """The grids of some sources, "FOLDER" or "FOLDER:WEIGHT"; grids[i] reads one from the disk.
 
     sources: list of Source; lengths: frames of each grid, int32. What is held of a grid is its
-    length, 4 bytes, so that many fit in every process of a run: ten million grids and their rows
-    take 0.35 GB and, at the start of each epoch, 10 s. Raises DataError for a source without
-    grids."""
+    length, 4 bytes, so that many fit in every process of a run: ten million grids and their
+    sequences take 0.35 GB and, at the start of each epoch, 10 s. Raises DataError for a source
+    without grids."""
 
     def __init__(self, sources):
         self.sources = []
