@@ -11,9 +11,9 @@ once, or compiled code (graphs.py).
 
 Unusual here:
 - Layers that read one input are one product: q, k and v; gate and up.
-- A product with one vector takes as long as its weights take from memory. So large weights that
-  float16 holds as they are, as those of a model folder are, stand there as float16 too, and are
-  read from there (half_products.py): half as many bytes as of float32, at 1.5 times the memory.
+- A product with one vector takes as long as its weights take from memory. So weights that float16
+  holds as they are, as those of a model folder are, stand there as float16 too, and are read from
+  there (half_products.py): half as many bytes as of float32, at 1.5 times the memory.
 - Other float32 weights of one input become one tensor, and the parameters of the model parts of it,
   so that they do not stand in memory twice. Those of more rows than columns stand there column by
   column: MKL's product then adds whole columns, and reads 1.3 to 1.9 times as fast as where it sums
@@ -79,8 +79,6 @@ def product_of(*layers):
     whole = torch.cat([weight.data for weight in weights])
     if half_products.fits(whole):
         return half_products.HalfProduct(whole, bias)
-    if whole.numel() < half_products.LEAST:
-        return PlainProduct([whole.float()], bias)  # so small that a copy is nothing
     return PlainProduct(weights, bias)
 
 
