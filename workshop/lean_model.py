@@ -2,10 +2,9 @@
 
 What this is: what chat.py computes its frames with on a CPU. A frame of a small model is more than
 a thousand operations, each over in microseconds, so the calls cost more than the arithmetic. Here
-is the network of flm.py once more, with the same weights and, but for the rounding of sums, the
-same numbers. PyTorch's own count of the calls in a frame of the shipped model is half as large. It
-serves chat.py. What this is not: the model as one reads it (flm.py), training, several frames at
-once, or compiled code (graphs.py).
+is the network of flm.py once more in fewer calls, with the same weights and, but for the rounding
+of sums, the same numbers. It serves chat.py. What this is not: the model as one reads it (flm.py),
+training, several frames at once, or compiled code (graphs.py).
 
     python chat.py --bench
 
