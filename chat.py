@@ -204,7 +204,7 @@ class Tools:
     codec: mimi.Mimi | None    # None: codes come in, and no sound goes out
     sampling: Sampling
     cache: flm.KVCache         # keys and values of the last frames
-    depth_cache: torch.Tensor  # keys and values of the 8 codes in the making
+    depth_cache: list          # keys and values of the 8 codes in the making
 
 
 def encode_user(tools, user, hears, active):

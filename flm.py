@@ -197,10 +197,14 @@ class KVCache:
         if not 0 < length <= config.max_position_embeddings:
             raise ValueError(f"a cache of {length} frames does not fit the model's "
                              f"{config.max_position_embeddings} positions")
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length,
-                 config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (batch, config.num_key_value_heads, length, config.head_dim)
+        # A tensor for each layer: of one for all, compiled code would copy the whole to write a
+        # place of it.
+        self.k = []
+        self.v = []
+        for _ in range(config.num_hidden_layers):
+            self.k.append(torch.zeros(shape, device=device, dtype=dtype))
+            self.v.append(torch.zeros(shape, device=device, dtype=dtype))
         self.position = torch.zeros(batch, device=device, dtype=torch.long)
         self.active = torch.ones_like(self.position)
         self.length = length
@@ -235,7 +239,7 @@ class KVCache:
         batch = torch.arange(len(k), device=k.device)[:, None]
         self.k[layer][batch, :, self.places] = k.transpose(1, 2)
         self.v[layer][batch, :, self.places] = v.transpose(1, 2)
-        return self.k[layer, :, :, :self.span], self.v[layer, :, :, :self.span]
+        return self.k[layer][:, :, :self.span], self.v[layer][:, :, :self.span]
 
 
 # --- backbone: Qwen2, in its own names ---
@@ -294,13 +298,13 @@ class Block(nn.Module):
 # (code 0 of frame t + 1, and codes 1 to 7 of frame t: the delay of stream.py, which says why)
 
 def depth_cache(config, N, device="cpu", dtype=torch.float32):
-    """Keys and values of the 8 positions of N frames in the making: [layers, 2, N, H, K, d].
+    """Keys and values of the 8 positions of N frames in the making: a list with [2, N, H, K, d] of
+    each layer.
 
     A new frame starts again at c = 0 and needs no reset: position c reads the positions 0 ... c,
     and each of them has been written by then."""
-    d = config.depth_dim // config.depth_heads
-    shape = (config.depth_layers, 2, N, config.depth_heads, K, d)
-    return torch.zeros(shape, device=device, dtype=dtype)
+    shape = (2, N, config.depth_heads, K, config.depth_dim // config.depth_heads)
+    return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth_layers)]
 
 
 class DepthAttention(nn.Module):

@@ -307,7 +307,9 @@ def build(settings, device):
         if settings.compile:
             block.forward = torch.compile(block.forward)  # blocks of a kind share one compilation
         if settings.recompute:
-            block.forward = partial(recompute, block.forward, use_reentrant=False)
+            # There is no dropout, so no random numbers have to be drawn again.
+            block.forward = partial(recompute, block.forward, use_reentrant=False,
+                                    preserve_rng_state=False)
     if dist.is_initialized():
         processes.shard(equation, equation.blocks, equation.flm, device, settings.bfloat16)
         return equation, base

@@ -300,7 +300,8 @@ def test_a_step_over_the_whole_masked_cache_is_the_same(model):
     here on the CPU."""
     inputs, cache = frames(model.config, 2, 9), flm.KVCache(model.config, 2, 20)
     cache.fixed = True
-    cache.k.fill_(3.0), cache.v.fill_(3.0)
+    for tensor in (*cache.k, *cache.v):
+        tensor.fill_(3.0)
     parts = [model.hidden(*(x[:, t:t + 1] for x in inputs), cache) for t in range(9)]
     close(torch.cat(parts, 1), model.hidden(*inputs), 2e-5)
 

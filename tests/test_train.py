@@ -874,7 +874,7 @@ def test_bench_measures_both(monkeypatch, capsys):
     small = replace(SMALL, vocab_size=1024)  # made-up words are ids below 1000
     monkeypatch.setitem(flm.PRESETS, "small", small)
     train.main(["bench", "small", "--length", "300", "--steps", "1"])
-    straightforward, packed = capsys.readouterr().out.splitlines()[1:]
+    packed, straightforward = capsys.readouterr().out.splitlines()[1:]
     assert "frames/s" in straightforward and "frames/s" in packed
     losses = [float(line.split("loss ")[1]) for line in (straightforward, packed)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)

@@ -26,7 +26,7 @@ import torch
 import flm
 import mimi
 from flm import K
-from workshop import fast_codec, model_files, pace, partner_files, quantize
+from workshop import devices, fast_codec, model_files, pace, partner_files, quantize
 from workshop.lean_model import LeanModel
 
 # The functions of chat.py that are the parts of a frame, and how the report calls them.
@@ -64,8 +64,9 @@ class StraightforwardLoop:
         """Begin with the frames of a KVCache of one conversation."""
         self.position = cache.filled
         dtype = self.model.model.norm.weight.dtype
-        self.k = dict(enumerate(cache.k[:, :, :, :self.position].to(dtype, copy=True)))
-        self.v = dict(enumerate(cache.v[:, :, :, :self.position].to(dtype, copy=True)))
+        for layer, (k, v) in enumerate(zip(cache.k, cache.v)):
+            self.k[layer] = k[:, :, :self.position].to(dtype, copy=True)
+            self.v[layer] = v[:, :, :self.position].to(dtype, copy=True)
 
     @torch.inference_mode()
     def step(self, text, speak_codes, listen_codes):
@@ -93,7 +94,7 @@ def clock(run, device):
 def settle(device):
     """Wait until the device has done all that it was told to do."""
     if str(device).startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def bandwidth(device):
@@ -124,6 +125,7 @@ def subject(args):
     flm.init_weights(model, args.device, torch.bfloat16).to(args.dtype).eval()
     quantize.pack(model, args.bits)
     codec = mimi.Mimi(mimi.PRESETS["tiny" if args.random_weights == "tiny" else "released"])
+    devices.convolve_exactly()
     codec = codec.eval().requires_grad_(False)
     for parameter in codec.parameters():
         parameter.data = parameter.data.half().float()
@@ -226,6 +228,8 @@ def bench(args, duplex_class):
         "device": hardware(args.device),
         "dtype": str(model.model.norm.weight.dtype).removeprefix("torch."),
     }
+    if torch.device(args.device).type == "cuda":
+        result["gigabytes"] = torch.cuda.max_memory_allocated(args.device) / 1e9
     if args.bits < 16 and not args.random_weights:
         text, codes = divergence(model, args.model, args.device)
         result["kl_nats"] = {"text": text, "codes": codes}
@@ -252,6 +256,8 @@ def print_table(result, frames, filled):
     line("weights read", f"{weight_size / 1e6:>10.1f} MB a frame, {rate / 1e9:.1f} GB/s: "
                          f"{result['bandwidth_share']:.0%} of the {measured / 1e9:.1f} GB/s that "
                          "this machine reads")
+    if "gigabytes" in result:
+        line("memory of the GPU", f"{result['gigabytes']:>10.2f} GB at most")
     if "kl_nats" in result:
         line("KL to whole weights", f"{result['kl_nats']['text']:>10.1e} nats a word, "
                                     f"{result['kl_nats']['codes']:.1e} a code")

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import mimi
-from workshop import model_files
+from workshop import devices, model_files
 from workshop.files import LoadError, replacing
 
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -191,6 +191,7 @@ def load(path, device="cpu", codebooks=None):
     expected = {name: tensor.shape for name, tensor in codec.state_dict().items()}
     check_tensors(file, tensors, expected)
     codec.load_state_dict(tensors)
+    devices.convolve_exactly()
     return codec.eval().requires_grad_(False).to(device)
 
 

@@ -299,7 +299,8 @@ def bench(build, make_optimizer, gradients, name, length, steps, settings):
     """Print how fast this machine trains a preset: forward and backward pass over one packed
     sequence of so many frames, and on a GPU the update. On a CPU the larger models' optimizer would
     not fit in memory. Then the same with `straightforward` in place of the forward pass, and a
-    sequence for each of the same samples. build, make_optimizer, gradients: of train.py."""
+    sequence for each of the same samples, where a GPU has memory for it. build, make_optimizer,
+    gradients: of train.py."""
     device = processes.connect(settings.device)
     equation, _ = build(replace(settings, init=name), device)
     optimizer = make_optimizer(equation)
@@ -326,12 +327,17 @@ def bench(build, make_optimizer, gradients, name, length, steps, settings):
         plain = torch.autocast(device.type, torch.bfloat16)(plain)  # as train.build does
     one_row = collate([samples], length, ids)
     row_for_each = collate([[sample] for sample in samples], longest, ids)
-    variants = [("straightforward", plain, row_for_each), ("train.py", equation.forward, one_row)]
+    variants = [("train.py", equation.forward, one_row), ("straightforward", plain, row_for_each)]
     for variant, forward, batch in variants:
         equation.forward = forward
+        torch.compiler.reset()  # for rows of another length it would compile for rows of any
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds, (loss, counts) = seconds_a_step(step, batch, steps, device)
+        try:
+            seconds, (loss, counts) = seconds_a_step(step, batch, steps, device)
+        except torch.OutOfMemoryError:
+            print(f"  {variant:<15} needs more memory than this GPU has", flush=True)
+            return
         parts = [f"  {variant:<15} {frames / seconds:8.1f} frames/s", f"loss {loss:.4f}"]
         if device.type == "cuda":  # on a CPU a process tells only its maximum so far
             parts.append(f"{memory(device) / 1e9:.1f} GB at most")

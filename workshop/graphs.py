@@ -77,15 +77,17 @@ class Runner:
 
 def record(call, buffers):
     """Record call(*buffers) as a CUDA graph -> (a function that replays it, its output buffers)."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            call(*buffers)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call(*buffers)
+    # A thread's streams are those of its current GPU, which is the first one unless it is said.
+    with torch.cuda.device(buffers[0].device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                call(*buffers)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = call(*buffers)
     return graph.replay, outputs
 
 

@@ -171,9 +171,9 @@ def append(cache, layer, k, v):
     if cache.mask is not None:
         return cache.append(layer, k, v)
     place = int(cache.places)
-    cache.k[layer, :, :, place:place + 1] = k
-    cache.v[layer, :, :, place:place + 1] = v
-    return cache.k[layer, :, :, :cache.span], cache.v[layer, :, :, :cache.span]
+    cache.k[layer][:, :, place:place + 1] = k
+    cache.v[layer][:, :, place:place + 1] = v
+    return cache.k[layer][:, :, :cache.span], cache.v[layer][:, :, :cache.span]
 
 
 class Layer:
@@ -256,7 +256,7 @@ class Depth:
 
 
     def take(self, cache):
-        """Cut a flm.depth_cache [layers, 2, N, H, K, d] into parts, once for all frames."""
+        """Cut a flm.depth_cache, [2, N, H, K, d] of each layer, into parts, once for all frames."""
         self.cache = cache
         self.places = []
         for c in range(K):

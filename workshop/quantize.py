@@ -63,9 +63,19 @@ def product(x, weight, scale, bits):
         y = multiply(rows, weight, Packed.GROUP, scale)
     elif is_cpu:
         y = torch._weight_int8pack_mm(rows, weight, scale)
+    elif len(rows) == 1 and torch.compiler.is_compiling():
+        y = product_with_a_vector(rows, weight, scale)
     else:
         y = rows @ weight.to(scale.dtype).T * scale
     return y.to(x.dtype)
+
+
+def product_with_a_vector(row, weight, scale):
+    """row [1, columns], of 8 bits -> [1, rows]. The compiler makes one kernel of this, which reads 8
+    bits of each weight. For a product of matrices it writes the weights in 16 bits first, and reads
+    those."""
+    sums = (weight.float() * row.float()).sum(1)
+    return (sums[None] * scale.float()).to(row.dtype)
 
 
 def pack_8(weight):

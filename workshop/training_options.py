@@ -385,6 +385,7 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
             print(costs.plan(settings_class(**options), args.hours, args.gpu, args.gpus))
         else:
             train(settings_class(**options))
+        processes.leave()
     except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
         raise
     except processes.Stopped as error:
