@@ -330,7 +330,7 @@ def bench(build, make_optimizer, gradients, name, length, steps, settings):
     variants = [("train.py", equation.forward, one_row), ("straightforward", plain, row_for_each)]
     for variant, forward, batch in variants:
         equation.forward = forward
-        torch.compiler.reset()  # for rows of another length it would compile for rows of any
+        torch.compiler.reset()  # for another length it would compile for any length
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
