@@ -20,9 +20,9 @@
 # Here, a rehearsal of all of it with small shapes:  DEVICE=cpu OUT=/tmp/out sh workshop/gpu.sh
 #
 # What the machine needs: python3 with PyTorch 2.11 or later and its compiler's g++, numpy,
-# safetensors, tokenizers, huggingface-hub, aiohttp, tqdm, pytest; the rest are the wheels. It needs
+# safetensors, tokenizers, huggingface-hub, tqdm, pytest; soundfile and soxr are the wheels. It needs
 # no network. At most 64 MiB travel with a call, of which the tree is 56: see `pack`. What comes
-# back are eight files of at most 16 MiB.
+# back are eight files of at most 16 MiB. sphn, the Opus of Moshi's clients (18 MB), stays at home.
 #
 # DEVICE: cuda or cpu. OUT: for results. WORK: what lasts from call to call on the same machine.
 # SECONDS_A_CALL: when a call ends. On a new machine, done.json of the last call, put into .gpu/,
@@ -49,9 +49,7 @@ prepare() {
     # shellcheck disable=SC2046  # one word each
     "$PYTHON" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 \
         --implementation cp "$@" --platform manylinux2014_x86_64 -d "$LOAD/wheels" \
-        $(grep -E '^(soundfile|soxr|sphn|sounddevice)==' requirements.txt) cffi pycparser
-    grep -qx '/.gpu\*' "$(git rev-parse --git-path info/exclude)" 2>/dev/null ||
-        echo '/.gpu*' >> "$(git rev-parse --git-path info/exclude)"
+        $(grep -E '^(soundfile|soxr)==' requirements.txt) cffi pycparser
     du -sh "$LOAD"
 }
 
@@ -96,6 +94,10 @@ install() {
     # What was compiled in one call need not be compiled in the next. Processes meet on this machine.
     export TORCHINDUCTOR_CACHE_DIR="$WORK/inductor" TRITON_CACHE_DIR="$WORK/triton"
     export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
+    if ! "$PYTHON" -c 'import torch, soundfile, soxr, safetensors, tokenizers, tqdm, pytest'; then
+        echo "gpu.sh: $PYTHON lacks a package: another PYTHON=..., or a wheel in $LOAD/wheels" >&2
+        exit 1
+    fi
 }
 
 # The trained model in 16 bits, four parts of 15 MB at a time.
