@@ -93,7 +93,8 @@ def frames():
 
 
 def training():
-    """train.py bench in rows of the paper, with all options and with each left out; adapters."""
+    """train.py bench in sequences as long as the paper's, with all options and with each left out;
+    adapters."""
     options = ["--bfloat16", "--recompute", "--compile"]
     length, steps = ("8192", "10") if ON_GPU else ("300", "1")
     if not ON_GPU:
@@ -322,8 +323,8 @@ def conversations_at_once(preset, count):
 
 
 def adapters_of_7b():
-    """The memory and the speed of adapters beside a frozen 7B, over rows of several lengths, until
-    the memory is full -> a line of JSON each."""
+    """The memory and the speed of adapters beside a frozen 7B, in sequences of several lengths,
+    until the memory is full -> a line of JSON each."""
     import torch
 
     import flm

@@ -71,9 +71,9 @@ def product(x, weight, scale, bits):
 
 
 def product_with_a_vector(row, weight, scale):
-    """row [1, columns], of 8 bits -> [1, rows]. The compiler makes one kernel of this, which reads 8
-    bits of each weight. For a product of matrices it writes the weights in 16 bits first, and reads
-    those."""
+    """row [1, columns] -> [1, rows], with weights of 8 bits. The compiler makes one kernel of this,
+    which reads 8 bits of each weight. For a product of matrices it writes the weights in 16 bits
+    first, and reads those."""
     sums = (weight.float() * row.float()).sum(1)
     return (sums[None] * scale.float()).to(row.dtype)
 
