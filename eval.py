@@ -59,6 +59,7 @@ from workshop.encoding import recordings
 from workshop.full_duplex_bench import between, takes_turn
 from workshop.measures import spaced, words
 from workshop.monologue import read_monologue
+from workshop.plan import Plan
 from workshop.results import Run
 from workshop.scenes import (Scene, clip, in_a_row, in_every_place, in_noise, in_room, long_talk,
                              next_of_each, scene, with_pause)
@@ -486,7 +487,8 @@ def start(args):
     args.asr_format = args.asr_format or run_folder.asr_format(args.model)
     folder = model_files.resolve(run_folder.model_folder(args.model))
     sampling = chat.Sampling.of(folder)
-    run = Run(args, folder, sampling, converse, grade)
+    kind = Run if args.plan is None else Plan
+    run = kind(args, folder, sampling, converse, grade)
     dtype = torch.bfloat16 if args.bfloat16 else torch.float32
     run.partner = chat.Partner(folder, sampling, args.device, dtype)
     return run

@@ -686,6 +686,41 @@ def test_recordings_in_chunks(untrained, tmp_path, monkeypatch):
     assert changed == [False, False, False, True, False]
 
 
+def test_a_plan_by_hand(untrained, tmp_path, monkeypatch, capsys):
+    """Catches a plan that holds conversations or writes a folder, that adds up frames where the
+    longest of a batch decides, and that counts again what is there already."""
+    monkeypatch.setattr(evaluation, "WRITING", 1)
+    for i in range(3):
+        silence(tmp_path / "set" / f"1-{i}.flac", seconds=0.16 * (i + 1))
+    (tmp_path / "set" / "1.trans.txt").write_text("1-0 w0\n1-1 w1\n1-2 w2\n")
+    out = tmp_path / "out"
+    command = ("--model", untrained, "--asr", tmp_path / "set", "--out", out, "--batch", 2)
+
+    def plan(*options):
+        evaluation.main([str(word) for word in (*command, *options)])
+        asr, = [line.split() for line in capsys.readouterr().out.splitlines()
+                if line.startswith("asr ")]
+        return asr
+
+    # The first frame, 3 of silence, 2, 4 and 6 of sound, 1 word, 1 to write in; 2 at once.
+    assert plan("--plan", 90_000) == ["asr", "3", "30", "0.00", "h", "22", "0.55", "h"]
+    assert not out.exists()
+    assert plan("--plan")[:3] == ["asr", "3", "30"]
+    evaluation.main([str(word) for word in command])
+    (out / "asr" / "0001.json").unlink()
+    assert plan("--plan", 90_000)[1:3] == ["1", "10"]
+
+
+def test_a_plan_of_conversations(untrained, dialogs, tmp_path, capsys):
+    """Catches a plan that stops at a part which needs the answers of another."""
+    evaluation.main([str(word) for word in (
+        "--model", untrained, "--dialogs", dialogs, "--plan", 80, "--talk", 0.1, "--snr", 10,
+        "--out", tmp_path / "out")])
+    parts = [line.rpartition("h")[0][:32].strip() for line in capsys.readouterr().out.splitlines()]
+    assert {"questions", "pause", "follow-up", "noise 10 dB", "talk", "together"} <= set(parts)
+    assert "interruption" not in parts
+
+
 def test_a_model_of_fine_tuning_1_is_silent_while_it_writes(partner, tmp_path):
     """Catches an empty speaking channel where the stage was trained on silence."""
     silence(tmp_path / "a.wav")

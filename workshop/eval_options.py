@@ -101,6 +101,9 @@ def add_run_options(parser):
                        "another test set, and 100 pairs of --ab)")
     group.add_argument("--batch", type=int, default=32, metavar="N",
                        help="conversations at once (default: %(default)s)")
+    group.add_argument("--plan", nargs="?", type=float, const=0.0, metavar="MS",
+                       help="hold nothing: print conversations, frames and hours, with so many "
+                       "milliseconds a step (default: timed on this machine)")
     group.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     group.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
     group.add_argument("--bfloat16", action="store_true", help="weights in 16 bits, for GPUs")
@@ -135,6 +138,10 @@ def check(args):
                          "or --ab")
     if (args.ab or args.ab_sheets) and sum(map(bool, parts)) > 1:
         raise ValueError("--ab and --ab-sheets are commands of their own: name no other part")
+    if args.plan is not None and (args.grids or args.ab or args.ab_sheets):
+        raise ValueError("--plan counts conversations, and --grids and --ab hold none")
+    if args.plan is not None and not 0 <= args.plan < 1e6:
+        raise ValueError(f"--plan takes milliseconds of a step, not {args.plan:g}")
     if args.whisper is not None:
         check_packages(args.whisper)
     check_device(args.device)
