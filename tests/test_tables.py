@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+import data
 import eval as evaluation
-from workshop import judge, measures, similarity
+from workshop import judge, measures, recogniser, report, results, similarity, spelling
 
 
 # --- the judge ---
@@ -158,6 +160,89 @@ def test_a_missing_embedding_is_one_sentence(monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match="--similarity lacks a package"):
         similarity.Similarity(name)
+
+
+def test_wavlm_is_asked_as_transformers_wants_it(tmp_path, monkeypatch):
+    """Catches a rate that the extractor is not told, samples that are no batch, and an embedding of
+    another length than 1. (The package is made up: an utterance's embedding is its mean and its
+    peak; the real weights are not at hand.)"""
+    class Extractor:
+        @classmethod
+        def from_pretrained(cls, name):
+            assert name == "x/wavlm-sv"
+            return cls()
+
+        def __call__(self, audio, sampling_rate, return_tensors):
+            assert (sampling_rate, return_tensors) == (16_000, "pt")
+            return {"input_values": torch.from_numpy(audio)[None]}
+
+    class Model(Extractor):
+        def eval(self):
+            return self
+
+        def __call__(self, input_values):
+            assert not torch.is_grad_enabled()
+            vectors = torch.stack([input_values.mean(1), input_values.abs().amax(1)], 1)
+            return SimpleNamespace(embeddings=vectors)
+    stub = SimpleNamespace(AutoFeatureExtractor=Extractor, AutoModelForAudioXVector=Model)
+    monkeypatch.setitem(sys.modules, "transformers", stub)
+    reference = tmp_path / "r.wav"
+    soundfile.write(reference, np.full((8000, 2), 0.5), 16_000)
+    compare = similarity.Similarity("x/wavlm-sv").compare
+    assert compare(np.full(8000, 0.1, np.float32), 16_000, reference) == pytest.approx(1)
+    assert compare(np.full(8000, -0.1, np.float32), 16_000, reference) == pytest.approx(0, abs=1e-6)
+
+
+# --- Paraformer ---
+
+@pytest.fixture
+def funasr(monkeypatch):
+    """A made-up package: it understands as many words as it is given seconds, once for each
+    sentence."""
+    class AutoModel:
+        def __init__(self, model, device, **options):
+            if model == "paraformer-none":
+                raise RuntimeError("no such model\nsecond line")
+            self.device = device
+
+        def generate(self, input):
+            return [{"key": "a", "text": "字 " * round(len(input) / 16_000)}, {"text": self.device}]
+    monkeypatch.setitem(sys.modules, "funasr", SimpleNamespace(AutoModel=AutoModel))
+
+
+def test_paraformer_hears(funasr):
+    """Catches sound of another rate than its own, and sentences behind the first that are lost."""
+    hear = recogniser.load("paraformer-zh", "cpu", "zh").transcribe
+    assert hear(np.zeros(48_000, np.float32), 24_000) == "字 字 cpu"
+    with pytest.raises(ValueError, match="paraformer-none cannot be loaded: .*no such") as error:
+        recogniser.load("paraformer-none", "cpu", "zh")
+    assert "\n" not in str(error.value)
+
+
+def test_without_funasr_it_is_one_sentence(monkeypatch, tmp_path):
+    """Catches hours of conversations before the missing package is noticed, and a name of
+    Whisper's that is taken for Paraformer's."""
+    monkeypatch.setitem(sys.modules, "funasr", None)
+    with pytest.raises(ValueError, match="lacks the package funasr: pip install funasr"):
+        recogniser.check_packages("paraformer-zh")
+    with pytest.raises(ValueError, match="lacks a package"):
+        recogniser.load("funasr/paraformer-zh", "cpu", "zh")
+    assert not recogniser.is_paraformer("large-v3")
+    assert recogniser.title("large-v3") == "Whisper large-v3 (faster-whisper)"
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(SystemExit, match="does not say how sure it is"):
+        data.main(["transcribe", str(tmp_path), str(tmp_path / "out.jsonl"), "--whisper",
+                   "paraformer-zh"])
+
+
+def test_the_table_names_the_recogniser(tmp_path):
+    """Catches an error rate of which nobody knows who recognised."""
+    row = {"lines": [[0, "是"]], "recognised": "是", "audio": "a.wav"}
+    parts = {"tts": (measures.numbers_of([row], [{}], spelling.Spelling("zh")), [row], [{}])}
+    run = SimpleNamespace(args=SimpleNamespace(whisper="paraformer-zh"))
+    text = report.write(parts, tmp_path, results.Run.note(run))
+    assert text.endswith("What the model says was recognised by paraformer-zh (funasr).\n")
+    assert (tmp_path / "results.txt").read_text() == text
 
 
 # --- blind pairs ---

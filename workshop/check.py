@@ -52,7 +52,7 @@ class Limits:
 @lru_cache(maxsize=1)
 def recogniser_of(name, language):
     """The one recogniser of a process."""
-    return recogniser.Recogniser(name, "cpu", language)
+    return recogniser.load(name, "cpu", language)
 
 
 def letters(text):
@@ -250,7 +250,7 @@ def add_command(commands):
                         help="texts of which a recogniser was less sure are reported, 0 to 1")
     parser.add_argument("--whisper", nargs="?", const="", metavar="MODEL",
                         help="report texts that a recogniser understands otherwise: a folder or id "
-                        "of faster-whisper (without: the packaged Whisper tiny)")
+                        "of faster-whisper, or paraformer-zh (without: the packaged Whisper tiny)")
     parser.add_argument("--most-errors", type=float, default=0.5, metavar="SHARE",
                         help="of the words, for --whisper (default: %(default)s)")
     parser.add_argument("--language", default="en",

@@ -84,8 +84,8 @@ def add_run_options(parser):
     group.add_argument("--model", default=SHIPPED,
                        help="folder or Hub id (default: the small model shipped here)")
     group.add_argument("--whisper", nargs="?", const="", metavar="MODEL",
-                       help="transcribe what the model says: faster-whisper folder or id "
-                       "(default: a packaged Whisper tiny)")
+                       help="transcribe what the model says: faster-whisper folder, size or "
+                       "id, or paraformer-zh of funasr (default: a packaged Whisper tiny)")
     group.add_argument("--similarity", nargs="?", const="resemblyzer", metavar="MODEL",
                        help="compare the voice of --tts with its references (Table 5): "
                        "resemblyzer (default), or a WavLM for speakers by folder or Hub id")

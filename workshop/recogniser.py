@@ -1,8 +1,8 @@
 """A speech recogniser that hears what the model says, and what recordings say.
 
-What this is: faster-whisper, from a folder, an id of the Hub, or a package that holds Whisper tiny.
-What this is not: a part of the model, which hears by itself. Serves eval.py --whisper, and data.py
-check and transcribe.
+What this is: faster-whisper, from a folder, an id of the Hub, or a package that holds Whisper tiny;
+and which recogniser a name means. What this is not: a part of the model, which hears by itself, or
+Paraformer (paraformer.py). Serves eval.py --whisper, and data.py check and transcribe.
 
     python eval.py --tts pairs.jsonl --whisper --out results
 """
@@ -15,6 +15,7 @@ import torch
 
 from workshop.files import error_line
 from workshop.packages import is_there
+from workshop.paraformer import INSTALL as INSTALL_PARAFORMER, Paraformer, is_paraformer
 
 WHISPER_RATE = 16_000  # Hz
 INSTALL = "pip install -r tiny/requirements.txt"
@@ -26,7 +27,11 @@ SIZE = r"(distil-)?(tiny|base|small|medium|large)(\.en|-v\d(\.\d)?)?(-turbo)?|tu
 
 def check_packages(name):
     """Raise ValueError where a package is not installed, or a folder holds no model. name: as for
-    `Recogniser`."""
+    `load`."""
+    if is_paraformer(name):
+        if not is_there("funasr"):
+            raise ValueError(f"--whisper {name} lacks the package funasr: {INSTALL_PARAFORMER}")
+        return
     if is_folder(name) and not (Path(name) / "model.bin").is_file():
         raise ValueError(f"--whisper {name} is no folder of a faster-whisper model: "
                          "it has no model.bin")
@@ -36,6 +41,21 @@ def check_packages(name):
     for package in packages:
         if not is_there(package):
             raise ValueError(f"--whisper lacks the package {package}: {INSTALL}")
+
+
+def load(name, device, language):
+    """The recogniser of a name: Paraformer's, or else as `Recogniser` takes it. Raises
+    ValueError."""
+    if is_paraformer(name):
+        return Paraformer(name, device)
+    return Recogniser(name, device, language)
+
+
+def title(name):
+    """How a report calls the recogniser of a name."""
+    if is_paraformer(name):
+        return f"{name} (funasr)"
+    return f"Whisper {name or 'tiny'} (faster-whisper)"
 
 
 class Recogniser:

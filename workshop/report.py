@@ -22,9 +22,10 @@ FORMS = {"share": "{:.0%}", "s": "{:.2f} s", "points": "{:.2f}"}  # unit -> how 
 LONGEST_TIME = 3                                   # seconds, right edge of the plot of times
 
 
-def write(parts, folder):
-    """Write results.txt, failures.md and results.png -> the text of the table."""
-    text = table(parts)
+def write(parts, folder, note=""):
+    """Write results.txt, failures.md and results.png -> the text of the table. note: a line below
+    it, or ""."""
+    text = table(parts) + note
     (folder / "results.txt").write_text(text)
     (folder / "failures.md").write_text(failures(parts))
     draw(parts, folder / "results.png")

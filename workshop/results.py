@@ -19,11 +19,10 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from workshop import report, sound_file
+from workshop import recogniser, report, sound_file
 from workshop.judge import Judge
 from workshop.manifests import write_lines
 from workshop.measures import numbers_of
-from workshop.recogniser import Recogniser
 from workshop.similarity import Similarity
 from workshop.sounds import SAMPLE_RATE, spans
 from workshop.spelling import spelling_of
@@ -143,7 +142,8 @@ class Run:
             return rows
         todo = [row for row in rows if "recognised" not in row]
         if todo and self.recogniser is None:
-            self.recogniser = Recogniser(self.args.whisper, self.args.device, self.args.language)
+            self.recogniser = recogniser.load(self.args.whisper, self.args.device,
+                                              self.args.language)
         for row in tqdm(todo, desc="transcribing", unit="talk", disable=not todo):
             file = self.out / row["audio"]
             audio, rate = soundfile.read(file, dtype="float32")
@@ -208,7 +208,14 @@ class Run:
             print(f"eval.py: note: what is marked{spelling.label} does not compare with published "
                   f"numbers: pip install {' '.join(spelling.missing)}", file=sys.stderr)
         write_lines(self.out / "results.json", [numbers])
-        return report.write(self.parts, self.out)
+        return report.write(self.parts, self.out, self.note())
+
+    def note(self):
+        """What a reader of the table must know beside it: who recognised the speech."""
+        if self.args.whisper is None:
+            return ""
+        name = recogniser.title(self.args.whisper)
+        return f"What the model says was recognised by {name}.\n"
 
 
 def in_order(group):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from workshop import recogniser, speech
 from workshop.encoding import recordings
 from workshop.manifests import DataError, Problem, read_rows, write_lines
+from workshop.paraformer import is_paraformer
 from workshop.sound_file import read_audio
 
 SAMPLE_RATE = 24_000  # Hz
@@ -159,6 +160,9 @@ def add_command(commands):
         if not 2 <= args.longest <= 30 or not 0 < args.silence <= 10:
             raise DataError("--longest must be 2 to 30 seconds, --silence more than 0 and at most "
                             "10")
+        if is_paraformer(args.whisper):
+            raise DataError(f"--whisper {args.whisper} does not say how sure it is, which a "
+                            "manifest needs: take a model of faster-whisper")
         recogniser.check_packages(args.whisper)
         whisper = recogniser.Recogniser(args.whisper, args.device, args.language)
 
