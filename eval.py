@@ -82,16 +82,17 @@ SAYING = 8            # for each token that is spoken, at most
 
 # --- the engine: many conversations step together ---
 
-def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, speak=None, echo=None):
+def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, speak=None, echo=None,
+         hears=None):
     """Run the model beside what the user says in each conversation, codes [T, K] or, with a codec,
     samples [T, FRAME], `batch` at once. Yields (which one, (text ids [T], codes [T, K], samples
     [T * FRAME] or none)) as each batch is over, short ones first.
 
     seeds: of each conversation; None: 0 for all. Lists with an item for each conversation, or None:
-    text: ids [T + 1] to read in place of what was drawn (stream.delay makes them), beside which
-    nothing is heard: the listening channel is empty. speak: codes [T + 1, K], the same. echo:
-    (gain, seconds): what the model says is heard too, so many times as loud, so much later (more
-    than a frame); it is added to `user`."""
+    text: ids [T + 1] to read in place of what was drawn (stream.delay makes them). speak: codes
+    [T + 1, K], the same. echo: (gain, seconds): what the model says is heard too, so many times as
+    loud, so much later (more than a frame); it is added to `user`. hears: whether the user is
+    heard; where not, the listening channel is empty."""
     order = sorted(range(len(user)), key=lambda i: len(user[i]))
     for start in range(0, len(order), batch):
         group = order[start:start + batch]
@@ -102,7 +103,7 @@ def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, spe
             duplex.reset(b, seeds[i] if seeds else 0)
         answers = [[] for _ in group]
         for t in range(frames):
-            step = duplex.steps(*inputs_of_frame(t, group, user, text, speak))
+            step = duplex.steps(*inputs_of_frame(t, group, user, text, speak, hears))
             for b, answer in step.items():
                 answers[b].append(answer)
                 if echo:
@@ -112,7 +113,7 @@ def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, spe
             yield i, (list(ids), torch.tensor(codes), torch.cat(samples))
 
 
-def inputs_of_frame(t, group, user, text, speak):
+def inputs_of_frame(t, group, user, text, speak, hears):
     """What the conversations of a group that are not over get in frame t -> the three arguments of
     chat.Duplex.steps, by places in the group."""
     heard = {}
@@ -122,8 +123,9 @@ def inputs_of_frame(t, group, user, text, speak):
         if t >= len(user[i]):
             continue
         heard[b] = user[i][t]
-        if text:
+        if hears and not hears[i]:
             heard[b] = None  # an empty channel
+        if text:
             forced_text[b] = text[i][t + 1]
         if speak:
             forced_speak[b] = speak[i][t + 1]
@@ -145,7 +147,8 @@ Conversation = namedtuple("Conversation", "user_audio model_audio text codes lin
 
 def converse(partner, waves, seeds=None, batch=32, **forced):
     """Hold the conversation that chat.py would hold with each recording, float32 [N] at 24 kHz.
-    Yields (which one, Conversation) as each batch is over. forced: text, speak, echo of `play`."""
+    Yields (which one, Conversation) as each batch is over. forced: text, speak, echo, hears of
+    `play`."""
     user_audio = [F.pad(wave, (0, -len(wave) % FRAME)).view(-1, FRAME) for wave in waves]
     played = play(partner.model, partner.duplex.sampling, user_audio, seeds, batch, partner.codec,
                   **forced)
@@ -196,19 +199,29 @@ def recognition_scene(entry, run):
 
 
 def reading_scene(entry, run):
-    """A text is written, with silence to say it in, and nothing is heard (Table 5). -> (Scene, what
-    is forced)."""
+    """A text is written, with silence to say it in (Table 5). Nothing is heard or, by a model that
+    knows the format, a reference before the text. -> (Scene, what is forced)."""
     partner = run.partner
     ids = stream.Ids.of(partner.model.config)
     tokens = partner.tokenizer.encode(entry["response"]).ids
-    script = stream.Script(ids)
-    script.wait(SILENCE)
-    script.respond(stream.Turn(speak_frames=SAYING * len(tokens) + WRITING, response=tokens))
+    turn = stream.Turn(speak_frames=SAYING * len(tokens) + WRITING, response=tokens)
     about = dict(expected=entry["response"])
     if "reference" in entry:
         about["reference"] = str(entry["reference"])
+    script = stream.Script(ids)
+    script.wait(SILENCE)
+    reference = torch.zeros(0)
+    hears = run.args.tts_format in stream.LISTENS
+    if hears:
+        reference = sound_file.read_audio(entry["reference"])
+        turn.listen_frames = -(-len(reference) // FRAME) + data.CLOSING_SILENCE
+    for step in stream.FORMATS[run.args.tts_format]:
+        step(script, turn)
+    wave = torch.zeros(len(script) * FRAME)
+    for start, _ in script.listen_spans:
+        wave[start * FRAME:start * FRAME + len(reference)] = reference
     rows = stream.delay(script.grid(), ids)
-    return Scene(torch.zeros(len(script) * FRAME), about), dict(text=rows.text)
+    return Scene(wave, about), dict(text=rows.text, hears=hears)
 
 
 @lru_cache(maxsize=1)
@@ -463,7 +476,8 @@ def recognition(run):
 def reading(run):
     """Table 5: errors of what a recogniser hears against the text that was written, and how like
     the reference the voice is."""
-    entries = test_sets.texts(run.args.tts, run.args.most)
+    needs_references = run.args.tts_format in stream.LISTENS
+    entries = test_sets.texts(run.args.tts, run.args.most, needs_references)
     rows = run.hold_each("tts", range(len(entries)), lambda i: reading_scene(entries[i], run))
     run.count("tts", run.compare(run.transcribe(rows)))
 
@@ -485,6 +499,7 @@ def question_answering(run):
 def start(args):
     """The model that is measured, and the folder of its results -> Run. Raises ValueError."""
     args.asr_format = args.asr_format or run_folder.asr_format(args.model)
+    args.tts_format = args.tts_format or run_folder.tts_format(args.model)
     folder = model_files.resolve(run_folder.model_folder(args.model))
     sampling = chat.Sampling.of(folder)
     kind = Run if args.plan is None else Plan

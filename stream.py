@@ -352,6 +352,11 @@ FORMATS = {
     "response-tts-free": (Script.cut, Script.hear, Script.respond, Script.backchannel),
     # Figure 2 left: Moshi's monologue over a pair, the baseline of section 4.4.
     "word-aligned": (Script.align,),
+    # Section 4.2, for SIM of Table 5: a recording of a voice, then a text in this voice.
+    # Decision: the paper says of this format that it "incorporates reference audio", and no more.
+    # Here the reference is heard, as a user is, and its words are not written. So it needs no
+    # transcript, and a model of the last stage, which listens already, can be tuned to it.
+    "reference-tts": (Script.hear, Script.respond),
     # Not the paper's: recordings of two people. STAGES.md tells how it was added.
     "stereo": (Script.overlap,),
 }

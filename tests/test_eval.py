@@ -708,6 +708,7 @@ def test_a_plan_by_hand(untrained, tmp_path, monkeypatch, capsys):
     assert plan("--plan")[:3] == ["asr", "3", "30"]
     evaluation.main([str(word) for word in command])
     (out / "asr" / "0001.json").unlink()
+    capsys.readouterr()
     assert plan("--plan", 90_000)[1:3] == ["1", "10"]
 
 
@@ -737,6 +738,60 @@ def test_a_model_of_fine_tuning_1_is_silent_while_it_writes(partner, tmp_path):
     Run.args = eval_arguments("--asr", "x", "--asr-format", "asr")
     _, forced = evaluation.recognition_scene(entry, Run)
     assert (forced["speak"][1:-1] == partner.model.config.empty_token).all()
+
+
+def test_a_reference_is_heard_before_the_text(partner, tmp_path):
+    """Catches a reference that falls into the words, one that a model without the format hears, and
+    an empty listening channel after it."""
+    soundfile.write(tmp_path / "r.wav", np.full(24_000, 0.5), 24_000)
+    entry = {"response": "w1", "reference": tmp_path / "r.wav"}
+
+    class Run:
+        args = eval_arguments("--tts", "x", "--tts-format", "reference-tts")
+    Run.partner = partner
+    scene, forced = evaluation.reading_scene(entry, Run)
+    # Frame 0, 3 of silence, 12.5 of the reference and 2 until its turn is over; then the word.
+    assert forced["hears"]
+    assert (forced["text"] == partner.model.config.wait_token).nonzero()[0] == 0
+    assert forced["text"][4 + 13 + 2] == 1
+    sound = scene.wave.nonzero().flatten()
+    assert (sound[0] // 1920, len(sound)) == (4, 24_000)
+    Run.args = eval_arguments("--tts", "x", "--tts-format", "tts")
+    scene, forced = evaluation.reading_scene(entry, Run)
+    assert not forced["hears"] and not scene.wave.any()
+    assert forced["text"][4] == 1
+
+
+def test_who_is_not_heard_leaves_the_channel_empty(partner):
+    """Catches a reference that reaches the model in one conversation of a batch and not in another,
+    and sound that a model hears while it reads aloud."""
+    model = partner.model
+    greedy = chat.Sampling.greedy()
+    sound = torch.arange(6)[:, None].expand(-1, 8)
+    empty = torch.full((6, 8), model.config.empty_token)
+    user = [sound, sound, empty, sound]
+    played = dict(evaluation.play(model, greedy, user, hears=[True, False, True, True]))
+    assert torch.equal(played[0][1], played[3][1])
+    assert torch.equal(played[1][1][:-1], played[2][1][:-1])
+    assert not torch.equal(played[0][1], played[1][1])
+
+
+def test_a_run_knows_its_references(tmp_path, untrained):
+    """Catches a model that was trained on references and is measured without."""
+    assert run_folder.tts_format(tmp_path) == "tts"
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    grids = tmp_path / "grids"
+    grids.mkdir()
+    (folder / "run.json").write_text(json.dumps({"method": {"data": {str(grids): "x"}}}))
+    assert run_folder.tts_format(tmp_path) == "tts"
+    for format in ("tts", "reference-tts"):
+        (grids / "grids.json").write_text(json.dumps({"format": format}))
+        assert run_folder.tts_format(tmp_path) == format
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    with pytest.raises(SystemExit, match="has no references: --tts-format reference-tts needs"):
+        measure(tmp_path / "out", untrained, "--tts", tmp_path / "pairs.jsonl", "--tts-format",
+                "reference-tts")
 
 
 def eval_arguments(*options):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import data
 from test_manifests import tone, write
 from workshop import conversations, importers, manifests, sound_file
 from workshop.check import check
@@ -276,3 +277,36 @@ def test_another_layout_is_one_sentence(tmp_path, layout):
     tone(tmp_path / "plain/p.wav", 0.1)
     with pytest.raises((DataError, OSError), match="plain"):
         importers.bring_in(layout, tmp_path / "plain", tmp_path / "out.jsonl")
+
+
+# --- references ---
+
+def test_a_reference_is_another_recording_of_the_same_voice(tmp_path):
+    """Catches a recording that is its own reference, one of another voice, parts of one file that
+    lose their times, and a manifest that encode does not take."""
+    lines = []
+    for name in ("a/1", "a/2", "b/1", "b/2", "c/1"):
+        file = tmp_path / f"{name}.wav"
+        file.parent.mkdir(exist_ok=True)
+        soundfile.write(file, np.full(4800, 0.1), 24_000)
+        lines.append({"audio": f"{name}.wav", "text": name})
+    lines += [{"audio": "c/1.wav", "text": "part", "start": 0.05, "end": 0.1}]
+    manifest = tmp_path / "pairs.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "references.jsonl"
+    data.main(["references", str(manifest), str(out)])
+    dialogs = [turn for turn, in read_manifest(out, "reference-tts")]
+    assert [turn["response"] for turn in dialogs] == ["a/1", "a/2", "b/1", "b/2", "c/1", "part"]
+    heard = [turn["heard"] for turn in dialogs]
+    assert heard[:4] == [tmp_path / f"{name}.wav" for name in ("a/2", "a/1", "b/2", "b/1")]
+    assert (heard[4].start, heard[4].end) == (0.05, 0.1)
+    assert dialogs[5]["spoken"] == heard[4] and heard[5] == dialogs[4]["spoken"]
+    manifest.write_text(json.dumps(lines[4]) + "\n")
+    with pytest.raises(SystemExit, match="no two recordings are in one folder"):
+        data.main(["references", str(manifest), str(out)])
+
+
+def test_another_speed_is_another_voice():
+    """Catches references whose pitch is not that of the speech that follows."""
+    with pytest.raises(ValueError, match="--speeds would make another voice"):
+        data.Settings("reference-tts", speeds=(0.9, 1.1))

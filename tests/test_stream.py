@@ -70,6 +70,10 @@ def cells(drawing, name):
     ("response-tts-free", "~ ~ ~ ~ All is fine. ~ ~ ~ ~ ~ ~ ~ ~ ~ fine. ~ ~ ~ ~ ~",
      "# 0 0 0 0 0 1 2 3 4 5 6 7 8 9 0 0 0 1 2 3 0", "0 0 1 2 0 0 0 1 0 1 2 3 4 5 6 7 0 0 0 0 0 0",
      "W W W M M M W W W W W W W W W M W W W W W"),
+    # Section 4.2: a reference is heard; then a text and, two frames later, its sound. No word of
+    # the reference is written.
+    ("reference-tts", "~ ~ ~ ~ ~ ~ All is fine. ~ ~ ~ ~ ~", "# 0 0 0 0 0 0 0 1 2 3 4 5 0",
+     "0 0 1 2 3 4 0 0 0 0 0 0 0 0", "W W W W W M M M W W W W W"),
     # Section 2.2, Figure 2 left: words in the frames 2, 3, 6 in which they sound, and <answer>,
     # which stands for end-of-pad, before those with room.
     ("word-aligned", "~ <answer> All is ~ <answer> fine. ~", "# 0 1 2 3 4 5 0",

@@ -1,4 +1,5 @@
-"""The commands of data.py: `import`, `transcribe`, `synth`, `check` and `encode`.
+"""The commands of data.py: `import`, `transcribe`, `synth`, `references`, `check` and
+`encode`.
 
 What this is: one parser for all of them, and the one line that an error ends in. What this is not:
 the commands themselves, each of which has a file of its own. Serves data.py.
@@ -8,7 +9,7 @@ the commands themselves, each of which has a file of its own. Serves data.py.
 import argparse
 import sys
 
-from workshop import check, encoding, importers, synthesis, transcription
+from workshop import check, encoding, importers, references, synthesis, transcription
 
 
 def main(arguments, settings_class, encode):
@@ -19,6 +20,7 @@ def main(arguments, settings_class, encode):
     importers.add_command(commands)
     transcription.add_command(commands)
     synthesis.add_command(commands)
+    references.add_command(commands)
     check.add_command(commands)
     encoding.add_command(commands, settings_class, encode)
     args = parser.parse_args(arguments)

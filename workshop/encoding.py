@@ -38,6 +38,8 @@ def check_settings(settings):
     if not 1 <= fewest <= most or settings.draws < 1 or not 0.1 <= slowest <= fastest <= 10:
         raise DataError("--join takes FEWEST and MOST from 1 on, --draws 1 or more, "
                         "--speeds SLOWEST and FASTEST from 0.1 to 10")
+    if settings.format == "reference-tts" and settings.speeds != (1, 1):
+        raise DataError("--speeds would make another voice of a reference")
     if not 0 <= settings.reaction < 60:
         raise DataError(f"--reaction must be 0 .. 60 seconds, not {settings.reaction:g}")
     least = type(settings).longest_silence  # its default: that of the usual long silence

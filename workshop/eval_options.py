@@ -36,6 +36,9 @@ def make_parser(conversations):
     group.add_argument("--tts", type=Path, metavar="PATH",
                        help="texts, spoken in TTS style: errors of what --whisper hears (Table 5); "
                        "a JSONL of pairs, or meta.lst of Seed-TTS")
+    group.add_argument("--tts-format", choices=("tts", "reference-tts"),
+                       help="reference-tts: the references of meta.lst are heard first, as "
+                       "--similarity needs it (default: as the run's grids say, else tts)")
     group.add_argument("--grids", nargs="+", default=[], metavar="FOLDER",
                        help="folders of data.py encode: teacher-forced loss by class")
     group.add_argument("--fdb", type=Path, metavar="FOLDER",
@@ -125,7 +128,7 @@ def check(args):
     if args.judge and not (args.dialogs or args.qa):
         raise ValueError("--judge needs the questions of --dialogs or --qa")
     for name, other in (("noise", "snr"), ("judge_prompt", "judge"), ("overwrite", "fdb"),
-                        ("asr_format", "asr")):
+                        ("asr_format", "asr"), ("tts_format", "tts")):
         if getattr(args, name) and not getattr(args, other):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} has no effect without --{other}")

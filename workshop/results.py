@@ -30,8 +30,8 @@ from workshop.test_sets import DEFAULT_MOST
 
 BATCHES_IN_MEMORY = 8  # scenes that are made at once, in batches
 # Options that must stay the same in a folder of results.
-SETTINGS = ("dialogs", "backchannels", "noise", "talk", "qa", "asr", "asr_format", "tts", "fdb",
-            "most", "seed", "language", "whisper", "similarity", "bfloat16")
+SETTINGS = ("dialogs", "backchannels", "noise", "talk", "qa", "asr", "asr_format", "tts",
+            "tts_format", "fdb", "most", "seed", "language", "whisper", "similarity", "bfloat16")
 
 
 def settings_of(args, folder, sampling):
@@ -44,6 +44,8 @@ def settings_of(args, folder, sampling):
         del settings["noise"]
     if not args.asr:
         del settings["asr_format"]
+    if not args.tts:
+        del settings["tts_format"]
     if not (args.dialogs and args.talk):
         del settings["talk"]  # a later command may add the long conversations
     times = sorted(file.stat().st_mtime for file in folder.glob("*.safetensors"))

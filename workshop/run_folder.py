@@ -40,3 +40,17 @@ def asr_format(name):
         return "asr"
     method = json.loads((whole[-1] / "run.json").read_text())["method"]
     return SILENT_STAGES.get(method.get("stage"), "asr")
+
+
+def tts_format(name):
+    """The format in which a run reads aloud: "reference-tts" where one of its folders of grids has
+    it, or else "tts"."""
+    whole = checkpoints.list_checkpoints(Path(name) / "checkpoints")
+    if not whole:
+        return "tts"
+    method = json.loads((whole[-1] / "run.json").read_text())["method"]
+    for folder in method.get("data", ()):
+        about = Path(folder) / "grids.json"
+        if about.exists() and json.loads(about.read_text())["format"] == "reference-tts":
+            return "reference-tts"
+    return "tts"

@@ -157,11 +157,14 @@ def fleurs(folder):
 
 # --- texts to read aloud ---
 
-def texts(source, most):
+def texts(source, most, needs_references=False):
     """What --tts names -> [dict of response and, of Seed-TTS, reference, the path of the voice that
     SIM compares with]. Raises DataError."""
     source = Path(source)
     if source.suffix == ".jsonl":
+        if needs_references:
+            raise DataError(f"{source} has no references: --tts-format reference-tts needs a "
+                            "meta.lst of Seed-TTS")
         return of_manifest(source, "tts", most)
     listed = []
     for number, line in text_lines(source):
