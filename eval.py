@@ -466,7 +466,7 @@ CONVERSATIONS = {"pause": pauses, "interruption": interruptions, "backchannel": 
 
 def recognition(run):
     """Table 4: errors of the monologue against the text of each recording."""
-    entries = test_sets.recordings(run.args.asr, run.args.most)
+    entries = test_sets.utterances(run.args.asr, run.args.most)
     rows = run.hold_each("asr", range(len(entries)), lambda i: recognition_scene(entries[i], run))
     for row in rows:
         row["recognised"] = " ".join(text for _, text in row["transcripts"] or row["lines"])

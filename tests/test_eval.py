@@ -573,13 +573,13 @@ def test_librispeech_and_fleurs(tmp_path):
     silence(tmp_path / "libri" / "1" / "2" / "1-2-0000.flac")
     silence(tmp_path / "libri" / "1" / "2" / "1-2-0001.flac")
     (tmp_path / "libri/1/2/1-2.trans.txt").write_text("1-2-0000 HE WENT\n1-2-0001 ON\n")
-    listed = test_sets.recordings(tmp_path / "libri", None)
-    assert [entry["transcript"] for entry in listed] == ["HE WENT", "ON"]
+    listed = test_sets.utterances(tmp_path / "libri", None)
+    assert [entry["transcript"] for entry in listed] == ["he went", "on"]
     assert listed[1]["heard"].name == "1-2-0001.flac"
     silence(tmp_path / "fleurs" / "test" / "9.wav")
     row = "7\t9.wav\tHe went.\the went\th e | w e n t\t8000\tMALE\n"
     (tmp_path / "fleurs/test.tsv").write_text(row)
-    listed = test_sets.recordings(tmp_path / "fleurs", None)
+    listed = test_sets.utterances(tmp_path / "fleurs", None)
     assert listed == [{"heard": tmp_path / "fleurs/test/9.wav", "transcript": "He went."}]
 
 
@@ -595,16 +595,16 @@ def test_seed_tts(tmp_path):
     (test_sets.questions, "q.csv", "question,answer\nWho?,Paris\n", "a line needs an audio"),
     (test_sets.questions, "q.csv", "question,answer,audio\n", "has no questions"),
     (test_sets.questions, "q.csv", "answer,audio\nParis,b.wav\n", "b.wav is not beside it"),
-    (test_sets.recordings, "1.trans.txt", "1-0 HE\n", "1-0.flac is not beside it"),
-    (test_sets.recordings, "test.tsv", "1\tb.wav\n", "2 columns, and FLEURS has 7"),
-    (test_sets.recordings, "test.tsv", "1\tb.wav\tHe\the\n", "unpack test.tar.gz"),
-    (test_sets.recordings, "other.txt", "", "holds neither"),
+    (test_sets.utterances, "1.trans.txt", "1-0 HE\n", "1-0.flac is not there: unpack"),
+    (test_sets.utterances, "test.tsv", "1\tb.wav\n", "2 columns, and three"),
+    (test_sets.utterances, "test.tsv", "1\tb.wav\tHe\the\n", "b.wav is not there: unpack"),
+    (test_sets.utterances, "other.txt", "", "holds neither"),
     (test_sets.texts, "meta.lst", "x1|Reference.\n", "a line of Seed-TTS is"),
     (test_sets.texts, "meta.lst", "x1|R.|b.wav|Read.\n", "b.wav does not exist")])
 def test_a_broken_test_set_is_one_sentence(tmp_path, read, name, text, sentence):
     """Catches a traceback for a download that is not complete."""
     (tmp_path / name).write_text(text)
-    source = tmp_path if read is test_sets.recordings else tmp_path / name
+    source = tmp_path if read is test_sets.utterances else tmp_path / name
     with pytest.raises(ValueError, match=sentence) as error:
         read(source, None)
     assert "\n" not in str(error.value)

@@ -1,7 +1,8 @@
 """Test sets as they are downloaded: what is asked, recognised or read aloud, and what is right.
 
 What this is: the layouts of other people's test sets, each read into the same dicts. What this is
-not: training data (importers.py). Serves eval.py.
+not: training data (importers.py, which also reads LibriSpeech and FLEURS for this file). Serves
+eval.py.
 
     --dialogs  JSONL of dialogs, with any keys beside them            manifests.py
     --qa       CSV or JSONL with question, answer(s) and audio        LlamaQuestions and the like
@@ -13,7 +14,9 @@ import ast
 import csv
 from pathlib import Path
 
-from workshop.manifests import DataError, open_text, read_lines, read_manifest, text_lines
+from workshop import importers
+from workshop.manifests import (DataError, Skipped, open_text, read_lines, read_manifest,
+                                text_lines)
 from workshop.measures import spaced
 
 GROUPS = ("unseen_words", "kind", "voice")  # keys of --dialogs whose values are counted apart
@@ -109,12 +112,14 @@ def find_audio(file, name, number):
 
 # --- recordings and their texts ---
 
-def recordings(source, most):
+def utterances(source, most):
     """What --asr names -> [dict of heard, a path, and transcript]. Raises DataError."""
     source = Path(source)
     if source.is_file() and source.suffix == ".jsonl":
         return of_manifest(source, "asr", most)
-    listed = [*librispeech(source), *fleurs(source)]
+    listed = list(whole(importers.librispeech(source, None)))
+    for file in sorted(source.rglob("test.tsv")):
+        listed += whole(importers.fleurs(file.parent, None, parts=("test",)))
     if not listed:
         raise DataError(f"{source} is no manifest (.jsonl), and holds neither *.trans.txt, as "
                         "LibriSpeech, nor test.tsv, as FLEURS")
@@ -126,33 +131,16 @@ def of_manifest(source, format, most):
     return spaced(turns, most or DEFAULT_MOST)
 
 
-def librispeech(folder):
-    """READER-CHAPTER.trans.txt: a line is an id and a text; ID.flac is beside it."""
-    for file in sorted(folder.rglob("*.trans.txt")):
-        for number, line in text_lines(file):
-            name, _, text = line.partition(" ")
-            path = file.with_name(f"{name}.flac")
-            if not path.is_file():
-                raise DataError(f"{file}, line {number}: {path.name} is not beside it")
-            yield {"heard": path, "transcript": text}
-
-
-def fleurs(folder):
-    """test.tsv: id, file, text as it was read, and the same in lower case and without punctuation.
-
-    Decision: the text as it was read is the truth. Both become one by Whisper's normalisation."""
-    for file in sorted(folder.rglob("test.tsv")):
-        for number, line in text_lines(file):
-            columns = line.split("\t")
-            if len(columns) < 4:
-                raise DataError(f"{file}, line {number}: {len(columns)} columns, and FLEURS has 7")
-            name = columns[1]
-            places = (file.parent / "test" / name, file.parent / "audio" / "test" / name)
-            path = next((path for path in places if path.is_file()), None)
-            if path is None:
-                raise DataError(f"{file}, line {number}: {name} is not in the folder test: unpack "
-                                "test.tar.gz there")
-            yield {"heard": path, "transcript": columns[2]}
+def whole(rows):
+    """Lines of importers.py -> dicts of heard and transcript. A test set that lacks a part is
+    another test set, and so raises DataError where training data goes on without it."""
+    for row in rows:
+        if isinstance(row, Skipped):
+            raise DataError(str(row))
+        path = Path(row["audio"])
+        if not path.is_file():
+            raise DataError(f"{path} is not there: unpack the whole test set beside its texts")
+        yield {"heard": path, "transcript": row["text"]}
 
 
 # --- texts to read aloud ---
