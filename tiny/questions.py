@@ -373,7 +373,8 @@ def plot(results, arms, columns, file):
 
 
 def report():
-    """results.json -> the plots, and the tables of RESULTS.md, each between two comments."""
+    """results.json -> the plots of RESULTS.md and, folded behind each, its table, between two
+    comments."""
     results = json.loads((HERE / "results" / "results.json").read_text())
     page = HERE / "RESULTS.md"
     text = page.read_text()
@@ -381,7 +382,8 @@ def report():
         mark = f"<!-- {name} -->"
         before, rest = text.split(mark)
         _, after = rest.split("<!-- end -->", 1)
-        block = f"{table(results, arms, columns)}\n\n![{name}](results/{name}.png)"
+        block = (f"![{name}](results/{name}.png)\n\n<details>\n<summary>The numbers</summary>\n\n"
+                 f"{table(results, arms, columns)}\n\n</details>")
         text = f"{before}{mark}\n{block}\n<!-- end -->{after}"
         plot(results, arms, columns, HERE / "results" / f"{name}.png")
     page.write_text(text)
