@@ -83,7 +83,7 @@ MORE_ANSWERS = 6000     # drawn, of the model's voice alone, for its speech
 CODEC_STEPS = 4500
 POLISHING_STEPS = 3000
 HEARING_STEPS = 4200
-# Seconds; two frames more than the paper's, so that the model hears more of a back-channel (LOG.md).
+# Seconds; two frames more than the paper's: the model hears more of a back-channel (LOG.md).
 REACTION = 0.64
 # The last training, on rows of 2,048 frames: this many questions of each engine, answered in the
 # model's own codes (replay.py); then the weights go so much of the way from before it.
