@@ -439,8 +439,9 @@ class Partner:
 
     shape: context, batch and fast of Duplex. Raises ValueError, one sentence."""
 
-    def __init__(self, folder, sampling, device="cpu", dtype=torch.float32, bits=16, **shape):
-        parts = partner_files.read(folder, device, dtype, bits)
+    def __init__(self, folder, sampling, device="cpu", dtype=torch.float32, bits=16,
+                 codec_bits=32, **shape):
+        parts = partner_files.read(folder, device, dtype, bits, codec_bits)
         self.model, self.codec, self.tokenizer = parts
         self.shape = shape
         self.sample_with(sampling)
@@ -520,7 +521,7 @@ def main(arguments=None):
             bench.bench(args, Duplex)
         else:
             partner = Partner(args.model, args.sampling, args.device, args.dtype, args.bits,
-                              **args.shape)
+                              args.codec_bits, **args.shape)
             ways_in.talk(partner, args)
 
 

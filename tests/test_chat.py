@@ -335,6 +335,7 @@ def test_a_recorded_conversation_can_be_held_again(tmp_path, untrained, question
     ("--bench --record r.wav", "--record has no effect with --bench: it goes with --in or a microphone"),
     ("--random-weights tiny", "--random-weights has no effect with a microphone: it goes with --bench"),
     ("--frames 3 --serve", "--frames has no effect with --serve: it goes with --bench"),
+    ("--codec-bits 16 --device cuda", "--codec-bits 16 has no effect with --device cuda: it goes with cpu"),
     ("--bench --random-weights tiny --model folder", "different models: choose one"),
     ("--replay both.wav --seed 3", "--seed has no effect with --replay"),
     ("--replay both.wav --context 30", "--context has no effect with --replay"),

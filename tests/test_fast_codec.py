@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import mimi
-from workshop import codec_files, fast_codec, sound_file
+from workshop import codec_files, fast_codec, half_products, sound_file
 
 REFERENCE = Path(__file__).parent / "reference"
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -119,3 +119,22 @@ def test_the_shipped_codec_prepared_hears_the_same(shipped):
     with fast.streaming(1):
         sound = torch.cat([fast.decode(frame) for frame in codes.split(1, -1)], -1)
     assert_close(sound, plain.decode(codes))
+
+
+def test_rounded_weights_hear_nearly_the_same(shipped):
+    """Catches --codec-bits 16 that rounds more than it says, or that leaves a matrix as it was, so
+    that no product is faster."""
+    codec = codec_files.load(shipped)
+    torch.manual_seed(1)  # its training began with the numbers of seed 0
+    for parameter in codec.parameters():  # numbers between those of float16
+        parameter.data *= 1 + 2.0 ** -12 * (2 * torch.rand_like(parameter) - 1)
+    rounded = deepcopy(codec)
+    fast_codec.round_weights(rounded)
+    fast = fast_codec.prepare_for_streaming(deepcopy(rounded))
+    if half_products.available():
+        assert all(matrix.half for layer in fast.decoder_transformer.matrices for matrix in layer)
+    audio = sound_file.read_audio(EXAMPLES / "questions.flac")[None, None, :60 * FRAME]
+    codes = codec.encode(audio)
+    assert (rounded.encode(audio) == codes).float().mean() > 0.97
+    sound = codec.decode(codes)
+    assert (rounded.decode(codes) - sound).abs().max() < 0.005 * sound.abs().max()

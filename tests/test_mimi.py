@@ -270,8 +270,8 @@ def test_a_codec_that_does_not_fit_the_language_model_is_one_sentence(tmp_path, 
     codec_files.save(random_codec(replace(TINY, **change)), folder)
     sentence = f"{folder}: the codec has {next(iter(change))} "
     assert codec_files.load(folder).config == replace(TINY, **change)
-    bench_args = SimpleNamespace(random_weights=None, bits=16, model=folder, device="cpu",
-                                 dtype=torch.float32)
+    bench_args = SimpleNamespace(random_weights=None, bits=16, codec_bits=32, model=folder,
+                                 device="cpu", dtype=torch.float32)
     for load in (lambda: chat.Partner(folder, chat.Sampling()),
                  lambda: data.Encoder(folder),
                  lambda: data.Encoder(untrained, hearing=folder),

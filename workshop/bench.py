@@ -115,10 +115,11 @@ def weight_bytes(model):
 
 
 def subject(args):
-    """The model and codec that --bench times: of a folder, or of a preset with random weights,
-    which are numbers of 16 bits, as those of a folder are."""
+    """The model and codec that --bench times: of a folder, or of a preset with random weights.
+    Those of the model are numbers of 16 bits, as the release's are."""
     if not args.random_weights:
-        model, codec, _ = partner_files.read(args.model, args.device, args.dtype, args.bits)
+        model, codec, _ = partner_files.read(args.model, args.device, args.dtype, args.bits,
+                                             args.codec_bits)
         return model, codec
     torch.manual_seed(0)
     model = flm.FLM(flm.PRESETS[args.random_weights])
@@ -126,10 +127,9 @@ def subject(args):
     quantize.pack(model, args.bits)
     codec = mimi.Mimi(mimi.PRESETS["tiny" if args.random_weights == "tiny" else "released"])
     devices.convolve_exactly()
-    codec = codec.eval().requires_grad_(False)
-    for parameter in codec.parameters():
-        parameter.data = parameter.data.half().float()
-    codec = codec.to(args.device)
+    codec = codec.eval().requires_grad_(False).to(args.device)
+    if args.codec_bits == 16:
+        fast_codec.round_weights(codec)
     return model, fast_codec.prepare_for_streaming(codec)
 
 

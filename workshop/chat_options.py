@@ -57,6 +57,9 @@ def read(arguments, sampling_class, model, context):
     args.way = way_of(args)
     if args.way == "devices":
         return args
+    if args.codec_bits == 16 and not args.device.startswith("cpu"):
+        raise ValueError(f"--codec-bits 16 has no effect with --device {args.device}: it goes with "
+                         "cpu")
     devices.check_device(args.device)
     changed = changed_sampling(args, sampling_class)
     if args.way == "microphone":
@@ -167,6 +170,9 @@ def add_model_options(group, model, context):
         help="weights in 16 bits: half the memory, for GPUs")
     add("--bits", type=int, choices=(4, 8, 16), default=16,
         help="bits of a weight; 4 and 8 compute in bfloat16")
+    add("--codec-bits", type=int, choices=(16, 32), default=32,
+        help="16 rounds the codec's weights: the released codec is faster by it on a CPU, and 1 in "
+             "100 codes is another one (default: %(default)s, as they are)")
     add("--context", type=int, metavar="FRAMES",
         help="what is remembered (default: as many as the sequences of its training had, "
              f"else {context})")

@@ -11,13 +11,17 @@ from flm import K
 from workshop import codec_files, fast_codec, model_files, quantize
 
 
-def read(folder, device, dtype, bits=16):
-    """A folder or Hub id -> (flm.FLM, mimi.Mimi, Tokenizer). bits: of a weight, 16, 8 or 4.
+def read(folder, device, dtype, bits=16, codec_bits=32):
+    """A folder or Hub id -> (flm.FLM, mimi.Mimi, Tokenizer). bits: of a weight, 16, 8 or 4;
+    codec_bits: of a weight of the codec, 32 or 16.
 
     Raises model_files.LoadError, one sentence."""
     folder = model_files.resolve(folder)
     model = model_files.load(folder, device, dtype, quantize.packing(bits)).eval()
-    codec = fast_codec.prepare_for_streaming(codec_files.load(folder, device, K))
+    codec = codec_files.load(folder, device, K)
+    if codec_bits == 16:
+        fast_codec.round_weights(codec)
+    codec = fast_codec.prepare_for_streaming(codec)
     tokenizer = model_files.read_tokenizer(folder)
     ids = model.config.aud_vocab_size
     entries = codec.config.codebook_size
