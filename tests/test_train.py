@@ -410,7 +410,7 @@ def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
     assert (exported / "tokenizer.json").exists()
     # Catches a model that does not say how long its rows were: chat.py would remember too much.
     assert model_files.load(run.out).config.trained_frames == run.length
-    with pytest.raises(checkpoints.CheckpointError, match="made with another lr, batch: choose"):
+    with pytest.raises(checkpoints.CheckpointError, match="made with another --lr, --batch: choose"):
         train.train(replace(run, batch=3, lr=(5e-3, 1e-3)))
     shards.save(made_up(1), Path(run.grids[0]) / "shard-00001.safetensors")
     with pytest.raises(checkpoints.CheckpointError, match="other grids than .*asr: choose"):
@@ -426,7 +426,7 @@ DAMAGES = [
     ("run.json", lambda path: path.write_text('{"step": 6}'), "run.json is empty or damaged"),
     ("__0_0.distcp", truncate, "__0_0.distcp is missing, or not as long"),
     ("__0_0.distcp", Path.unlink, "__0_0.distcp is missing, or not as long"),
-    (".metadata", lambda path: path.write_bytes(bytes(path.stat().st_size)), "is damaged or of"),
+    (".metadata", lambda path: path.write_bytes(bytes(path.stat().st_size)), "is damaged ("),
 ]
 
 
@@ -499,6 +499,63 @@ def test_checkpoints_of_older_versions_are_gone_on_from(run, capsys):
     train.train(run)
     assert "resumed at step 3" in capsys.readouterr().out
     assert log_of(run.out, "step", "loss") == whole
+
+
+def test_another_model_is_no_damage(run):
+    """Catches good checkpoints that are set aside as damaged, one after the other, because
+    config.json has another shape now; and a run that goes on with another RoPE without a word."""
+    file = Path(run.init) / "config.json"
+    config = json.loads(file.read_text())
+    model_file = Path(run.init) / "model.safetensors"
+    model_file.unlink()
+    run = replace(run, epochs=1)
+    train.train(run)
+    stand = sorted(os.listdir(Path(run.out) / "checkpoints"))
+    for change, sentence in [({"num_hidden_layers": 3}, "with num_hidden_layers 2 and not 3"),
+                             ({"rope_theta": 5e4}, f"with rope_theta {SMALL.rope_theta} and not 50000.0")]:
+        file.write_text(json.dumps(config | change))
+        with pytest.raises(checkpoints.CheckpointError, match=sentence):
+            train.train(run)
+    assert sorted(os.listdir(Path(run.out) / "checkpoints")) == stand
+
+
+def test_what_cannot_be_read_now_is_no_damage(run, monkeypatch):
+    """Catches a good checkpoint that is set aside because a disk gave no answer or memory was full
+    for a moment."""
+    run = replace(run, epochs=0.5)
+    train.train(run)
+    stand = sorted(os.listdir(Path(run.out) / "checkpoints"))
+    for error in (OSError(5, "Input/output error"), MemoryError(),
+                  RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        def fail(*arguments, **options):
+            raise error
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "load", fail)
+            with pytest.raises(checkpoints.CheckpointError, match="step-.* cannot be read now"):
+                train.train(run)
+    assert sorted(os.listdir(Path(run.out) / "checkpoints")) == stand
+
+
+def test_what_was_set_aside_before_stays(tmp_path):
+    """Catches an older damaged checkpoint that is deleted for a newer one of the same step."""
+    for content in ("first", "second", "third"):
+        path = tmp_path / "step-00000004"
+        path.mkdir()
+        (path / "run.json").write_text(content)
+        checkpoints.set_aside(path)
+    kept = {(path / "run.json").read_text() for path in tmp_path.iterdir()}
+    assert kept == {"first", "second", "third"}
+    assert not checkpoints.list_checkpoints(tmp_path)
+
+
+def test_a_slash_makes_no_other_folder_and_options_are_named(run):
+    """Catches a run that cannot go on because a shell wrote "grids/" for "grids", and a sentence
+    that names no option to change."""
+    run = replace(run, epochs=0.5)
+    train.train(run)
+    train.train(replace(run, init=f"{run.init}/", grids=tuple(f"{path}/:1" for path in run.grids)))
+    with pytest.raises(checkpoints.CheckpointError, match="another grids, --wait-weight: choose"):
+        train.train(replace(run, grids=run.grids[:1], wait_weight=1.0))
 
 
 def test_no_whole_checkpoint_is_one_sentence(run):
@@ -727,7 +784,7 @@ def test_adapters_need_the_model_that_they_stand_beside(run):
     start = model_files.load(run.init)
     start.model.norm.weight.data[0] += 1
     model_files.save(start, run.init)
-    with pytest.raises(checkpoints.CheckpointError, match="with another base"):
+    with pytest.raises(checkpoints.CheckpointError, match="beside other weights than .*start: choose"):
         train.train(run)
     with pytest.raises(SystemExit, match="other weights are there now"):
         train.main(["export", run.out, f"{run.out}-exported"])

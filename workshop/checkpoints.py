@@ -11,7 +11,8 @@ Unusual here:
   follow from the seed and the step (workshop/batches.py).
 - A checkpoint is written in the background, in a folder named step-....part, and renamed when it
   is whole and on the disk. Neither a kill, a power cut nor a full disk costs an older one.
-- A checkpoint that is damaged even so is set aside, and the run goes on from the one before.
+- A checkpoint that is damaged even so is set aside, and the run goes on from the one before. One of
+  another model, or one that cannot be read at the moment, is not damaged: the run ends.
 - A checkpoint of 8 processes can be read by 2, or by one.
 - It holds what is trained and no more. With adapters or frozen parts (workshop/lora.py) the rest
   comes from the model that the run started from, and a fingerprint tells whether it is still that.
@@ -34,6 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import flm
 from workshop import adapter_files, beside, config_files, lora, model_files, processes, starting
+from workshop import training_set
 from workshop.files import error_line, sync
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
@@ -60,11 +62,15 @@ class Damaged(CheckpointError):
 FAILURES = (Exception, dcp.api.CheckpointException)
 
 
-def reason(failure):
-    """The first line of what went wrong, also where several processes report."""
+def errors_in(failure):
+    """What went wrong, also where several processes report -> a list of errors"""
     failures = getattr(failure, "failures", {}).values()
-    first = [inner for inner, _ in failures] or failure
-    return error_line(first)
+    return [inner for inner, _ in failures] or [failure]
+
+
+def option_name(name):
+    """A field of Settings as it is written on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 # --- what a checkpoint says of its run ---
@@ -91,13 +97,16 @@ def describe(settings, config, batches, base):
 
 
 def read_about(path):
-    """run.json of a checkpoint: step, method, config, beside. Raises Damaged."""
+    """run.json of a checkpoint: step, method, config, beside. Raises Damaged, and OSError where it
+    cannot be read."""
     try:
         about = json.loads((path / "run.json").read_text())
-        about["step"], about["method"], about["config"], about["beside"]
-    except (OSError, ValueError, KeyError, TypeError):
+        missing = {"step", "method", "config", "beside"} - about.keys()
+    except (FileNotFoundError, ValueError, AttributeError):
+        missing = {"everything"}
+    if missing:
         raise Damaged(f"{path / 'run.json'} is empty or damaged, so that {path} is no checkpoint "
-                      "that a run can go on from") from None
+                      "that a run can go on from")
     for name, size in about.get("files", {}).items():
         file = path / name
         if not file.exists() or file.stat().st_size != size:
@@ -105,13 +114,16 @@ def read_about(path):
     return about
 
 
-def check_same(path, before, method, settings_class):
+def check_same(path, before, about, settings_class):
     """Raise CheckpointError where a run differs from what the checkpoint `path` says of its own.
 
-    before, method: as `describe` makes them, of the checkpoint and of the run; settings_class:
+    before, about: as `describe` makes them, of the checkpoint and of the run; settings_class:
     train.Settings, whose defaults a checkpoint had that is older than a setting."""
+    check_same_model(path, before["config"], about["config"])
+    method = with_plain_folders(about["method"])
     defaults = {field.name: field.default for field in fields(settings_class)}
-    before = {"data": method["data"], **json.loads(json.dumps(defaults)), **before}
+    defaults = json.loads(json.dumps(defaults))
+    before = with_plain_folders({"data": method["data"], **defaults, **before["method"]})
     other_names = [name for name in method if method[name] != before.get(name)]
     if "lr" in other_names and all(now <= then for now, then in zip(method["lr"], before["lr"])):
         other_names.remove("lr")
@@ -122,9 +134,44 @@ def check_same(path, before, method, settings_class):
                  if before["data"].get(folder) != fingerprint]
         raise CheckpointError(f"{path} was made with other grids than those that are now in "
                               f"{', '.join(other)}: choose another --out, or put the grids back")
-    if other_names:
-        raise CheckpointError(f"{path} was made with another {', '.join(other_names)}: choose "
-                              "another --out, or remove it")
+    if other_names == ["base"]:
+        start = method["qwen"] or method["init"]
+        raise CheckpointError(f"{path} was trained beside other weights than those that are now in "
+                              f"{start}: choose another --out, or put the weights back")
+    options = [option_name(name) for name in other_names if name not in ("grids", "data", "base")]
+    if {"grids", "data"} & {*other_names}:
+        options.insert(0, "grids")
+    if options:
+        raise CheckpointError(f"{path} was made with another {', '.join(options)}: choose another "
+                              "--out, or remove it")
+
+
+def check_same_model(path, before, now):
+    """The same, of the model's shape and ids: what config.json says, as a dict."""
+    try:
+        before = vars(config_files.from_json(before))
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'run.json'} describes a model that cannot be trained here: "
+                              f"{error}") from None
+    now = vars(config_files.from_json(now))
+    before["trained_frames"] = now["trained_frames"]  # of what came before, and without effect
+    other = [f"{name} {before[name]} and not {now[name]}"
+             for name in now if before[name] != now[name]]
+    if other:
+        raise CheckpointError(f"{path} is of another model than --init (or --beside) describes now, "
+                              f"with {', '.join(other)}: choose another --out, or put config.json "
+                              "back")
+
+
+def with_plain_folders(method):
+    """The same method, with folders as pathlib writes them: "grids/" is no other than "grids"."""
+    plain = {}
+    for name in ("init", "qwen"):
+        if method[name]:
+            plain[name] = str(Path(method[name]))
+    sources = map(training_set.parse_source, method["grids"])
+    plain["grids"] = [(str(folder), weight) for folder, weight in sources]
+    return {**method, **plain}
 
 
 # --- writing ---
@@ -150,7 +197,7 @@ class Checkpoints:
     def resume(self, model, optimizer, about, settings_class):
         """Load the newest checkpoint that is whole -> its step, 0 where there is none. One that is
         damaged is set aside, and said. All processes call this together. Raises CheckpointError
-        where all are damaged, or of another run; see check_same."""
+        where all are damaged, or the newest is of another run or cannot be read; see check_same."""
         if processes.rank() == 0:
             self.remove_parts()
         paths = list_checkpoints(self.folder)
@@ -159,7 +206,7 @@ class Checkpoints:
             damage = None
             try:
                 before = read_about(path)
-                check_same(path, before["method"], about["method"], settings_class)
+                check_same(path, before, about, settings_class)
                 load_training(path, model, optimizer)
                 step = before["step"]
             except Damaged as error:
@@ -218,7 +265,7 @@ class Checkpoints:
             free = shutil.disk_usage(self.folder).free / 1e9
             raise CheckpointError(
                 f"the checkpoint {whole} cannot be written, with {free:.1f} GB free there "
-                f"({reason(failure)}); the ones before it are kept, and the same command goes on "
+                f"({error_line(errors_in(failure)[0])}); the ones before it are kept, and the same command goes on "
                 "from the last") from None
 
     def _superfluous(self, best):
@@ -244,7 +291,8 @@ class Checkpoints:
                 good.append(path)
             else:
                 spoilt.append(path)
-            lowest = min(lowest, math.inf if loss is None else loss)
+            if loss is not None:
+                lowest = min(lowest, loss)
         return good, spoilt
 
     def path(self, step):
@@ -315,10 +363,13 @@ def list_checkpoints(folder):
 
 
 def set_aside(path):
-    """Give a damaged checkpoint a name under which no run looks for one -> the new path."""
+    """Give a damaged checkpoint a name under which no run looks for one, and which no older one has
+    -> the new path."""
     aside = path.with_name(f"damaged-{path.name}")
-    if aside.exists():
-        shutil.rmtree(aside)
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"damaged-{count}-{path.name}")
     path.rename(aside)
     return aside
 
@@ -326,15 +377,35 @@ def set_aside(path):
 # --- reading ---
 
 def load(path, state, no_dist=False):
-    """Fill a state dict from a checkpoint, in place. Raises Damaged."""
+    """Fill a state dict from a checkpoint, in place. Raises Damaged, or CheckpointError where it is
+    whole for all that is known."""
     try:
+        dcp.FileSystemReader(path).read_metadata()  # in dcp.load every failure looks like damage
         dcp.load(state, checkpoint_id=path, no_dist=no_dist)
-    except FAILURES:
-        raise Damaged(f"the checkpoint {path} is damaged or of another model") from None
+    except FAILURES as failure:
+        errors = errors_in(failure)
+    else:
+        return
+    for error in errors:
+        sentence = error_line(error)
+        if is_passing(error):
+            raise CheckpointError(f"{path} cannot be read now ({sentence}): it is left as it is, "
+                                  "and the same command tries again")
+        if sentence.startswith(("Missing key", "Size mismatch")):
+            raise CheckpointError(f"{path} is of another model: {sentence}")
+    raise Damaged(f"the checkpoint {path} is damaged ({error_line(errors[0])})")
+
+
+def is_passing(error):
+    """Whether a file that could not be read may still be whole: full memory, a disk or network
+    without answer, no permission."""
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return processes.is_full_memory(error)
 
 
 def load_training(path, model, optimizer):
-    """Load a checkpoint into model and optimizer. Raises Damaged."""
+    """Load a checkpoint into model and optimizer. Raises Damaged or CheckpointError."""
     weights, moments = get_state_dict(model, optimizer, options=TRAINED)
     load(path, {"model": weights, "optimizer": moments})
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments,

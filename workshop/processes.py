@@ -143,6 +143,13 @@ class StopRequest:
         return sum_over_processes(torch.tensor([self.signals])).item() > 0
 
 
+def is_full_memory(error):
+    """Whether an error says that a GPU or this machine has no more memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error)
+
+
 def another_died(error):
     """Whether a RuntimeError says that another process of this run is gone."""
     signs = ("gloo", "nccl", "peer", "timed out")

@@ -17,6 +17,7 @@ import torch
 import flm
 from workshop import checkpoints, command, costs, lora, model_files, processes, tokenizer
 from workshop import training_log
+from workshop.checkpoints import option_name
 
 
 class SettingError(ValueError):
@@ -96,11 +97,6 @@ LIMITS = {
     "save_every": (1, math.inf),
     "keep": (1, math.inf),
 }
-
-
-def option_name(name):
-    """A field of Settings as it is written on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def check(settings):
