@@ -373,7 +373,7 @@ def train(settings):
         if run.step < run.batches.steps and not run.history.reason_to_stop():
             raise Stopped(f"stopped at step {run.step}; the same command goes on from there")
         if processes.rank() == 0:
-            checkpoints.export(settings.out, settings.out)
+            store.write_model(run.history.best(store.steps))
             training_notes.conclude(run)
         sum_over_processes(torch.zeros(1))  # nobody leaves before the model is written
 
@@ -424,7 +424,7 @@ def take_steps(run):
                 validate(run)
             is_asked_to = stop.anywhere()  # all processes stop at the same step
             stopping = is_asked_to or run.history.reason_to_stop() is not None
-            best = run.history.best()
+            best = run.history.best(run.checkpoints.steps | {run.step})
             is_due = best == run.step or run.step % settings.save_every == 0
             if is_last or stopping or is_due:
                 run.checkpoints.save(run.equation.flm, run.optimizer, run.step, run.about, best)

@@ -644,6 +644,9 @@ def test_what_must_survive_a_power_cut_is_on_the_disk_first(tmp_path, monkeypatc
 
 # --- validation ---
 
+STEPS = range(1, 1000)  # of checkpoints
+
+
 def history(losses, **rules):
     """A History of these losses, {source: loss} after 0, 10, 20 ... steps."""
     lines = [{"step": 10 * i, "valid": values} for i, values in enumerate(losses)]
@@ -657,10 +660,11 @@ def test_a_run_that_forgets_ends_and_its_best_model_stays():
                    dict(old=1.2, new=0.5)]
     runs = history(old_and_new, forget=0.1)
     assert "on old is 1.200, and was 1.000" in runs.reason_to_stop()
-    assert runs.best() == 20
+    assert runs.best(STEPS) == 20
     assert history(old_and_new[:3], forget=0.1).reason_to_stop() is None
-    assert history(old_and_new, forget=0.3).best() == 30
-    assert history(old_and_new).best() is None and history(old_and_new).reason_to_stop() is None
+    assert history(old_and_new, forget=0.3).best(STEPS) == 30
+    assert history(old_and_new).best(STEPS) is None
+    assert history(old_and_new).reason_to_stop() is None
     assert history(old_and_new[:1] * 2, forget=0.1).reason_to_stop() is None
 
 
@@ -672,10 +676,69 @@ def test_a_run_that_learns_nothing_more_ends():
     assert "no loss has fallen in the last 1" in history(losses, patience=1).reason_to_stop()
     losses.append(dict(a=2.2, b=2.0))
     assert "up to step 40" in history(losses, patience=2).reason_to_stop()
-    assert history(losses, patience=2).best() == 20
+    assert history(losses, patience=2).best(STEPS) == 20
     with_another = [*losses[:4], dict(b=2.0, c=3.0), dict(b=2.1, c=3.1)]
     assert history(with_another, patience=2).reason_to_stop() is None  # nothing is known of c before
     assert "up to step 50" in history(with_another, patience=1).reason_to_stop()
+
+
+def test_a_source_that_comes_later_is_compared_with_its_own_start():
+    """Catches sums over different sources, in which a run that goes on with one more seems to have
+    become worse for ever, --forget without effect on what is new, and a start that is called the
+    run's."""
+    losses = [dict(a=3.0), dict(a=2.0), dict(a=1.9, b=5.0), dict(a=1.8, b=5.05), dict(a=1.7, b=5.3)]
+    assert history(losses[:4], forget=0.1).best(STEPS) == 30
+    assert history(losses[:4], forget=0.1).reason_to_stop() is None
+    later = history(losses, forget=0.1)
+    assert "on b is 5.300, and was 5.000 at step 20 (--forget" in later.reason_to_stop()
+    assert later.best(STEPS) == 30
+    assert "5.000 -> 5.300                      b, since step 20" in later.table(40)
+    assert "3.000 -> 1.700                      a\n" in later.table(40)
+
+
+def test_a_loss_that_has_exploded_is_not_called_nothing():
+    """Catches a model that a high rate has spoilt, and of which its run says that it was taught
+    next to nothing."""
+    assert "was 16.400 before the run and never below 190" in history(
+        [dict(a=16.4), dict(a=195.7), dict(a=190.0)]).verdict()
+    assert "next to nothing" in history([dict(a=2.0), dict(a=1.99)]).verdict()
+    assert history([dict(a=2.0), dict(a=1.9)]).verdict() is None
+
+
+def test_a_source_without_words_has_no_loss_of_words():
+    """Catches a table that says 0.000 -> 0.000 of words that are not there."""
+    terms = {"a": torch.tensor([0.0, 2.0, 3.0, 0.0, 1.0]), "b": torch.tensor([0.0, 2, 3, 4, 1])}
+    assert validation.Validation.of(0, terms, WEIGHTS).monologue == {"b": 4.0}
+
+
+def test_the_model_at_the_end_is_the_one_that_is_named(run, capsys):
+    """Catches a run that goes on with --patience after its last step, and names a step of which it
+    has no checkpoint: another model was exported."""
+    run = replace(run, epochs=1, save_every=2, hold_out=0.1, valid_every=1)
+    train.train(run)
+    steps = [checkpoints.step_of(path)
+             for path in checkpoints.list_checkpoints(Path(run.out) / "checkpoints")]
+    assert steps == [2, 3]
+    capsys.readouterr()
+    run = replace(run, patience=1)
+    log = Path(run.out) / "log.jsonl"
+    lines = read_log(run.out)
+    for line in lines:  # the best step has no checkpoint, and the better checkpoint is the older
+        if "valid" in line:
+            loss = {1: 0.1, steps[0]: 1.0}.get(line["step"], 2.0)
+            line["valid"] = dict.fromkeys(line["valid"], loss)
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train.train(run)
+    output = capsys.readouterr().out
+    assert f"the model is that of step {steps[0]}, the best by validation" in output
+    assert f"before the run and after step {steps[0]}:" in output
+    exported = f"{run.out}-exported"
+    train.main(["export", f"{run.out}/checkpoints/step-{steps[0]:08d}", exported])
+    train.main(["export", run.out, f"{exported}-best"])
+    expected = model_files.load(exported).state_dict()
+    for folder in (run.out, f"{exported}-best"):
+        for name, value in model_files.load(folder).state_dict().items():
+            assert torch.equal(value, expected[name]), (folder, name)
 
 
 def test_early_stopping_in_a_run(run, capsys):

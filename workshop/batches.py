@@ -31,6 +31,7 @@ import stream
 from stream import K, Ids, Loss
 from workshop import shards
 from workshop.training_set import Grids
+from workshop.validation import may_stop_early
 
 VALID_SEQUENCES = 64    # at most so many sequences of each source are read for a validation loss
 VALID_EVERY = 200  # steps
@@ -184,8 +185,7 @@ class Batches:
         self.steps_per_epoch = math.ceil(len(self.sequences) / settings.batch)
         self.steps = math.ceil(settings.epochs * self.steps_per_epoch)
         self.valid_every = settings.valid_every or VALID_EVERY
-        may_stop_early = settings.forget is not None or settings.patience is not None
-        if may_stop_early and not settings.valid_every:
+        if may_stop_early(settings) and not settings.valid_every:
             self.valid_every = max(1, min(VALID_EVERY, self.steps // 10))
         self.valid_grids = Grids(settings.valid) if settings.valid else self.grids
         self.valid = self._sequences_for_validation()  # {folder and format: sequences}

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict import (
 import flm
 from workshop import adapter_files, beside, config_files, lora, model_files, processes, starting
 from workshop import training_set
-from workshop.files import error_line, sync
+from workshop.files import error_line, replacing, sync
 
 # PyTorch says so whenever a run in one process writes or reads a checkpoint.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -183,6 +183,7 @@ class Checkpoints:
     def __init__(self, out, keep):
         self.folder = Path(out) / "checkpoints"
         self.keep = keep
+        self.steps = set()     # those of this run's checkpoints, as far as validation may choose
         self.losses = []       # of the steps since the last checkpoint
         self.writing = None    # the future of the checkpoint that is being written
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +214,7 @@ class Checkpoints:
                 damage = error
             is_damaged = processes.sum_over_processes(torch.tensor([float(damage is not None)]))
             if not is_damaged.item():
+                self.steps = {step_of(path) for path in paths if step_of(path) <= step}
                 return step
             if processes.rank() == 0:
                 aside = set_aside(path)
@@ -233,6 +235,7 @@ class Checkpoints:
         beside the step; best: the step of a checkpoint that stays, however old. Raises
         CheckpointError where the checkpoint before this one could not be written."""
         self.wait()
+        self.steps.add(step)
         weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         part = self.folder / f"step-{step:08d}.part"
         state = {"model": weights, "optimizer": moments}
@@ -243,6 +246,17 @@ class Checkpoints:
         self.losses = []
         about = {"step": step, "loss": loss, "best": best, **about}
         self.writing = self.background.submit(self._finish, shards, part, about)
+
+    def write_model(self, best):
+        """Write the model of the run to its folder: that of the step `best`, or of the newest
+        checkpoint where it is None. run.json of the newest says so from here on, since a run that
+        goes on with another rule for the best may end without another step."""
+        newest = list_checkpoints(self.folder)[-1]
+        about = read_about(newest)
+        if about.get("best") != best:
+            with replacing(newest / "run.json") as part:
+                part.write_text(json.dumps(about | {"best": best}))
+        export(self.folder.parent, self.folder.parent)
 
     def _finish(self, shards, part, about):
         """In the background: wait for the shards, name the checkpoint, remove the oldest."""
@@ -362,6 +376,11 @@ def list_checkpoints(folder):
     return sorted(path for path in paths if path.suffix != ".part")
 
 
+def step_of(path):
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
+
+
 def set_aside(path):
     """Give a damaged checkpoint a name under which no run looks for one, and which no older one has
     -> the new path."""
@@ -464,7 +483,7 @@ def chosen_checkpoint(source):
 def best_checkpoint(out):
     """The checkpoint of a run's folder that is its model: the one that validation chose, where it
     did, and else the newest. Raises CheckpointError."""
-    folder = out / "checkpoints"
+    folder = Path(out) / "checkpoints"
     paths = list_checkpoints(folder)
     if not paths:
         raise CheckpointError(f"{out} is no checkpoint, and no run's folder that has one")

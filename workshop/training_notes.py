@@ -8,7 +8,7 @@ refusals (training_options.py).
 """
 import flm
 from stream import FRAME_RATE
-from workshop import beside, processes, starting, training_log, training_set
+from workshop import beside, checkpoints, processes, starting, training_log, training_set
 from workshop.lora import Selection
 
 
@@ -46,16 +46,17 @@ def announce(run, stages):
 
 def conclude(run):
     """Print what a finished train.Run has learned, by its validations, and why it ended."""
+    step = checkpoints.step_of(checkpoints.best_checkpoint(run.settings.out))
     if run.step < run.batches.steps:
-        best = run.history.best()
-        which = f"the model is that of step {best}" if best else "the model is that of this step"
-        print(f"stopped early: {run.history.reason_to_stop()}; {which}")
-    table = run.history.table()
+        print(f"stopped early: {run.history.reason_to_stop()}; the model is that of step {step}")
+    elif step < run.step:
+        print(f"the model is that of step {step}, the best by validation")
+    table = run.history.table(step)
     if table:
         print(table)
-    if run.history.learned_nothing():
-        print("note: no loss has fallen by more than a hundredth: this run has taught the model "
-              "next to nothing")
+    verdict = run.history.verdict()
+    if verdict:
+        print(f"note: {verdict}")
 
 
 def notes(run, stages):

@@ -18,6 +18,7 @@ import flm
 from workshop import checkpoints, command, costs, lora, model_files, processes, tokenizer
 from workshop import training_log
 from workshop.checkpoints import option_name
+from workshop.validation import may_stop_early
 
 
 class SettingError(ValueError):
@@ -115,8 +116,7 @@ def check(settings):
     if init.is_dir() and init.resolve() == Path(settings.out).resolve():
         raise SettingError(f"--out {settings.out} is the folder of --init, whose model would be "
                            "overwritten: choose another --out")
-    may_stop_early = settings.forget is not None or settings.patience is not None
-    if may_stop_early and not settings.valid and not settings.hold_out:
+    if may_stop_early(settings) and not settings.valid and not settings.hold_out:
         raise SettingError("--forget and --patience need something to validate on: --valid or "
                            "--hold-out")
     check_trained(settings)
