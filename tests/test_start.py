@@ -448,6 +448,51 @@ def test_what_lies_beside_comes_from_the_first_folder_that_has_it(tmp_path):
     assert beside.lacking([tmp_path / "first"]) == ["codec"]
 
 
+def test_a_new_codec_takes_the_place_of_the_old(tmp_path):
+    """Catches an export with --beside that leaves the codec of an export before it in force: a
+    folder with mimi.json is read by that."""
+    moshi = "tokenizer-e351c8d8-checkpoint125.safetensors"
+    for name, files in {"small": ("mimi.json", "mimi.safetensors"), "release": (moshi,)}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text(name)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sampling.json").write_text("mine")
+    beside.lay([tmp_path / "small"], out)
+    beside.lay([tmp_path / "release"], out)
+    assert {path.name for path in out.iterdir()} == {moshi, "sampling.json"}
+    beside.lay([out, tmp_path / "small"], out)
+    assert {path.name for path in out.iterdir()} == {moshi, "sampling.json"}
+
+
+def test_files_with_names_like_weights_stay(tmp_path):
+    """Catches a save that deletes what it did not write, such as a copy that somebody made; and old
+    shards that stay and are read in place of the new weights."""
+    model = flm.init_weights(flm.FLM(small(vocab_size=40)))
+    model_files.save(model, tmp_path, 30_000)
+    index = json.loads((tmp_path / model_files.INDEX).read_text())
+    shards = set(index["weight_map"].values())
+    mine = {"model-mine.safetensors", "model.safetensors.bak", "model-old.safetensors.index.json"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    renamed = {"first.safetensors", *shards} - {min(shards)}
+    (tmp_path / min(shards)).rename(tmp_path / "first.safetensors")
+    index["weight_map"] = {
+        name: "first.safetensors" if file == min(shards) else file
+        for name, file in index["weight_map"].items()
+    }
+    (tmp_path / model_files.INDEX).write_text(json.dumps(index))
+    model_files.load(tmp_path)
+    model_files.save(model, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "model.safetensors", *mine} and not names & renamed
+    (tmp_path / "start").mkdir()
+    (tmp_path / "config.json").rename(tmp_path / "start" / "config.json")
+    (tmp_path / "model-mine.safetensors").rename(tmp_path / "start" / "model-mine.safetensors")
+    assert starting.fresh_config(str(tmp_path / "start")) == model.config
+
+
 # --- a tokenizer of one's own ---
 
 

@@ -775,6 +775,30 @@ def test_a_stop_is_one_sentence_and_the_exit_code_of_a_stop(run, monkeypatch, ca
                                        "there\n")
 
 
+def test_a_model_that_is_there_is_not_written_over(run, tmp_path):
+    """Catches an export of adapters onto the model that they stand beside, with which both are
+    lost; and a run whose --out is another model."""
+    run = replace(run, epochs=0.5, lora=2)
+    train.train(run)
+    weights = (Path(run.init) / "model.safetensors").read_bytes()
+    share = str(tmp_path / "share")
+    train.main(["export", run.out, share, "--adapters"])
+    for arguments, sentence in [
+        (["export", run.out, run.init], "start/model.safetensors is there, and would"),
+        (["export", share, run.init, "--base", run.init], "start/model.safetensors is there"),
+        (["export", run.out, share, "--adapters"], "share/adapters.safetensors is there"),
+        (["run", *run.grids, "--init", "tiny", "--out", run.init], "start holds another model"),
+    ]:
+        with pytest.raises(SystemExit, match=sentence):
+            train.main(arguments)
+    assert (Path(run.init) / "model.safetensors").read_bytes() == weights
+    newest = checkpoints.list_checkpoints(Path(run.out) / "checkpoints")[-1]
+    train.main(["export", run.out, run.out])
+    train.main(["export", str(newest), run.out])
+    train.main(["export", run.out, run.init, "--overwrite"])
+    assert (Path(run.init) / "model.safetensors").read_bytes() != weights
+
+
 # --- a part of the weights ---
 
 def adapted(net, **choices):

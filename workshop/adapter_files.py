@@ -43,6 +43,11 @@ def is_here(folder):
     return (Path(folder) / ABOUT).exists()
 
 
+def files_in(folder):
+    """The files of a folder that `save` writes."""
+    return [file for file in (Path(folder) / WEIGHTS, Path(folder) / ABOUT) if file.exists()]
+
+
 def load(folder, base):
     """The flm.FLM of what a folder holds, merged with the model of `base`, a folder or Hub id.
     Raises LoadError."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import flm
 from workshop import model_files
-from workshop.files import LoadError
+from workshop.files import LoadError, replacing
 
 NEEDED = ("tokenizer", "codec")
 
@@ -52,13 +52,21 @@ def lacking(folders):
 
 
 def lay(folders, target):
-    """Copy what the folders have to another folder."""
-    for files in files_of_kinds(folders).values():
+    """Copy what the folders have to another folder, in place of what it had of the same kind: of
+    two codecs in a folder one alone is read."""
+    for kind, files in files_of_kinds(folders).items():
         copy(files, target)
+        names = {file.name for file in files}
+        for name in model_files.KINDS[kind]:
+            if name not in names:
+                (Path(target) / name).unlink(missing_ok=True)
 
 
 def copy(files, target):
+    """Copy files to a folder. The last ones first: what decides is copied when the rest is
+    there."""
     target = Path(target)
-    for file in files:
+    for file in reversed(files):
         if file.parent.resolve() != target.resolve():
-            shutil.copy(file, target)
+            with replacing(target / file.name) as part:
+                shutil.copyfile(file, part)

@@ -431,6 +431,24 @@ def load_training(path, model, optimizer):
                    options=TRAINED)
 
 
+def check_target(source, folder, adapters=False):
+    """Raise CheckpointError where an export would write over another model than that of the run
+    that is exported. adapters: they alone are written."""
+    folder = Path(folder)
+    run = Path(source).resolve()
+    if run.parent.name == "checkpoints":
+        run = run.parent.parent
+    if adapters:
+        there = adapter_files.files_in(folder)
+    else:
+        there = model_files.files_of_model(folder)
+        there += [folder / name for name in ("config.json", *model_files.BESIDE)
+                  if (folder / name).exists()]
+    if there and folder.resolve() != run:
+        raise CheckpointError(f"{there[0]} is there, and would be written over: choose another "
+                              "folder, or give --overwrite")
+
+
 def export(source, folder, dtype=torch.float32, beside_it=None):
     """A checkpoint, or the best or else the newest of a run's folder -> a model folder in the
     release's format, with tokenizer and codec beside it, of the folder or Hub id `beside_it` or

@@ -30,6 +30,7 @@ KINDS = {
 BESIDE = tuple(name for names in KINDS.values() for name in names)
 WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *BESIDE]
 INDEX = "model.safetensors.index.json"
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")  # names of weight files
 
 
 # --- folders ---
@@ -93,6 +94,20 @@ def weight_files(folder):
             listed = f", and {INDEX} lists it" if index.exists() else ""
             raise LoadError(f"{file} is missing{listed}")
     return files
+
+
+def files_of_model(folder):
+    """The files that a model's weights have in a folder: those with the usual names, the index, and
+    what it lists. Others may have names that begin alike, and are not the model's."""
+    folder = Path(folder)
+    names = {file.name for file in folder.glob("model*") if WEIGHTS.fullmatch(file.name)}
+    if (folder / INDEX).exists():
+        names.add(INDEX)
+        try:
+            names |= {file.name for file in weight_files(folder) if file.parent == folder}
+        except LoadError:  # it cannot be read, or lists what is not there
+            pass
+    return [folder / name for name in sorted(names)]
 
 
 # --- tensors ---
@@ -208,6 +223,7 @@ def save(model, folder, max_shard_bytes=5 * 10**9):
     shards = split.filename_to_tensors
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        before = files_of_model(folder)
         with ExitStack() as files:  # all are renamed when all are written
             for name, members in shards.items():
                 beside = files.enter_context(replacing(folder / name))
@@ -216,7 +232,7 @@ def save(model, folder, max_shard_bytes=5 * 10**9):
             for name, values in texts.items():
                 beside = files.enter_context(replacing(folder / name))
                 beside.write_text(json.dumps(values, indent=1))
-        for old in folder.glob("model*.safetensors*"):
+        for old in before:
             if old.name not in (*shards, *texts):
                 # It is of a save with other shards: an old index would be read in place of the new.
                 old.unlink()

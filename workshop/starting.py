@@ -31,7 +31,7 @@ def fresh_config(init, beside=None):
     path = Path(init)
     if path.is_file():
         return model_files.read_config(path.parent, path.name)
-    if path.is_dir() and not any(path.glob("model*.safetensors*")):
+    if path.is_dir() and not model_files.files_of_model(path):
         return model_files.read_config(path)
     return None
 

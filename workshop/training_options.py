@@ -116,10 +116,19 @@ def check(settings):
     if init.is_dir() and init.resolve() == Path(settings.out).resolve():
         raise SettingError(f"--out {settings.out} is the folder of --init, whose model would be "
                            "overwritten: choose another --out")
+    check_out(Path(settings.out))
     if may_stop_early(settings) and not settings.valid and not settings.hold_out:
         raise SettingError("--forget and --patience need something to validate on: --valid or "
                            "--hold-out")
     check_trained(settings)
+
+
+def check_out(out):
+    """Raise SettingError where the folder of a run holds a model that no run has written there."""
+    is_run = (out / "checkpoints").exists() or (out / "log.jsonl").exists()
+    if not is_run and ((out / "config.json").exists() or model_files.files_of_model(out)):
+        raise SettingError(f"--out {out} holds another model, which would be written over: choose "
+                           "another --out")
 
 
 def check_trained(settings):
@@ -182,6 +191,9 @@ def make_parser(defaults, stages, paper_length):
                         "makes a whole model of both")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="the release has bfloat16" + DEFAULT)
+
+    export.add_argument("--overwrite", action="store_true",
+                        help="write over another model in the folder")
 
     tokenizer.add_command(commands)
 
@@ -337,6 +349,8 @@ def export(args):
     if args.adapters and (args.base or args.beside):
         raise SettingError("--adapters writes what was trained alone: --base and --beside are for "
                            "the whole model")
+    if not args.overwrite:
+        checkpoints.check_target(args.checkpoint, args.folder, args.adapters)
     if args.adapters:
         checkpoints.export_adapters(args.checkpoint, args.folder, dtype)
     elif args.base:
