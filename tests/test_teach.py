@@ -50,6 +50,11 @@ def test_keep_knowing_yields_to_what_was_given(runs):
     assert known.length == 512
 
 
+def test_keep_knowing_holds_nothing_out_beside_folders_to_validate_on(runs):
+    """Catches a twentieth of the new dialogs that is neither trained on nor validated."""
+    assert runs("--keep-knowing", "--valid", "grids/test").hold_out == 0.0
+
+
 def test_without_the_flag_nothing_changes(runs):
     """Catches settings that leak into every run."""
     plain = runs()

@@ -237,6 +237,35 @@ def test_packing_uses_every_sample_once():
         batches.pack([0], lengths, 5)
 
 
+def test_each_source_is_held_out(run):
+    """Catches a small source of which nothing is held out beside a large one of the same format,
+    and one whose only sample is."""
+    few, many = run.grids
+    shards.save(made_up(60), Path(many) / "shard-00001.safetensors")
+    for folder in run.grids:
+        (Path(folder) / "grids.json").write_text('{"format": "response-tts"}')
+    for seed in range(30):
+        held_out = batches.Batches(replace(run, hold_out=0.02, seed=seed), SMALL).is_held_out
+        assert held_out[:12].sum() == 1 and held_out[12:].sum() == 2
+    shards.save(made_up(1), Path(few) / "shard-00000.safetensors")
+    assert not batches.Batches(replace(run, hold_out=0.02), SMALL).is_held_out[0]
+
+
+def test_every_sequence_of_a_later_epoch_is_read(run):
+    """Catches sequences that are never read, since their epoch packs into more than the first."""
+    reading = batches.Batches(replace(run, batch=2), SMALL)
+    for count in (3, 5, 6, 7, 8, 11):
+        reading.steps_per_epoch = 3
+        reading.sequences = list(range(count))
+        steps = [reading._sequences_of_step(number) for number in range(3)]
+        assert {sequence for step in steps for sequence in step} == {*range(count)}
+        assert all(steps) and max(map(len, steps)) <= max(2, math.ceil(count / 3))
+    reading.sequences = [0, 1, 2, 3, 4]
+    assert [reading._sequences_of_step(number) for number in range(3)] == [[0, 1], [2, 3], [4]]
+    micro_batches = reading.micro_batches(reading.grids, [[0], [1], [2]])
+    assert [len(batch.text) for batch in micro_batches] == [2, 1], "no more at once than a batch"
+
+
 def test_schedule():
     """Catches a cosine that does not start and end where Table 3 says."""
     rates = [train.learning_rate(step, 1000, (2e-4, 1e-5)) for step in range(1000)]
@@ -933,6 +962,14 @@ def test_a_run_that_cannot_learn_says_so(run, capsys):
     assert "too slow" not in output and "nothing is kept to validate on" in output
 
 
+def test_held_out_draws_of_what_is_trained_on_are_said(run, capsys):
+    """Catches a loss on held-out draws that is taken for one on new recordings."""
+    for folder in run.grids:
+        (Path(folder) / "grids.json").write_text('{"format": "response-tts", "draws": 6}')
+    train.train(replace(run, epochs=0.1, hold_out=0.1))
+    assert "--hold-out keeps draws of recordings that are trained on" in capsys.readouterr().out
+
+
 def test_draws_count_as_epochs(run, capsys):
     """Catches six epochs on grids that hold each recording six times, which nobody asked for."""
     for folder in run.grids:
@@ -1059,6 +1096,8 @@ def test_errors_are_one_sentence(run, tmp_path):
         ([*usual, "--lora", "0"], "--lora must be 1 or more"),
         ([*usual, "--seed", "9" * 30], "--seed must be from 0 to 9.223e+18"),
         ([*usual, "--patience", "2"], "need something to validate on"),
+        ([*usual, "--valid-every", "2"], "--valid-every needs something to validate on"),
+        ([*usual, "--valid", grids[0], "--hold-out", "0.1"], "--valid and --hold-out exclude"),
         ([*usual, "--forget", "-1"], "--forget must be 0 or more"),
         ([*usual, "--freeze", "head"], "--freeze takes embeddings, backbone, heads, depth, not"),
         ([*usual, "--freeze", *lora.PARTS], "nothing is left to train"),

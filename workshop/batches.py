@@ -37,7 +37,7 @@ VALID_SEQUENCES = 64    # at most so many sequences of each source are read for 
 VALID_EVERY = 200  # steps
 # So many wait for a shorter sample; when one more opens, the fullest closes.
 OPEN_SEQUENCES = 16
-PACKED_AT_ONCE = 100_000  # samples that are Python's numbers at a time, which take room
+PACKED_AT_ONCE = 100_000  # samples converted to Python numbers at once; these need much memory
 
 
 class BatchError(ValueError):
@@ -191,14 +191,18 @@ class Batches:
         self.valid = self._sequences_for_validation()  # {folder and format: sequences}
 
     def _draw_held_out(self):
-        """The samples kept for validation: the same share of each format -> bool, of each sample"""
+        """The samples kept for validation -> bool, of each sample
+
+        Each source gives the same share, so that a small one is seen too. One sample of it at least
+        is trained on, unless everything is held out."""
         rng = random.Random(f"{self.settings.seed} hold out")
+        share = self.settings.hold_out
         is_held_out = np.zeros(len(self.grids), bool)
-        for name in sorted({source.format for source in self.grids.sources}):
-            parts = [source.grids for source in self.grids.sources if source.format == name]
-            of_format = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-            count = math.ceil(self.settings.hold_out * len(of_format))
-            is_held_out[of_format[rng.sample(range(len(of_format)), count)]] = True
+        for source in self.grids.sources:
+            count = math.ceil(share * len(source.grids))
+            if share < 1:
+                count = min(count, len(source.grids) - 1)
+            is_held_out[rng.sample(source.grids, count)] = True
         return is_held_out
 
     def _sequences_of_epoch(self, epoch):
@@ -231,10 +235,19 @@ class Batches:
         if epoch != self.epoch:
             self.sequences = self._sequences_of_epoch(epoch)
             self.epoch = epoch
-        # A later epoch may pack into one less; then its last steps begin at the first again.
-        start = number * self.settings.batch % len(self.sequences)
-        sequences = self.sequences[start:start + self.settings.batch]
+        sequences = self._sequences_of_step(number)
         return self.micro_batches(self.grids, sequences, f"{self.settings.seed} {step}")
+
+    def _sequences_of_step(self, number):
+        """Those of a step of this epoch. A later epoch may pack into more sequences than the first,
+        and its steps then have some more; or into fewer, and its last steps begin at the first
+        sequence again."""
+        steps = self.steps_per_epoch
+        places = max(steps * self.settings.batch, len(self.sequences))
+        start = number * places // steps
+        stop = (number + 1) * places // steps
+        again = start // len(self.sequences) * len(self.sequences)
+        return self.sequences[start - again:stop - again]
 
     def upcoming(self, step):
         """The micro-batches of each step from this one on. The next are read in the background, by
@@ -254,7 +267,8 @@ class Batches:
         equally many, perhaps some of pads alone, since they meet in every forward pass. seed: of
         the random choices within a sequence; without one, sequences are read as they are."""
         share = math.ceil(len(sequences) / self.world)
-        size = self.settings.micro or max(1, share)
+        # Memory is that of a usual step also where sequences are more.
+        size = self.settings.micro or math.ceil(self.settings.batch / self.world)
         mine = range(len(sequences))[self.rank::self.world]
         micro_batches = []
         for start in range(0, share, size):

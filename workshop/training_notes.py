@@ -103,6 +103,10 @@ def notes_on_grids(run, stages):
             f"these grids hold each recording {draws:.3g} times, drawn anew, so that "
             f"{settings.epochs:.3g} epochs read it {settings.epochs * draws:.3g} times; Table 3 "
             f"has {stage.epochs:g}")
+    if settings.hold_out and any(source.draws > 1 for source in sources):
+        sentences.append("--hold-out keeps draws of recordings that are trained on in other draws, "
+                         "so that its loss falls where nothing is learned for other recordings: "
+                         "--valid FOLDER with other recordings tells more")
     return sentences
 
 

@@ -117,6 +117,11 @@ def check(settings):
         raise SettingError(f"--out {settings.out} is the folder of --init, whose model would be "
                            "overwritten: choose another --out")
     check_out(Path(settings.out))
+    if settings.valid and settings.hold_out:
+        raise SettingError("--valid and --hold-out exclude each other: what is held out would be "
+                           "neither trained on nor validated")
+    if settings.valid_every and not settings.valid and not settings.hold_out:
+        raise SettingError("--valid-every needs something to validate on: --valid or --hold-out")
     if may_stop_early(settings) and not settings.valid and not settings.hold_out:
         raise SettingError("--forget and --patience need something to validate on: --valid or "
                            "--hold-out")
@@ -340,6 +345,8 @@ def parse(arguments, defaults, stages, paper_length):
         print("note: --keep-knowing was measured on the shipped model alone; a larger one wants "
               "lower rates (--lr), or --lora")
     changed = defaults | KEEP_KNOWING | {"length": before.trained_frames}
+    if args.valid:
+        changed["hold_out"] = 0.0
     return make_parser(changed, stages, paper_length).parse_args(arguments)
 
 
