@@ -383,9 +383,9 @@ def start(settings, device, store):
     rank = processes.rank()
     if rank == 0 and settings.beside:
         model_files.resolve(settings.beside)  # a wrong path shows now, and not when all is trained
-    equation, base_fingerprint = build(settings, device)
-    config = equation.flm.config
+    config = starting.shared_config(settings)
     batches = Batches(settings.resolve(config), config, rank, processes.count())
+    equation, base_fingerprint = build(settings, device)
     settings = batches.settings  # resolved, and --valid-every by the number of steps
     optimizer = make_optimizer(equation)
     about = checkpoints.describe(settings, config, batches, base_fingerprint)
@@ -487,4 +487,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    command.run("train.py", main, "stopped before the first step")
+    command.run("train.py", main)

@@ -550,6 +550,31 @@ def test_a_tokenizer_for_another_language(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_folder_is_whole_or_can_be_made_again(tmp_path, monkeypatch):
+    """Catches a codec without weights that is taken for one, and a first try that failed and after
+    which the second is refused."""
+    (tmp_path / "texts.txt").write_text("who are you")
+    write_codec(tmp_path, "moshi")
+    weights = tmp_path / "mimi.safetensors"
+    weights.rename(tmp_path / "away")
+    command = ["tokenizer", str(tmp_path / "texts.txt"), str(tmp_path / "start")]
+    command += ["--codec", str(tmp_path)]
+    with pytest.raises(SystemExit, match="mimi.safetensors is missing, and .* is no codec"):
+        train.main(command)
+    assert not (tmp_path / "start").exists()
+    (tmp_path / "away").rename(weights)
+
+    def fail(source, target):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfile", fail)
+        with pytest.raises(SystemExit, match="No space left"):
+            train.main(command)
+    train.main(command)
+    assert data.Encoder(tmp_path / "start").words("who")
+
+
 def test_the_codec_of_transformers_is_laid_under_its_own_name(tmp_path):
     """Catches kyutai/mimi given as --codec: its files have the names of a language model's, and the
     folder would be left without a codec, or with weights of another kind."""
@@ -579,7 +604,9 @@ def test_a_folder_to_start_from_another_language_model(tmp_path):
         tensors[name] = torch.randn(rows, 32)
     save_file(tensors, source / "model.safetensors")
     write_codec(tmp_path, "moshi")
-    config = tokenizer.make([str(source)], tmp_path / "start", 4096, "tiny", tmp_path)
+    config = tokenizer.make([str(source)], tmp_path / "start", None, "tiny", tmp_path)
+    with pytest.raises(tokenizer.TokenizerError, match="--size is for a tokenizer of texts"):
+        tokenizer.make([str(source)], tmp_path / "x", 4096, "tiny", tmp_path)
     assert [config.wait_token, config.asr_token, config.answer_token] == [
         rows,
         rows + 1,

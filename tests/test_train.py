@@ -28,7 +28,8 @@ import stream
 import train
 from stream import K, Ids, Loss, Turn
 from workshop import (batches, checkpoints, costs, files, lora, model_files, parameters, processes,
-                      shards, training_log, training_set, validation)
+                      shards, training_log, training_notes,
+                      training_set, validation)
 from workshop.training_log import read_log
 from workshop.training_options import option_name
 
@@ -1073,6 +1074,12 @@ def test_errors_are_one_sentence(run, tmp_path):
     weights["model.norm.weight"][0] = 3e38  # finite, and what is computed with it is not
     save_file(weights, tmp_path / "huge" / "model.safetensors")
     grids = run.grids
+    long_grids = str(tmp_path / "long")
+    Path(long_grids).mkdir()
+    turn = Turn(70, 70, [4], [5])
+    script = stream.write("asr", [turn], [0, 2], IDS)
+    shards.save([script.grid(None, torch.zeros(len(script), K, dtype=torch.long))],
+                Path(long_grids) / "shard-00000.safetensors")
     length = ["--length", "64"]
     out = ["--out", str(tmp_path / "o")]
     start = ["--init", run.init, *length]
@@ -1085,6 +1092,7 @@ def test_errors_are_one_sentence(run, tmp_path):
          "model.norm.weight holds values that are no"),
         (["run", *grids, "--init", str(tmp_path / "huge"), *length, *out], "step 1 has loss"),
         ([*usual, "--lr", "nan", "1e-5"], "--lr must be from 0 to 1000, not nan"),
+        ([*usual, "--lr", "0", "0"], "--lr 0 0 trains nothing"),
         ([*usual, "--lr", "1e-4", "-1"], "--lr must be from 0 to 1000, not -1.0"),
         ([*usual, "--wait-weight", "inf"], "--wait-weight must be from 0 to 1e+06, not inf"),
         ([*usual, "--acoustic-weight", "-1"], "--acoustic-weight must be from 0 to 1e+06, not -1"),
@@ -1103,12 +1111,25 @@ def test_errors_are_one_sentence(run, tmp_path):
         ([*usual, "--freeze", *lora.PARTS], "nothing is left to train"),
         ([*usual, "--lora-full-audio"], "no effect without --lora"),
         (["run", *grids, "--init", "tiny", *out, "--lora", "2"], "has random weights, and --lora"),
-        ([*usual, "--length", "9"], "raise --length"),
+        ([*usual, "--length", "9"], "shard-00000.safetensors, grid"),
+        (["run", grids[0], *start, *out, "--valid", long_grids], "--valid " + long_grids),
+        (["run", *start, *out, "--valid", *grids], f"--valid took {', '.join(grids)}"),
         ([*usual, "--paper", "--length", "9999"], "more than the model's 8192 positions"),
         (["run", *start, *out], "no samples"),
         ([*usual, "--beside", str(tmp_path / "none")], "none does not exist"),
         ([*usual, "--valid", str(tmp_path / "none")], "holds no grids"),
         (["run", *start, *out, "--plan", "--gpus", "0"], "--gpus must be 1 or more"),
+        (["run", *start, *out, "--plan", "--hours", "inf"], "--hours must be from"),
+        (["run", *start, *out, "--plan", "--hours", "nan"], "--hours must be from"),
+        (["run", *start, *out, "--plan", "--hours", "-5"], "--hours must be from"),
+        (["run", *start, *out, "--plan"], "--plan needs grids, or --hours"),
+        ([*usual, "--plan", "--hours", "5"], "--hours is for a plan without grids"),
+        ([*usual, "--hours", "5"], "--hours has no effect without --plan"),
+        ([*usual, "--gpu", "H100"], "--gpu has no effect without --plan"),
+        ([*usual, "--gpus", "2"], "--gpus has no effect without --plan"),
+        ([*usual, "--keep-knowing", "--paper"], "--keep-knowing and --paper exclude"),
+        (["run", *grids, "--init", "tiny", *out, "--keep-knowing"], "--init tiny has no weights"),
+        (["bench", "tiny", "--steps", "0"], "--steps must be 1 or more"),
         (["export", str(tmp_path), str(tmp_path / "m")], "is no checkpoint"),
         (["plot", str(tmp_path)], "no log.jsonl"),
         (["bench", "tiny", "--length", "3"], "--length 3 is too short"),
@@ -1116,6 +1137,59 @@ def test_errors_are_one_sentence(run, tmp_path):
         with pytest.raises(SystemExit) as end:
             train.main(arguments)
         assert sentence in end.value.code and "\n" not in end.value.code
+
+
+def test_errors_of_the_machine_are_one_sentence(run, monkeypatch):
+    """Catches a traceback where there is no C++ compiler, where memory is full, and where torchrun
+    starts more processes than there are GPUs."""
+    from torch._dynamo.exc import BackendCompilerFailed
+    no_compiler = BackendCompilerFailed.__new__(BackendCompilerFailed)
+    RuntimeError.__init__(no_compiler, "InvalidCxxCompiler: No working C++ compiler found")
+    full = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    for error, sentence in [(no_compiler, "--compile does not work here .InvalidCxx.* such as g"),
+                            (MemoryError(), "this machine's memory is full: take --recompute"),
+                            (RuntimeError(full), "this machine's memory is full: take"),
+                            (torch.OutOfMemoryError("CUDA"), "the GPU's memory is full: take")]:
+        def fail(settings):
+            raise error
+        monkeypatch.setattr(train, "train", fail)
+        with pytest.raises(SystemExit, match=sentence) as end:
+            train.main(["run", *run.grids, "--init", run.init, "--out", run.out])
+        assert "\n" not in end.value.code
+    monkeypatch.setattr(train, "train", lambda settings: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError):  # a fault, whose place is to be seen
+        train.main(["run", *run.grids, "--init", run.init, "--out", run.out])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(processes.ProcessError, match="started 4 processes here, .* sees 2 GPUs"):
+        processes.connect("cuda")
+
+
+def test_proposed_rates_have_a_ceiling():
+    """Catches a note that proposes rates which spoil a model, because a run has few steps."""
+    assert training_notes.enough(30, 2.4e-4) == "take 25 times the --epochs, or --lr 4e-04 4e-05"
+    assert training_notes.enough(2, 1e-5) == "take 14 times the --epochs and --lr 0.0004 4e-05"
+
+
+def test_an_index_that_is_damaged_is_made_again(run):
+    """Catches "Unterminated string" without the name of a file: what index.json holds is known from
+    the shards, and grids.json is named."""
+    folder = Path(run.grids[0])
+    lengths = training_set.Grids([folder]).lengths
+    (folder / "index.json").write_text('{"shard-00')
+    assert training_set.Grids([folder]).lengths.tolist() == lengths.tolist()
+    json.loads((folder / "index.json").read_text())
+    (folder / "grids.json").write_text('{"format')
+    with pytest.raises(ValueError, match="asr/grids.json is not JSON"):
+        training_set.Grids([folder])
+
+
+def test_a_gpu_is_known_by_its_whole_name(monkeypatch):
+    """Catches an MFU of an RTX A1000 by the numbers of an A100."""
+    for name, tera in [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA RTX A1000", None)]:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        assert costs.peak(torch.device("cuda")) == tera
 
 
 def test_a_flipped_byte_is_told_by_file_and_grid(run, capsys):
@@ -1169,6 +1243,16 @@ def test_plan_reads_a_source_as_often_as_it_weighs(run, capsys):
     lengths = [sum(training_set.Grids([folder]).lengths) for folder in run.grids]
     frames = 5 * lengths[0] + 0.5 * lengths[1]
     assert f"{frames * 17 / 1e6:,.1f} M tokens" in capsys.readouterr().out
+    train.main(["run", *grids, "--init", run.init, "--plan", "--epochs", "1000", "--length", "64",
+                "--hold-out", "0.5"])
+    assert f"{500 * frames * 17 / 1e6:,.1f} M tokens" in capsys.readouterr().out
+
+
+def test_a_plan_needs_no_weights(run, capsys):
+    """Catches a plan that fetches the weights of a Hub id, or reads those of a folder."""
+    (Path(run.init) / "model.safetensors").write_bytes(b"damaged")
+    train.main(["run", "--init", run.init, "--plan", "--hours", "1"])
+    assert "days at 45% MFU" in capsys.readouterr().out
 
 
 def test_plan_with_adapters_fits_a_small_gpu(capsys):

@@ -176,19 +176,37 @@ class Batches:
         self.rank = rank
         self.world = world
         self.grids = Grids(settings.grids)
+        self._check_lengths(self.grids)
         self.is_held_out = self._draw_held_out()
         self.epoch = 0
         self.sequences = self._sequences_of_epoch(0)
         if not self.sequences:
+            of_valid = ""
+            if settings.valid:
+                of_valid = f"; --valid took {', '.join(settings.valid)}"
             raise BatchError("no samples are left to train on: name folders of grids, and hold out "
-                             "fewer")
+                             f"fewer{of_valid}")
         self.steps_per_epoch = math.ceil(len(self.sequences) / settings.batch)
         self.steps = math.ceil(settings.epochs * self.steps_per_epoch)
         self.valid_every = settings.valid_every or VALID_EVERY
         if may_stop_early(settings) and not settings.valid_every:
             self.valid_every = max(1, min(VALID_EVERY, self.steps // 10))
-        self.valid_grids = Grids(settings.valid) if settings.valid else self.grids
+        self.valid_grids = self.grids
+        if settings.valid:
+            self.valid_grids = Grids(settings.valid)
+            self._check_lengths(self.valid_grids, "--valid ")
         self.valid = self._sequences_for_validation()  # {folder and format: sequences}
+
+    def _check_lengths(self, grids, option=""):
+        """Raise BatchError where a sample is longer than a sequence. option: that names the
+        grids."""
+        if not len(grids):
+            return
+        longest = int(grids.lengths.argmax())
+        frames = grids.lengths[longest] + stream.ACOUSTIC_DELAY
+        if frames > self.settings.length:
+            raise BatchError(f"{option}{grids.place(longest)}: this sample of {frames} frames does "
+                             f"not fit sequences of {self.settings.length}: raise --length")
 
     def _draw_held_out(self):
         """The samples kept for validation -> bool, of each sample

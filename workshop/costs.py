@@ -11,6 +11,7 @@ vocabularies, n the depth transformer's width.
 """
 import math
 import random
+import re
 import resource
 import sys
 import time
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 import flm
 import stream
 from stream import FRAME_RATE, K, Loss
-from workshop import lora, model_files, parameters, processes, starting, training_notes
+from workshop import lora, parameters, processes, starting, training_notes
 from workshop.batches import collate
 from workshop.training_set import Grids
 
@@ -45,7 +46,7 @@ LOGIT = 12
 
 
 class CostError(ValueError):
-    """A plan or a bench that cannot be; the message is one sentence."""
+    """A plan or a bench that cannot be made; the message is one sentence."""
 
 
 # --- a step ---
@@ -87,7 +88,7 @@ def peak(device):
         return None
     name = torch.cuda.get_device_name(device)
     for gpu, (_, tera) in GPUS.items():
-        if gpu in name:
+        if re.search(rf"\b{gpu}\b", name):
             return 1e12 * tera
     return None
 
@@ -134,9 +135,8 @@ def plan(settings, hours, gpu, gpus):
     hours: of audio, where there are no grids yet; gpu: a name of GPUS; gpus: how many. Memory is an
     estimate: the tensors named in `memory_plan`, all frames with loss, no fragmentation.
     Raises CostError."""
-    fresh = starting.fresh_config(settings.init)
-    model = flm.FLM(fresh) if fresh else model_files.load(settings.init, "meta")
-    config = model.config
+    config = starting.config_of(settings.init, wanted=["config.json"])
+    model = flm.FLM(config)
     settings = settings.resolve(config)
     selection = lora.Selection.of(vars(settings))
     if settings.grids:
@@ -145,7 +145,7 @@ def plan(settings, hours, gpu, gpus):
         frames_an_epoch = hours * 3600 * FRAME_RATE
     else:
         raise CostError("--plan needs grids, or --hours of audio")
-    frames = settings.epochs * frames_an_epoch
+    frames = settings.epochs * frames_an_epoch * (1 - settings.hold_out)
     steps = math.ceil(frames / (settings.batch * settings.length))
     counts = parameters.count_parameters(model)
     lora.adapt(model, selection, bfloat16=True)
@@ -164,7 +164,8 @@ def plan(settings, hours, gpu, gpus):
         f"{steps:,} steps of {settings.batch} x {settings.length} frames, "
         f"{frames / FRAME_RATE / 3600:,.1f} h of audio, {frames / 1e6:,.1f} M frames, "
         f"{frames * (1 + 2 * K) / 1e6:,.1f} M tokens",
-        f"memory of each of {gpus} {gpu}, estimated, in GB of {gigabytes}:",
+        f"memory of each of {gpus} {gpu} with --device cuda --bfloat16, estimated, in GB of "
+        f"{gigabytes}:",
     ]
     if not selection.everything:
         lines.insert(1, training_notes.trained_parameters(model))
@@ -342,6 +343,7 @@ def bench(build, make_optimizer, gradients, name, length, steps, settings):
         if device.type == "cuda":  # on a CPU a process tells only its maximum so far
             parts.append(f"{memory(device) / 1e9:.1f} GB at most")
         if peak(device):
-            work = flops(config, frames, length, counts[Loss.SEMANTIC].item())
+            width = batch.text.shape[1]  # frames of its sequences
+            work = flops(config, frames, width, counts[Loss.SEMANTIC].item())
             parts.append(f"MFU {work / seconds / peak(device):.1%}")
         print(", ".join(parts), flush=True)

@@ -114,7 +114,8 @@ class Adapter(nn.Module):
 
     def merged(self):
         """The matrix that does what both do, in float32: W + (ALPHA / R) B A, [rows, columns]"""
-        return self.weight.float() + self.scale * self.lora_B @ self.lora_A
+        change = self.lora_B @ self.lora_A                                  # [rows, columns]
+        return self.weight.float() + self.scale * change
 
 
 class AdaptedLinear(Adapter):

@@ -46,6 +46,10 @@ def connect(device, alone=False):
     by_torchrun = "RANK" in os.environ
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ProcessError("--device cuda was asked for, and PyTorch sees no GPU")
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda" and processes_here > torch.cuda.device_count():
+        raise ProcessError(f"torchrun started {processes_here} processes here, and PyTorch sees "
+                           f"{torch.cuda.device_count()} GPUs: --nproc-per-node must not be more")
     forms_group = by_torchrun or (device.type == "cuda" and not alone)
     if forms_group and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

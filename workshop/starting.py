@@ -36,6 +36,23 @@ def fresh_config(init, beside=None):
     return None
 
 
+def config_of(init, beside=None, wanted=model_files.WANTED):
+    """The flm.Config of what a run starts from, without its weights. wanted: what is fetched of a
+    Hub id. Raises StartError or LoadError."""
+    config = fresh_config(init, beside)
+    if config is None:
+        config = model_files.read_config(model_files.resolve(init, wanted))
+    return config
+
+
+def shared_config(settings):
+    """The same of some train.Settings, in every process; only the first reads files."""
+    config = None
+    if processes.rank() == 0:
+        config = config_of(settings.init, settings.beside)
+    return processes.from_first(config)
+
+
 def with_ids_of(beside, config):
     """A preset with the special ids of a model folder, where its config.json names any: that of a
     codec or of a Qwen names none."""

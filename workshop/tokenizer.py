@@ -19,10 +19,12 @@ from pathlib import Path
 import flm
 from workshop import (beside, codec_files, config_files, gguf_files, model_files, parameters,
                       qwen_files)
+from workshop.files import LoadError, replacing
 
 SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
 SPECIAL = {"wait_token": "<wait>", "asr_token": "<asr>", "answer_token": "<answer>"}
 BYTES = 256  # rows that a tokenizer of bytes has at least, beside the special ones
+SIZE = 4096  # ids of a tokenizer of texts
 # In a manifest, what is text; see workshop/manifests.py.
 TEXT_KEYS = ("text", "transcript", "response")
 
@@ -105,7 +107,9 @@ def lay_special(tokenizer):
 
 def with_codec(config, codec):
     """A flm.Config with the audio vocabulary of a codec's folder: its entries and one empty id."""
-    _, settings = codec_files.files_in(model_files.resolve(codec, codec_files.WANTED))
+    weights, settings = codec_files.files_in(model_files.resolve(codec, codec_files.WANTED))
+    if not weights.exists():
+        raise LoadError(f"{weights} is missing, and {codec} is no codec without it")
     entries = settings.codebook_size
     return replace(config, aud_vocab_size=entries + 1, pad_token=entries, empty_token=entries)
 
@@ -113,14 +117,18 @@ def with_codec(config, codec):
 def make(sources, folder, size, shape=None, codec=SHIPPED):
     """Write tokenizer.json, config.json and the codec's files to a folder -> its flm.Config
 
-    sources: files of texts, or one language model; size: ids of a tokenizer of texts; shape: the
-    preset whose shape the model has, or around a language model, whose depth transformer it has.
-    Raises TokenizerError, LoadError or OSError, before anything is written."""
+    sources: files of texts, or one language model; size: ids of a tokenizer of texts, or None;
+    shape: the preset whose shape the model has, or around a language model, whose depth transformer
+    it has. Raises TokenizerError or LoadError before anything is written, and OSError where it
+    cannot be written; the same command then writes the rest."""
     folder = Path(folder)
     for name in ("tokenizer.json", "config.json"):
         if (folder / name).exists():
             raise TokenizerError(f"{folder / name} is there already: choose another folder")
     if is_checkpoint(sources[0]) and len(sources) == 1:
+        if size is not None:
+            raise TokenizerError(f"--size is for a tokenizer of texts, and that of {sources[0]} "
+                                 "has its own: leave --size out")
         source = qwen_files.open_source(sources[0])
         tokenizer = tokenizer_of(source)
         lay_special(tokenizer)
@@ -128,6 +136,7 @@ def make(sources, folder, size, shape=None, codec=SHIPPED):
         settings = source.settings | {"vocab_size": rows}
         preset = flm.PRESETS[shape or "0.5b"]
     else:
+        size = size or SIZE
         if size < BYTES + len(SPECIAL):
             raise TokenizerError(f"--size must be {BYTES + len(SPECIAL)} or more, not {size}: a "
                                  "tokenizer of bytes has so many rows before it has learned any")
@@ -140,11 +149,21 @@ def make(sources, folder, size, shape=None, codec=SHIPPED):
     ids = {name: tokenizer.token_to_id(token) for name, token in SPECIAL.items()}
     config = replace(with_codec(preset, codec), **qwen_files.shape_of(settings), **ids)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps(config_files.to_json(config), indent=1))
-    if "codec" in beside.lacking([folder]):
+    if not has_codec(folder):
         lay_codec(codec, folder)
+    with replacing(folder / "tokenizer.json") as words, replacing(folder / "config.json") as shape:
+        tokenizer.save(str(words))
+        shape.write_text(json.dumps(config_files.to_json(config), indent=1))
     return config
+
+
+def has_codec(folder):
+    """Whether a folder has a codec's settings and its weights."""
+    try:
+        weights, _ = codec_files.files_in(folder)
+    except LoadError:
+        return False
+    return weights.exists()
 
 
 def lay_codec(codec, folder):
@@ -170,8 +189,8 @@ def add_command(commands):
                          "text, transcript or response; or one language model: a folder, Hub id or "
                          "GGUF file")
     command.add_argument("folder", help="to be made")
-    command.add_argument("--size", type=int, default=4096,
-                         help="ids of a tokenizer of texts (default: %(default)s)")
+    command.add_argument("--size", type=int,
+                         help=f"ids of a tokenizer of texts (default: {SIZE})")
     command.add_argument("--shape", choices=flm.PRESETS,
                          help="the model's shape; around a language model, that of its depth "
                               "transformer (default: tiny; 0.5b around a language model)")

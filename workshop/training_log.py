@@ -155,10 +155,10 @@ def draw_panel(panel, names, lines):
 
 
 def draw_validation(panel, lines):
-    """Add the validation losses of each format to a panel."""
+    """Add the validation losses of each source to a panel."""
     for name in sorted({name for line in lines for name in line["valid"]}):
-        of_format = [{"step": line["step"], **line["valid"]} for line in lines]
-        panel.plot(*series(of_format, name), "o-", label=f"valid, {name}")
+        of_sources = [{"step": line["step"], **line["valid"]} for line in lines]
+        panel.plot(*series(of_sources, name), "o-", label=f"valid, {name}")
         panel.legend()
 
 

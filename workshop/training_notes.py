@@ -22,6 +22,7 @@ from workshop.lora import Selection
 # and 138 steps from 1e-4 to 1e-5, 7.6e-3 together, make 95 % of the answers right.
 TOO_LITTLE = 1e-3
 ENOUGH = 6e-3
+HIGHEST = 4e-4  # the rate of --keep-knowing; a higher one may spoil a model
 
 
 def announce(run, stages):
@@ -73,12 +74,20 @@ def notes(run, stages):
         sentences.append(
             f"this run is too short or too slow to learn much: the rates of its {steps} steps add "
             f"up to {rates:.1e}, and the shipped model learned a new answer with {ENOUGH:g}, and "
-            f"nothing below {TOO_LITTLE:g}; take {ENOUGH / rates:.0f} times the --epochs, or --lr "
-            f"{2 * ENOUGH / steps / 1.1:.0e} {0.2 * ENOUGH / steps / 1.1:.0e}")
+            f"nothing below {TOO_LITTLE:g}; {enough(steps, rates)}")
     if not run.batches.valid:
         sentences.append("nothing is kept to validate on, so that nobody will see what the model "
                          "learns and forgets: --valid FOLDER, or --hold-out 0.02")
     return sentences
+
+
+def enough(steps, rates):
+    """What to do where the rates of so many steps are too little together."""
+    start = 2 * ENOUGH / steps / 1.1  # with an end of a tenth, the mean is 1.1 / 2 of it
+    if start <= HIGHEST:
+        return f"take {ENOUGH / rates:.0f} times the --epochs, or --lr {start:.0e} {start / 10:.0e}"
+    return (f"take {start / HIGHEST:.0f} times the --epochs and --lr {HIGHEST:g} "
+            f"{HIGHEST / 10:g}")
 
 
 def notes_on_grids(run, stages):

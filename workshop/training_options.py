@@ -1,4 +1,4 @@
-"""The command line of train.py, and what makes sense of its numbers.
+"""The command line of train.py: its options, and checks of their values.
 
 What this is: the options of `run`, `export`, `plot` and `bench`, each with its help, a check of a
 run's settings, and errors as one sentence. It serves train.py. What this is not: the settings of
@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 import flm
-from workshop import checkpoints, command, costs, lora, model_files, processes, tokenizer
-from workshop import training_log
+from workshop import checkpoints, command, costs, lora, model_files, processes, starting
+from workshop import tokenizer, training_log
 from workshop.checkpoints import option_name
+from workshop.files import error_line
 from workshop.validation import may_stop_early
 
 
@@ -97,7 +98,15 @@ LIMITS = {
     "micro": (1, math.inf),
     "save_every": (1, math.inf),
     "keep": (1, math.inf),
+    # of `--plan` and `bench`
+    "hours": (1e-3, 1e12),
+    "gpus": (1, math.inf),
+    "steps": (1, math.inf),
 }
+
+# What a plan is for where nothing is said.
+GPU = "H100"
+GPUS = 8
 
 
 def check(settings):
@@ -117,6 +126,8 @@ def check(settings):
         raise SettingError(f"--out {settings.out} is the folder of --init, whose model would be "
                            "overwritten: choose another --out")
     check_out(Path(settings.out))
+    if settings.lr and not any(settings.lr):
+        raise SettingError("--lr 0 0 trains nothing")
     if settings.valid and settings.hold_out:
         raise SettingError("--valid and --hold-out exclude each other: what is held out would be "
                            "neither trained on nor validated")
@@ -162,6 +173,21 @@ def check_number(name, number):
     raise SettingError(f"{option_name(name)} must be {bounds}, not {number}")
 
 
+def check_plan(args):
+    """Raise SettingError where the options of a plan are without effect or make no sense."""
+    for name in ("hours", "gpu", "gpus"):
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if not args.plan:
+            raise SettingError(f"{option_name(name)} has no effect without --plan")
+        if name != "gpu":
+            check_number(name, value)
+    if args.hours and args.grids:
+        raise SettingError("--hours is for a plan without grids, and here their frames count: "
+                           "leave one of them out")
+
+
 # --- the command line ---
 
 DEFAULT = " (default: %(default)s)"
@@ -181,7 +207,8 @@ def make_parser(defaults, stages, paper_length):
                "torchrun --nproc-per-node 8 --shutdown-timeout 600 train.py run ... --device cuda "
                "--bfloat16 --recompute --compile")
     add_run_options(run, stages)
-    run.set_defaults(**defaults | {"valid": []})  # a list for each time that it is given
+    of_a_run = defaults | {"valid": []}  # a list for each time that it is given
+    run.set_defaults(**of_a_run)
     add_plan_options(run)
 
     export = commands.add_parser("export", help="a checkpoint as a model folder for chat.py")
@@ -325,8 +352,8 @@ def add_plan_options(run):
     add("--plan", action="store_true",
         help="print parameters, memory, tokens and days of this run, and start nothing")
     add("--hours", type=float, help="of audio, where there are no grids yet")
-    add("--gpu", choices=costs.GPUS, default="H100", help="planned for" + DEFAULT)
-    add("--gpus", type=int, default=8, help="how many of them" + DEFAULT)
+    add("--gpu", choices=costs.GPUS, help=f"planned for (default: {GPU})")
+    add("--gpus", type=int, help=f"how many of them (default: {GPUS})")
 
 
 def parse(arguments, defaults, stages, paper_length):
@@ -337,6 +364,12 @@ def parse(arguments, defaults, stages, paper_length):
         return args
     if not args.init:
         raise SettingError("--keep-knowing needs --init, the model that knows something")
+    if starting.fresh_config(args.init):
+        raise SettingError(f"--keep-knowing is for a model that knows something, and --init "
+                           f"{args.init} has no weights: name a model folder, such as tiny/model")
+    if args.paper:
+        raise SettingError("--keep-knowing and --paper exclude each other: each sets --batch and "
+                           "--length")
     before = model_files.read_config(model_files.resolve(args.init))
     if len(args.grids) == 1:
         print("note: with one folder of grids nothing repeats what the model knew, and it will "
@@ -366,6 +399,37 @@ def export(args):
         checkpoints.export(args.checkpoint, args.folder, dtype, args.beside)
 
 
+def obey(args, settings_class, train, bench):
+    """Do what the options of a command line ask for; see `main`. Raises ValueError, OSError or
+    RuntimeError."""
+    names = [field.name for field in fields(settings_class) if hasattr(args, field.name)]
+    options = {name: getattr(args, name) for name in names}
+    if args.command == "export":
+        export(args)
+        print(f"{args.checkpoint} -> {args.folder}")
+    elif args.command == "tokenizer":
+        tokenizer.run_command(args)
+    elif args.command == "plot":
+        curves = Path(args.folder) / "curves.png"
+        training_log.plot(args.folder, curves)
+        print(f"the curves of {args.folder} -> {curves}")
+    elif args.command == "bench":
+        check_number("steps", args.steps)
+        del options["length"]
+        for preset in args.presets:
+            settings = settings_class(**options, init=preset, out="-")
+            bench(preset, args.length, args.steps, settings)
+    else:
+        check_plan(args)
+        options["valid"] = tuple(folder for some in args.valid for folder in some)
+        if args.plan:
+            options["out"] = args.out or "-"
+            settings = settings_class(**options)
+            print(costs.plan(settings, args.hours, args.gpu or GPU, args.gpus or GPUS))
+        else:
+            train(settings_class(**options))
+
+
 def main(arguments, settings_class, stages, paper_length, train, bench):
     """Do what a command line asks for. settings_class, stages, train: of train.py; bench: a
     function of (preset, length, steps, settings). Ends the program with one sentence where that
@@ -373,35 +437,7 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
     defaults = {field.name: field.default for field in fields(settings_class)}
     try:
         args = parse(arguments, defaults, list(stages), paper_length)
-    except (OSError, ValueError) as error:
-        sys.exit(f"train.py: {error}")
-    names = [name for name in defaults if hasattr(args, name)]
-    options = {name: getattr(args, name) for name in names}
-    if "valid" in options:
-        options["valid"] = tuple(folder for some in options["valid"] for folder in some)
-    try:
-        for name in ("gpus", "steps"):
-            if getattr(args, name, 1) < 1:
-                raise SettingError(f"--{name} must be 1 or more, not {getattr(args, name)}")
-        if args.command == "export":
-            export(args)
-            print(f"{args.checkpoint} -> {args.folder}")
-        elif args.command == "tokenizer":
-            tokenizer.run_command(args)
-        elif args.command == "plot":
-            curves = Path(args.folder) / "curves.png"
-            training_log.plot(args.folder, curves)
-            print(f"the curves of {args.folder} -> {curves}")
-        elif args.command == "bench":
-            del options["length"]
-            for preset in args.presets:
-                settings = settings_class(**options, init=preset, out="-")
-                bench(preset, args.length, args.steps, settings)
-        elif args.plan:
-            options["out"] = args.out or "-"
-            print(costs.plan(settings_class(**options), args.hours, args.gpu, args.gpus))
-        else:
-            train(settings_class(**options))
+        obey(args, settings_class, train, bench)
         processes.leave()
     except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
         raise
@@ -410,14 +446,31 @@ def main(arguments, settings_class, stages, paper_length, train, bench):
             print(f"train.py: {error}", file=sys.stderr)
         sys.exit(command.STOPPED)
     except processes.TrainError as error:
-        sys.exit(f"train.py: {error}" if processes.rank() == 0 else 1)
+        if processes.rank() != 0:
+            sys.exit(1)
+        sys.exit(f"train.py: {error}")
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: {error}")
-    except torch.OutOfMemoryError:
-        sys.exit("train.py: the GPU's memory is full: take --recompute, a smaller --micro or "
-                 "--length, or more GPUs")
-    except RuntimeError as error:
-        if not processes.another_died(error):
+    except (MemoryError, RuntimeError) as error:
+        sentence = sentence_of(error)
+        if not sentence:
             raise
-        sys.exit("train.py: another process of this run died or cannot be reached; the same "
-                 "command goes on from the last checkpoint")
+        sys.exit(f"train.py: {sentence}")
+
+
+def sentence_of(error):
+    """An error of the machine -> what is wrong and what to do; None for one that is a fault."""
+    from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
+    if isinstance(error, BackendCompilerFailed):
+        return (f"--compile does not work here ({error_line(error)}): it needs a C++ compiler, "
+                "such as g++; without --compile the run does the same")
+    if isinstance(error, torch.OutOfMemoryError):
+        return ("the GPU's memory is full: take --recompute, a smaller --micro or --length, or "
+                "more GPUs")
+    if processes.is_full_memory(error):
+        return ("this machine's memory is full: take --recompute, a smaller --micro or --length, "
+                "or a smaller model")
+    if processes.another_died(error):
+        return ("another process of this run died or cannot be reached; the same command goes on "
+                "from the last checkpoint")
+    return None

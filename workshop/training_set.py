@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 import stream
-from workshop import shards
+from workshop import model_files, shards
+from workshop.files import LoadError
 from workshop.manifests import DataError, write_lines
 
 SHARDS = "shard-*.safetensors"
@@ -68,7 +69,7 @@ class Grids:
                 self._first_of.append(count)
                 lengths.append(np.array(of_shard, np.int32))
                 count += len(of_shard)
-            about = read_json(folder / "grids.json")
+            about = read_about(folder)
             fingerprint = hashlib.sha1(json.dumps([about, index]).encode()).hexdigest()
             self.sources.append(Source(str(folder), weight, range(first, count),
                                        about.get("format", "unknown"), about.get("draws", 1),
@@ -149,19 +150,26 @@ def mean_draws(sources):
     return grids / recordings if recordings else 1
 
 
-def read_json(path):
-    """A JSON file's object; {} where there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else {}
+def read_about(folder):
+    """grids.json of a folder: how data.py encode made it; {} where there is none. Raises
+    LoadError."""
+    file = folder / "grids.json"
+    if not file.exists():
+        return {}
+    return model_files.read_json(file)
 
 
 def read_index(folder):
     """A folder -> {name of a shard: [its bytes, [frames of each of its grids]]}, in order.
 
     index.json keeps them, so that a shard is opened once and not at every start; it is written
-    again where a shard is new, has another size or is gone. A damaged shard is named on stderr and
-    left out."""
+    again where a shard is new, has another size or is gone, and where it is damaged itself. A
+    damaged shard is named on stderr and left out."""
     folder = Path(folder)
-    before = read_json(folder / "index.json")
+    try:
+        before = model_files.read_json(folder / "index.json")
+    except LoadError:  # there is none, or it is damaged
+        before = {}
     index = {}
     for path in sorted(folder.glob(SHARDS)):
         size = path.stat().st_size
