@@ -190,8 +190,9 @@ class KVCache:
 
     position [B], on the device: frames of each conversation so far.
     active [B]: 0 for a conversation that stands still; its place is written again by the next
-    frame. filled, on the host: places that were written, so that a CPU reads no others. fixed: all
-    places are read, so that shapes never change (for compiled code and graphs)."""
+    frame. filled, on the host: how many places were written. On a CPU attention reads these alone.
+    On a GPU, and where `fixed` is set, it reads all places behind a mask, so that shapes never
+    change: compiled code and graphs need that."""
 
     def __init__(self, config, batch, length, device="cpu", dtype=torch.float32):
         if not 0 < length <= config.max_position_embeddings:

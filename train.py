@@ -93,6 +93,7 @@ from workshop import training_notes, training_options, training_set
 from workshop.batches import Batches
 from workshop.checkpoints import Checkpoints
 from workshop.processes import Stopped, TrainError, sum_over_processes
+from workshop.spoken_samples import SpokenSamples
 from workshop.training_log import Log, read_log
 from workshop.validation import History, Validation
 
@@ -359,6 +360,7 @@ class Run:
     step: int                  # the number of steps so far, with those of the checkpoint
     history: History           # of validations
     log: Log | None = None     # of the first process
+    spoken: SpokenSamples | None = None  # to be answered at each validation
 
 
 def train(settings):
@@ -397,6 +399,8 @@ def start(settings, device, store):
         training_notes.announce(run, STAGES)
         meter = costs.Meter(config, settings, device)
         run.log = Log(settings, step, batches.steps, meter)
+    if settings.speak:
+        run.spoken = SpokenSamples(settings, config, batches)
     return run
 
 
@@ -449,6 +453,8 @@ def validate(run):
     run.history.add(losses)
     if run.log:
         run.log.add_validation(losses)
+    if run.spoken:
+        run.spoken.write(run.equation.flm, run.step)
 
 
 @dataclass

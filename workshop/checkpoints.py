@@ -78,8 +78,8 @@ def option_name(name):
 # A run may go on from a checkpoint with these settings changed; all else must be as it was, but for
 # a learning rate, which may be lower.
 MAY_CHANGE = {
-    "out", "beside", "paper", "valid", "valid_every", "forget", "patience", "micro", "device",
-    "bfloat16", "recompute", "compile", "save_every", "keep", "tensorboard",
+    "out", "beside", "paper", "valid", "valid_every", "speak", "forget", "patience", "micro",
+    "device", "bfloat16", "recompute", "compile", "save_every", "keep", "tensorboard",
 }
 
 

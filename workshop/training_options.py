@@ -44,6 +44,7 @@ class Options:
     valid: tuple = ()            # folders
     hold_out: float = 0.0        # share of the samples
     valid_every: int | None = None  # steps
+    speak: int | None = None     # held-out samples
     forget: float | None = None  # how far the loss of a source may rise
     patience: int | None = None  # validations in a row without a new lowest loss
     # The machine.
@@ -92,6 +93,7 @@ LIMITS = {
     "hide": (0, 1),
     "hold_out": (0, 1),
     "valid_every": (1, math.inf),
+    "speak": (1, math.inf),
     "forget": (0, math.inf),
     "patience": (1, math.inf),
     "seed": (0, 2**63 - 1),
@@ -133,6 +135,8 @@ def check(settings):
                            "neither trained on nor validated")
     if settings.valid_every and not settings.valid and not settings.hold_out:
         raise SettingError("--valid-every needs something to validate on: --valid or --hold-out")
+    if settings.speak and not settings.valid and not settings.hold_out:
+        raise SettingError("--speak needs samples to be asked: --valid or --hold-out")
     if may_stop_early(settings) and not settings.valid and not settings.hold_out:
         raise SettingError("--forget and --patience need something to validate on: --valid or "
                            "--hold-out")
@@ -275,6 +279,8 @@ def add_run_options(run, stages):
         "in others too" + DEFAULT)
     add("--valid-every", type=int, help="steps between validations (default: 200, or a tenth of "
         "a shorter run that may stop early)")
+    add("--speak", type=int, metavar="N", help="at each validation have the model answer N "
+        "held-out samples, as sound files in OUT/spoken")
     add("--forget", type=float, metavar="X", help="stop early when the loss of a source has risen "
         "by more than X, and take the best model before that")
     add("--patience", type=int, metavar="N", help="stop early when N validations in a row have "
