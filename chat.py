@@ -62,6 +62,7 @@ from workshop import bench, chat_options, partner_files, sampling_file, sound_ca
 from workshop.answer_end import LONGEST_ANSWER, AnswerWatch
 from workshop.graphs import Packet, Runner
 from workshop.lean_model import LeanModel
+from workshop.model_files import SHIPPED
 from workshop.monologue import Monologue, print_nothing
 
 CONTEXT = 4096    # frames (5.5 min) that are remembered where the model does not say
@@ -70,7 +71,6 @@ PENALISED = 4     # codebooks 0 .. 3 have a repetition penalty, 4 .. 7 none, as 
 # take 1 ms.
 LIKELIEST = 4096
 HIGHEST = 1 - 1e-6  # a random number of 1 would point behind the last token
-SHIPPED = Path(__file__).resolve().parent / "tiny" / "model"
 
 
 # --- the sampler ---

@@ -56,11 +56,11 @@ import torch
 
 import stream
 from stream import Turn
-from workshop import acoustics, data_commands, encoding, rooms, sound_file
+from workshop import acoustics, data_commands, encoding, model_folder, rooms, sound_file
 from workshop.acoustics import amplitude
 from workshop.encoding import recordings
-from workshop.model_folder import FRAME, SAMPLE_RATE, ModelFolder
-from workshop.sound_file import loudness
+from workshop.model_folder import FRAME, ModelFolder
+from workshop.sound_file import SAMPLE_RATE, loudness
 
 # Decision: the paper separates pairs "by random silence" and says no more. Short silences are
 # common; long ones are rare but present, because a model that never met ten quiet seconds starts to
@@ -292,6 +292,7 @@ class Exchange:
 class Plan:
     """A sample before what is heard of it is encoded."""
     script: stream.Script
+    turns_left_out: int                     # of the sample, by --longest-sample
     speak: torch.Tensor | None = None       # [T, K]; None where nothing is spoken
     user_audio: np.ndarray | None = None    # [T * FRAME]; None where nothing is heard
 
@@ -306,31 +307,30 @@ class GridMaker:
         self.backchannels = recordings(settings.backchannels)
 
     def grids(self, samples, rngs):
-        """Samples (lists of turns of the manifest), each with its random numbers -> (list of Grid,
-        list of problems). A problem is a sentence about a sample with a broken recording, which is
-        left out."""
+        """Samples (lists of turns of the manifest), each with its random numbers ->
+        encoding.Outcome. A sample with a broken recording is left out."""
         plans = []
-        problems = []
-        for sample, rng in zip(samples, rngs):
+        problems = {}
+        for i, (sample, rng) in enumerate(zip(samples, rngs)):
             try:
                 plans.append(self.plan(sample, rng))
             except ValueError as error:
-                problems.append(str(error))
+                problems[i] = str(error)
         listens = [None] * len(plans)
         if self.settings.format in stream.LISTENS:
             waves = [plan.user_audio for plan in plans]
             listens = self.encoder.encode(waves, self.encoder.hearing)
         grids = [plan.script.grid(plan.speak, listen) for plan, listen in zip(plans, listens)]
-        return grids, problems
+        return encoding.Outcome(grids, problems, sum(plan.turns_left_out for plan in plans))
 
     def plan(self, sample, rng):
         """One sample, a list of turns of the manifest -> Plan. Raises ValueError for a broken
-        recording."""
+        recording, or a turn that does not fit."""
         exchanges = [self.read_turn(entry, rng) for entry in sample]
         if self.settings.format == "response-tts-free":
             self.free_user(exchanges, rng)
         script, exchanges = self.write_script(exchanges, rng)
-        plan = Plan(script)
+        plan = Plan(script, len(sample) - len(exchanges))
         if self.settings.format in stream.SPEAKS:
             clips = []
             for exchange, (start, stop) in zip(exchanges, script.speak_spans):
@@ -462,12 +462,12 @@ VERSION = 3
 def encode(manifest, out, model, settings, device="cpu", workers=1, part="1/1"):
     """Encode a manifest into shards under `out`, with codec and tokenizer of the folder `model`.
 
-    Shards that are there stay. part "I/N": every N-th shard, from the I-th on. Returns how many
-    samples there are, and how many were left out now. Raises ValueError or OSError, one
-    sentence."""
+    Shards that are there stay. part "I/N": every N-th shard, from the I-th on. Returns an
+    encoding.RunReport. Raises ValueError or OSError, one sentence."""
+    model = model_folder.find(model)
     constants = encoding.constants_of(globals(), vars(stream), vars(acoustics), vars(rooms))
-    run = encoding.Run(Path(manifest), Path(out), Path(model), settings, constants,
-                       SAMPLES_PER_SHARD, device, workers, part)
+    run = encoding.Run(Path(manifest), Path(out), model, settings, constants, SAMPLES_PER_SHARD,
+                       device, workers, part)
     samples = run.samples(join)
     work = partial(make_grids, samples=samples, model=model, device=device, settings=settings)
     return run.make_shards(samples, work)

@@ -18,7 +18,7 @@ import stream
 from conftest import assert_same
 from data import Settings
 from stream import Ids
-from workshop import (acoustics, codec_files, config_files, encoding, rooms, shards,
+from workshop import (acoustics, codec_files, config_files, encoding, model_files, rooms, shards,
                       training_set)
 from workshop.drawing import draw
 from workshop.manifests import DataError
@@ -193,6 +193,40 @@ def test_a_sample_is_no_longer_than_was_asked_for(folder, tmp_path):
     assert len(grids) == 8
     assert max(len(grid) for grid in grids) <= 60
     assert all((grid.text == 7).any() for grid in grids), "at least one turn is in each"
+
+
+def silent_length(turn, format="response-tts"):
+    """Frames of a sample of one turn without silences."""
+    return len(stream.write(format, [turn], [0, 0], IDS))
+
+
+def test_every_silence_is_shortened_where_one_does_not_suffice():
+    """Catches a sample that is longer than --longest-sample because one of its silences alone was
+    made shorter: training then refuses the whole set."""
+    turn = stream.Turn(listen_frames=1000, speak_frames=890, response=[7])
+    least = silent_length(turn)
+    settings = Settings("response-tts", longest_sample=least + 50)
+    turns, silences = encoding.fit([turn], [100, 90], settings, IDS)
+    assert len(stream.write("response-tts", turns, silences, IDS)) == least + 50
+    assert encoding.fit([turn], [100, 30], settings, IDS)[1] == [20, 30]  # one that suffices
+
+
+def test_a_turn_that_cannot_fit_is_named_and_left_out(folder, tmp_path, capsys):
+    """Catches a turn that is written although it is longer than --longest-sample, and turns that
+    are left out and counted nowhere."""
+    soundfile.write(folder / "minute.wav", sine(6.0), RATE)
+    turn = {"heard": "q.wav", "spoken": "a.wav", "response": "I"}
+    rows = [{"turns": [turn]}, {"turns": [turn | {"spoken": "minute.wav"}]}, {"turns": [turn] * 3}]
+    write_lines(folder / "long.jsonl", rows)
+    settings = Settings("response-tts", shuffled=False, longest_sample=40)
+    report = data.encode(folder / "long.jsonl", tmp_path / "g", folder, settings)
+    assert (report.samples, report.left_out, report.turns_left_out) == (2, 1, 2)
+    assert report.longest <= 40
+    printed = capsys.readouterr().err
+    assert "SKIPPED: the sample of line 2 of long.jsonl" in printed
+    assert "its first turn alone has" in printed and "--longest-sample is 40" in printed
+    assert "2 turns left out for --longest-sample" in str(report)
+    assert f"training needs --length {report.longest + 1} or more" in str(report)
 
 
 def test_silences_are_as_long_as_was_asked_for():
@@ -521,7 +555,7 @@ def test_broken_audio_costs_its_sample_alone(folder, tmp_path, capsys):
     names = ("q.wav", "broken.wav", "a.wav")
     write_lines(folder / "some-broken.jsonl", [{"audio": name, "text": "who"} for name in names])
     counts = data.encode(folder / "some-broken.jsonl", tmp_path / "g", folder, Settings("asr"))
-    assert counts == (2, 1)
+    assert (counts.samples, counts.left_out) == (2, 1)
     messages = capsys.readouterr().err
     assert "SKIPPED" in messages
     assert "broken.wav" in messages
@@ -620,6 +654,75 @@ def test_a_full_disk_is_one_sentence_for_the_index_too(folder, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
+def test_another_recording_under_the_same_name_is_noticed(folder, tmp_path):
+    """Catches a recording of the manifest that is replaced, after which encode says that all
+    samples are there."""
+    manifest = tmp_path / "m.jsonl"
+    soundfile.write(tmp_path / "q.wav", sine(0.3), RATE)
+    write_lines(manifest, [{"audio": "q.wav", "text": "who"}])
+    for _ in range(2):
+        data.encode(manifest, tmp_path / "g", folder, Settings("asr"))
+    soundfile.write(tmp_path / "q.wav", sine(0.4), RATE)
+    with pytest.raises(DataError, match="grids of recordings that are no longer the same"):
+        data.encode(manifest, tmp_path / "g", folder, Settings("asr"))
+    about = json.loads((tmp_path / "g" / "grids.json").read_text())
+    del about["recordings"]  # as older versions wrote it
+    (tmp_path / "g" / "grids.json").write_text(json.dumps(about))
+    assert data.encode(manifest, tmp_path / "g", folder, Settings("asr")).samples == 1
+
+
+@pytest.mark.parametrize("setting", [dict(join=(2, 2)), dict(draws=2), dict(shuffled=False),
+                                     dict(seed=1)])
+def test_the_index_of_other_settings_is_not_used(folder, tmp_path, setting):
+    """Catches an index of samples that is taken for that of another --join, --draws, --seed or
+    order, where grids and grids.json were removed and the index stayed."""
+    out = tmp_path / "g"
+    data.encode(folder / "pairs.jsonl", out, folder, Settings("tts"))
+    for file in (out / "grids.json", *out.glob("shard-*")):
+        file.unlink()
+    data.encode(folder / "pairs.jsonl", out, folder, Settings("tts", **setting))
+    data.encode(folder / "pairs.jsonl", tmp_path / "new", folder, Settings("tts", **setting))
+    for shard in (tmp_path / "new").glob("shard-*"):
+        assert shard.read_bytes() == (out / shard.name).read_bytes()
+
+
+def test_grids_of_which_nothing_says_what_they_are_stay_alone(folder, tmp_path):
+    """Catches shards of other settings that a new run takes for its own, a damaged grids.json
+    that is not named, and a file in the place of the folder."""
+    out = tmp_path / "g"
+    data.encode(folder / "pairs.jsonl", out, folder, Settings("tts"))
+    (out / "grids.json").write_text('{"format": "tt')
+    with pytest.raises(ValueError, match="grids.json is not JSON"):
+        data.encode(folder / "pairs.jsonl", out, folder, Settings("tts"))
+    with pytest.raises(ValueError, match="grids.json is not JSON"):
+        training_set.Grids([out])
+    (out / "grids.json").unlink()
+    with pytest.raises(DataError, match="holds grids, but no grids.json"):
+        data.encode(folder / "pairs.jsonl", out, folder, Settings("tts"))
+    with pytest.raises(DataError, match="is a file, and grids are written into a folder"):
+        data.encode(folder / "pairs.jsonl", out / "index.json", folder, Settings("tts"))
+
+
+def test_recordings_that_cannot_be_read_are_named(folder, tmp_path, capsys):
+    """Catches recordings of noise by a telephone that are passed over without a word."""
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "a.aiff", sine(0.2), RATE)
+    (tmp_path / "noise" / "b.M4A").write_bytes(b"")
+    settings = Settings("asr", noise=(tmp_path / "noise",))
+    data.encode(folder / "pairs.jsonl", tmp_path / "g", folder, settings)
+    assert encoding.recordings(settings.noise) == (str(tmp_path / "noise" / "a.aiff"),)
+    printed = capsys.readouterr().err
+    assert printed.count("1 recordings are left out") == 1
+    assert "b.M4A; convert them first, for example by `ffmpeg" in printed
+
+
+def test_a_hub_id_names_a_model(folder, tmp_path, monkeypatch):
+    """Catches a Hub id of --model of which the codec is fetched and the configuration is not."""
+    monkeypatch.setattr(model_files, "resolve", lambda path, wanted: folder)
+    settings = Settings("asr")
+    assert data.encode(folder / "pairs.jsonl", tmp_path / "g", "owner/name", settings).samples == 6
+
+
 @pytest.mark.parametrize("change", ["config.json", "mimi.safetensors", "constant", "noise"])
 def test_a_run_goes_on_with_what_it_began_with_alone(folder, tmp_path, monkeypatch, change):
     """Catches a folder whose shards are of two kinds: by a model whose configuration or codec
@@ -684,6 +787,17 @@ def test_another_model_s_tokenizer_is_refused(folder, tmp_path):
     ("encode none.jsonl out --format tts --long-silences 2", "--long-silences must be a share"),
     ("encode none.jsonl out --format tts --device gpu", "--device gpu cannot be used"),
     ("encode none.jsonl out --format tts --part 3", "no part 3"),
+    ("encode none.jsonl out --format tts --longest-sample -5", "--longest-sample must be 1 frame"),
+    ("encode none.jsonl out --format tts --noise .", "--noise changes nothing in grids of the"),
+    ("encode none.jsonl out --format tts --rooms", "--rooms changes nothing"),
+    ("encode none.jsonl out --format tts --speeds 0.9 1.1", "--speeds changes nothing"),
+    ("encode none.jsonl out --format tts --hearing x", "--hearing changes nothing"),
+    ("encode none.jsonl out --format asr --leakage", "--leakage changes nothing"),
+    ("encode none.jsonl out --format stereo --speeds 0.9 1.1", "--speeds changes nothing"),
+    ("encode none.jsonl out --format response-tts --backchannels .", "--backchannels changes"),
+    ("encode none.jsonl out --format response-tts --reaction 0.6", "--reaction changes nothing"),
+    ("encode none.jsonl out --format tts --model nowhere", "nowhere does not exist"),
+    ("encode none.jsonl out --format tts --workers 0", "--workers must be 1 or more, not 0"),
     ("encode none.jsonl out --format tts --part 3/2", "there is no part 3/2"),
     ("check .", "holds no grids"),
 ])
@@ -717,6 +831,7 @@ def test_every_option_reaches_the_settings(folder, tmp_path):
                "--longest-silence", "20", "--long-silences", "0.1", "--longest-sample", "200"])
     about = json.loads((tmp_path / "g" / "grids.json").read_text())
     del about["made_from"]
+    del about["recordings"]
     assert about == {"format": "response-tts-free", "join": [1, 2], "draws": 2, "seed": 5,
                      "shuffled": False, "speeds": [0.9, 1.1], "rooms": True, "reaction": 0.6,
                      "longest_silence": 20.0, "long_silences": 0.1, "longest_sample": 200}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from workshop import codec_command as command_line, sound_file
+from workshop import codec_command as command_line, files, sound_file
 
 ROOT = Path(__file__).parent.parent
 RATE = 24_000
@@ -235,10 +235,10 @@ def test_two_names_of_one_file(tmp_path, monkeypatch):
     the first."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
-    assert sound_file.same_file("a.wav", tmp_path / "a.wav")
-    assert sound_file.same_file("a.wav", "link/a.wav")
-    assert sound_file.same_file("a.wav", "A.WAV")  # one file on a Mac
-    assert not sound_file.same_file("a.wav", "b.wav")
+    assert files.same_file("a.wav", tmp_path / "a.wav")
+    assert files.same_file("a.wav", "link/a.wav")
+    assert files.same_file("a.wav", "A.WAV")  # one file on a Mac
+    assert not files.same_file("a.wav", "b.wav")
 
 
 def test_writing_through_a_link_keeps_the_link(tmp_path):

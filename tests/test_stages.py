@@ -67,7 +67,7 @@ def test_both_channels_are_whole_and_side_by_side(folder, monkeypatch):
     monkeypatch.setattr(data, "GAIN_PROBABILITY", 0.0)
     encoder = data.Encoder(folder)
     maker = data.GridMaker(encoder, data.Settings("stereo"))
-    grids, problems = maker.grids([turns], [random.Random(0)])
+    grids, problems, _ = maker.grids([turns], [random.Random(0)])
     plan = maker.plan(turns, random.Random(0))
     (grid,) = grids
     assert not problems

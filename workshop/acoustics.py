@@ -1,13 +1,14 @@
 """What a microphone, a room and a telephone do to a sound, and a noise made of numbers.
 
-What this is: four filters, each with its numbers as arguments. What this is not: how often and how
+What this is: three filters and a noise, each with its numbers as arguments. What this is not: how often and how
 much of each is used (data.py, which this serves, and rooms.py draw that).
 
 Shapes: N samples of a waveform at SAMPLE_RATE.
 """
 import numpy as np
 
-SAMPLE_RATE = 24_000     # Hz
+from workshop.sound_file import SAMPLE_RATE
+
 SIXTY_DECIBELS = 6.9     # e ** -6.9 is -60 dB
 OCTAVES = np.arange(-8, 1)  # octaves from 12 kHz downwards at which a microphone has a gain
 
@@ -29,8 +30,8 @@ def microphone(audio, deviation, rng):
     size = spectrum_size(len(audio))
     frequencies = np.arange(1, size // 2 + 2) / (size // 2)  # as shares of 12 kHz
     response = 10 ** (np.interp(np.log2(frequencies), OCTAVES, gains) / 20)
-    filtered = np.fft.irfft(np.fft.rfft(audio, size) * response, size)
-    return filtered[:len(audio)].astype(np.float32)
+    sound = np.fft.irfft(np.fft.rfft(audio, size) * response, size)
+    return sound[:len(audio)].astype(np.float32)
 
 
 def room(audio, seconds, gain, seed):

@@ -18,7 +18,7 @@ import torch
 
 import flm
 from stream import FRAME_RATE
-from workshop import devices, sound_card, sound_file
+from workshop import devices, files, sound_card, sound_file
 from workshop.answer_end import HESITATION, LONGEST_ANSWER
 from workshop.record import read_replay
 from workshop.sounds import SAMPLE_RATE
@@ -279,7 +279,7 @@ def sampling_of(args, sampling_class, changed):
 
 def check_targets(args):
     """Raise ValueError, one sentence, where --out and --record must not or cannot be written."""
-    if args.record and args.target and sound_file.same_file(args.record, args.target):
+    if args.record and args.target and files.same_file(args.record, args.target):
         raise ValueError(f"--record and --out are one file, {args.target}: "
                          "give the record a file of its own")
     if args.record and args.record.suffix.lower() != ".wav":

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from workshop import codec_files, sound_file
-
-SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
+from workshop.model_files import SHIPPED
 
 
 def parse(arguments):

@@ -25,6 +25,8 @@ def main(arguments, settings_class, encode):
     encoding.add_command(commands, settings_class, encode)
     args = parser.parse_args(arguments)
     try:
+        if getattr(args, "workers", 1) < 1:
+            raise ValueError(f"--workers must be 1 or more, not {args.workers}")
         print(args.run(args))
     except BrokenPipeError:  # nobody reads what is printed; command.run ends quietly
         raise

@@ -9,9 +9,8 @@ import argparse
 from pathlib import Path
 
 from workshop.devices import check_device
+from workshop.model_files import SHIPPED
 from workshop.recogniser import check_packages
-
-SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
 
 
 def make_parser(conversations):

@@ -1,11 +1,12 @@
 """Files that are whole or not there: written beside, given the usual permissions, and renamed.
 
 What this is: how every file of this repository is replaced, so that neither a full disk, a kill nor
-a power cut costs what stood there before; the error for files that cannot be read, and what other
-people's errors say. What this is not: a format. Serves model_files.py, codec_files.py, shards.py,
-train.py.
+a power cut costs what stood there before; what must not be overwritten; the error for files that
+cannot be read, and what other people's errors say. What this is not: a format. Serves
+model_files.py, codec_files.py, shards.py, sound_file.py, data.py, train.py.
 """
 import os
+import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,37 @@ def sync(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def same_file(one, other):
+    """Whether two paths, which may not exist yet, are one file: by another spelling, a link, or a
+    letter's case."""
+    one, other = Path(one), Path(other)
+    if one.exists() and other.exists():
+        return one.samefile(other)
+
+    def place(path):
+        return unicodedata.normalize("NFC", str(path.resolve())).casefold()
+    return place(one) == place(other)
+
+
+def check_place(path, overwrite=False, sources=()):
+    """Raise ValueError, one sentence, where a file must not be written to `path`.
+
+    sources: files that are read, and that no `overwrite` covers."""
+    path = Path(path)
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder to write {path.name} to")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file that can be written")
+    if any(same_file(path, source) for source in sources):
+        raise ValueError(f"{path} is what is read, and is not overwritten")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: choose another name, or add --overwrite")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"{path} is write-protected: choose another name")
 
 
 @contextmanager

@@ -42,6 +42,7 @@ import sys
 from array import array
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -54,6 +55,7 @@ LONGEST_PATIENCE = 60  # seconds
 LONGEST_TIME = 1e9     # seconds; what is beyond, or not a number, is no time
 WORD_TOLERANCE = 0.1   # seconds that the last word may end after its recording
 SHOWN = 5              # offending lines that a message lists
+IDEOGRAPH = "[\u3040-\u9fff]"  # Japanese kana and Chinese characters, as a regular expression
 PAIR_KEYS = {"audio", "text", "words", "start", "end", "confidence", "suspicion"}
 TURN_KEYS = {"heard", "transcript", "spoken", "response", "patience", "opens", "confidence",
              "start", "end", "heard_start", "heard_end", "spoken_start", "spoken_end"}
@@ -147,6 +149,11 @@ def parse_row(line):
     if "\\u" in line and not is_writable(row):
         return Problem("broken text", "the line holds half of a character (a lone surrogate)")
     return row
+
+
+def empty_manifest(file):
+    """The DataError for a manifest without a line."""
+    return DataError(f"{file} is empty: it needs a line of JSON for each pair or dialog")
 
 
 def is_writable(row):
@@ -413,17 +420,49 @@ def problems_of(row, folder, format=None):
 
 
 def unknown_keys(row, format=None):
-    """The keys of a line that nobody reads; `words` of a turn are for the format stereo alone."""
+    """The keys of a line that nobody reads. `words` of a turn are for the format stereo alone;
+    without a format, a turn that has them counts as one of that format."""
     if isinstance(row, Problem):
         return set()
     if "turns" not in row:
         return row.keys() - PAIR_KEYS
-    turn_keys = TURN_KEYS | {"words"} if format == "stereo" else TURN_KEYS
+    turn_keys = TURN_KEYS | {"words"} if format in (None, "stereo") else TURN_KEYS
     unknown = row.keys() - {"turns", "suspicion"}
-    for turn in row["turns"] if isinstance(row["turns"], list) else ():
-        if isinstance(turn, dict):
-            unknown |= turn.keys() - turn_keys
+    for turn in entries_of(row):
+        unknown |= turn.keys() - turn_keys
     return unknown
+
+
+def entries_of(row):
+    """The pair of a line, or its turns, as far as they are objects."""
+    if "turns" not in row:
+        return [row]
+    if not isinstance(row["turns"], list):
+        return []
+    return [turn for turn in row["turns"] if isinstance(turn, dict)]
+
+
+def recording_sizes(file):
+    """A manifest -> the bytes of each of its recordings, in order; None for one that is not there.
+    Lines that cannot be read are left out. Raises DataError for a file that cannot be read."""
+    folder = Path(file).parent
+    size_of = lru_cache(maxsize=64)(file_size)  # many lines may use parts of one file
+    for _, row in tqdm(read_rows(file), desc=f"recordings of {Path(file).name}", unit="line",
+                       leave=False, delay=1):
+        if isinstance(row, Problem):
+            continue
+        for entry in entries_of(row):
+            for key in TEXTS:
+                if key in entry:
+                    yield size_of(os.path.join(folder, str(entry[key])))
+
+
+def file_size(path):
+    """The bytes of a file; None where there is none."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # a name that no file system takes
+        return None
 
 
 def note_unknown_keys(file, counts):
@@ -483,11 +522,10 @@ def usable_rows(file, format):
             offenders.append(f"line {number}: {problems[0].detail}")
     if count:
         raise DataError(f"{file}: {count} lines cannot be used for format {format}: "
-                        f"{first_of(offenders, count)}. `python data.py check --format {format}` "
-                        "writes a manifest without them, if that leaves any")
+                        f"{first_of(offenders, count)}. `python data.py check {file} --format "
+                        f"{format}` writes a manifest without them, if that leaves any")
     if is_empty:
-        raise DataError(f"the manifest {file} is empty: it needs a line of JSON for each pair or "
-                        "dialog")
+        raise empty_manifest(file)
 
 
 def read_manifest(file, format):
@@ -502,7 +540,8 @@ def index_lines(file, format):
     offsets = array("Q")
     unknown = Counter()
     rows = usable_rows(file, format)
-    for offset, row in tqdm(rows, desc=f"lines of {Path(file).name}", unit="line", leave=False):
+    for offset, row in tqdm(rows, desc=f"lines of {Path(file).name}", unit="line", leave=False,
+                            delay=1):
         offsets.append(offset)
         unknown.update(unknown_keys(row, format))
     note_unknown_keys(file, unknown)

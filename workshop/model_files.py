@@ -28,6 +28,7 @@ KINDS = {
     "codec": ("mimi.json", "mimi.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors"),
 }
 BESIDE = tuple(name for names in KINDS.values() for name in names)
+SHIPPED = Path(__file__).parent.parent / "tiny" / "model"  # the model that this repository holds
 WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *BESIDE]
 INDEX = "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")  # names of weight files

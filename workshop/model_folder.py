@@ -16,9 +16,13 @@ from stream import K
 from workshop import codec_files, model_files, shards, sound_file
 from workshop.manifests import DataError
 
-SAMPLE_RATE = 24_000  # Hz
 FRAME = 1920          # samples
 ENCODED_AT_ONCE = 16
+
+
+def find(model):
+    """A model folder as it is; a Hub id -> the folder of its download. Raises LoadError."""
+    return model_files.resolve(model, ["config.json", "tokenizer.json", *codec_files.WANTED])
 
 
 class ModelFolder:
@@ -64,7 +68,6 @@ class ModelFolder:
         """Codes [T, K] -> a waveform [N]."""
         batch = codes.T[None].to(self.device)  # [1, K, T]
         return self.codec.decode(batch)[0, 0].cpu().numpy()
-
 
     def read_codes(self, recording):
         """Codes [T, K] of a .npy file, as tiny/replay.py writes them, or None for a recording."""

@@ -12,7 +12,8 @@ Shapes: N samples of a waveform at SAMPLE_RATE.
 import numpy as np
 
 from workshop import acoustics
-from workshop.acoustics import SAMPLE_RATE, amplitude
+from workshop.acoustics import amplitude
+from workshop.sound_file import SAMPLE_RATE
 
 PAUSE_PROBABILITY = 0.35
 PAUSE = (0.2, 1.0)                  # seconds

@@ -2,7 +2,7 @@
 
 What this is: the index of a run of `data.py encode`: where each line of the manifest starts, the
 order of the lines, and where each sample starts in that order. It takes 12 bytes a line and 8 a
-sample, and no process holds more of it than it reads. What this is not: how lines are joined
+sample. Each process maps the file and reads only what it needs. What this is not: how lines are joined
 (data.join), or what a line may hold (manifests.py). Serves data.py.
 """
 import functools
@@ -14,27 +14,27 @@ from workshop.files import replacing
 from workshop.manifests import DataError, read_line, turns_of
 
 
-def write(path, offsets, order, starts, made_from):
+def write(path, offsets, order, starts, about):
     """Write an index. offsets [lines]: the byte at which each line starts; order: numbers of lines,
-    sample by sample; starts [samples + 1]: where each sample starts in `order`; made_from: a text
-    by which `is_current` knows it. Several processes may do so at once. Raises DataError."""
+    sample by sample; starts [samples + 1]: where each sample starts in `order`; about: what all
+    of it depends on, as text, by which `is_current` knows it. Several processes may do so at once. Raises DataError."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
     tensors = {"offsets": np.asarray(offsets, np.uint64), "order": np.asarray(order, np.uint32),
                "starts": np.asarray(starts, np.uint64)}
     try:
         with replacing(path, shared=True) as beside:
-            save_file(tensors, beside, metadata={"made_from": made_from})
+            save_file(tensors, beside, metadata={"about": about})
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be written: {error}") from None
 
 
-def is_current(path, made_from):
-    """Whether a file is an index, and was made from what `made_from` names."""
+def is_current(path, about):
+    """Whether a file is an index, and was made from what `about` says."""
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, "np") as file:
-            return (file.metadata() or {}).get("made_from") == made_from
+            return (file.metadata() or {}).get("about") == about
     except (OSError, SafetensorError):
         return False
 
@@ -62,6 +62,14 @@ class Samples:
     @functools.cached_property
     def _lines(self):
         return open(self.manifest, "rb")
+
+    def place(self, i):
+        """The lines of sample i, as a message names them."""
+        start, stop = self._columns["starts"][i:i + 2].tolist()
+        numbers = [number + 1 for number in self._columns["order"][start:stop].tolist()]
+        word = "line" if len(numbers) == 1 else "lines"
+        return (f"{word} {', '.join(map(str, numbers))} of {self.manifest.name} (empty lines not "
+                "counted)")
 
     def __len__(self):
         return self._columns["starts"].get_shape()[0] - 1

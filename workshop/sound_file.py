@@ -18,21 +18,22 @@ import shutil
 import struct
 import sys
 import tempfile
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from workshop.files import replacing
+from workshop.files import check_place, replacing
 
+SAMPLE_RATE = 24_000      # Hz, into which all that is read is converted
 # What is written for an ending: soundfile's format and subtype. tests/test_sound_file.py writes and
 # reads back each of them.
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"),
            ".mp3": ("MP3", "MPEG_LAYER_III"),
            ".aiff": ("AIFF", "PCM_16"), ".aif": ("AIFF", "PCM_16"),
            ".au": ("AU", "PCM_16"), ".caf": ("CAF", "PCM_16"), ".w64": ("W64", "PCM_16")}
+READABLE = (*FORMATS, ".opus")
 # Endings of what libsndfile does not read, and ffmpeg does.
 FOREIGN = {".webm", ".m4a", ".mp4", ".m4b", ".mov", ".aac", ".wma", ".mkv", ".mka", ".amr", ".3gp",
            ".ape", ".ac3", ".wv"}
@@ -66,7 +67,7 @@ class Part:
         return f"{self.path} from {self.start:g} s to {end}"
 
 
-def read_audio(path, sample_rate=24_000):
+def read_audio(path, sample_rate=SAMPLE_RATE):
     """Any file that soundfile reads, mixed down to mono and resampled: float32 [N], about -1 .. 1.
     Of a Part its samples alone are read.
 
@@ -80,7 +81,7 @@ def loudness(audio):
     return 20 * np.log10(np.sqrt(np.square(audio).mean()) + 1e-6)
 
 
-def read_question(path, sample_rate=24_000):
+def read_question(path, sample_rate=SAMPLE_RATE):
     """`read_audio`, for a model that listens: says so where the sound is too narrow to be heard
     well."""
     audio, rate = _read(path)
@@ -247,18 +248,6 @@ def _mix_down(path, audio):
 
 # --- what cannot go well ---
 
-def same_file(one, other):
-    """Whether two paths, which may not exist yet, are one file: by another spelling, a link, or a
-    letter's case."""
-    one, other = Path(one), Path(other)
-    if one.exists() and other.exists():
-        return one.samefile(other)
-
-    def place(path):
-        return unicodedata.normalize("NFC", str(path.resolve())).casefold()
-    return place(one) == place(other)
-
-
 def check_target(path, overwrite=False, sources=()):
     """Raise ValueError, one sentence, where a sound file must not or cannot be written to `path`.
 
@@ -271,17 +260,7 @@ def check_target(path, overwrite=False, sources=()):
     if format is None or not soundfile.check_format(*format):
         raise ValueError(f"{path}: no sound format is known by that ending; "
                          f"take one of {' '.join(FORMATS)}")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise ValueError(f"{path.parent} is no folder to write {path.name} to")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file that can be written")
-    if any(same_file(path, source) for source in sources):
-        raise ValueError(f"{path} is what is read, and is not overwritten")
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: choose another name, or add --overwrite")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ValueError(f"{path} is write-protected: choose another name")
+    check_place(path, overwrite, sources)
     part = part_of(path)
     try:
         part.touch(exist_ok=False)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from workshop import sound_file
+from workshop.sound_file import SAMPLE_RATE
 
-SAMPLE_RATE = 24_000  # Hz
 AUDIBLE = 0.01        # root mean square, of full scale, above which a window of sound is heard
 WINDOW = 0.02         # seconds of a window
 GAP = 0.5             # seconds of silence that end a stretch of speech

@@ -8,7 +8,8 @@ check.py and transcription.py.
 """
 import numpy as np
 
-SAMPLE_RATE = 24_000  # Hz
+from workshop.sound_file import SAMPLE_RATE
+
 WINDOW = 0.02         # seconds whose level is one number
 # Decision: sound is what is at most this much quieter than the loud places of its recording, and
 # louder than QUIETEST. A voice's weakest consonants are about 35 dB below its vowels.

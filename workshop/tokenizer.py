@@ -20,8 +20,8 @@ import flm
 from workshop import (beside, codec_files, config_files, gguf_files, model_files, parameters,
                       qwen_files)
 from workshop.files import LoadError, replacing
+from workshop.model_files import SHIPPED
 
-SHIPPED = Path(__file__).parent.parent / "tiny" / "model"
 SPECIAL = {"wait_token": "<wait>", "asr_token": "<asr>", "answer_token": "<answer>"}
 BYTES = 256  # rows that a tokenizer of bytes has at least, beside the special ones
 SIZE = 4096  # ids of a tokenizer of texts
