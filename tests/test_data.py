@@ -776,8 +776,8 @@ def test_another_model_s_tokenizer_is_refused(folder, tmp_path):
 @pytest.mark.parametrize("command, sentence", [
     ("encode none.jsonl out --format tts", "none.jsonl cannot be read"),
     ("check none.jsonl", "none.jsonl cannot be read"),
-    ("import librispeech . out.jsonl", "holds nothing that can be used as librispeech"),
-    ("import ljspeech . out.jsonl", "metadata.csv"),
+    ("import librispeech . out.jsonl --overwrite", "holds nothing that can be used as librisp"),
+    ("import ljspeech . out.jsonl --overwrite", "metadata.csv"),
     ("import librispech . out.jsonl", "there is no layout librispech"),
     ("synth none.jsonl out --model-voice x --user-voice y", "must have an {out}"),
     ("encode none.jsonl out --format tts --join 0 2", "--join takes"),

@@ -8,7 +8,7 @@ import soundfile
 import data
 from test_manifests import tone, write
 from workshop import conversations, importers, manifests, sound_file
-from workshop.check import check
+from workshop.check import Limits, check
 from workshop.manifests import DataError, read_manifest
 
 RATE = 24_000
@@ -24,7 +24,8 @@ def conversation(folder, name, words=((" Yes.", [1.0, 1.5]),), channels=(0.5, 0.
 
 def brought_in(folder, *names):
     write(folder / "set.jsonl", *({"path": name} for name in names))
-    counts = importers.bring_in("moshi-finetune", folder / "set.jsonl", folder / "out.jsonl")
+    counts = importers.bring_in("moshi-finetune", folder / "set.jsonl", folder / "out.jsonl",
+                                overwrite=True)
     return counts, [row for _, row in manifests.read_lines(folder / "out.jsonl")]
 
 
@@ -153,6 +154,17 @@ def test_a_piece_in_which_the_model_only_listens_is_kept(tmp_path, monkeypatch):
         assert check(tmp_path / "out.jsonl", format=format) == {"none": 2}
 
 
+def test_a_channel_may_be_as_long_as_import_cuts_it(tmp_path, monkeypatch):
+    """Catches a channel of a conversation that `check` calls too long by the limit of a single
+    utterance, while `import stereo` makes pieces of five minutes."""
+    talk(tmp_path, [(0.5, 1.0)], [(2.5, 3.5)], [["Hello.", [0.5, 1.0], "SPEAKER_MAIN"]], seconds=70)
+    write(tmp_path / "set.jsonl", {"path": "talk.wav"})
+    importers.bring_in("stereo", tmp_path / "set.jsonl", tmp_path / "out.jsonl")
+    assert check(tmp_path / "out.jsonl") == {"none": 1}
+    with pytest.raises(DataError, match="too long 1"):
+        check(tmp_path / "out.jsonl", Limits(longest_channel=60))
+
+
 @pytest.mark.parametrize("path", ["", ".", "/", "\0", "gone.wav", "x" * 300 + ".wav"])
 def test_one_path_that_is_none_costs_its_recording_alone(tmp_path, path):
     """Catches an import that a file which is not there, or a name that none can have, stops."""
@@ -211,12 +223,13 @@ def test_layouts_become_manifests(tmp_path):
             ("librispeech", "libri", 1, "he said"), ("ljspeech", "lj", 0, 'Doctor "X'),
             ("aishell-3", "aishell", 0, "广州"), ("common-voice", "cv", 0, 'She said "no.'),
             ("table", "plain/t.csv", 0, "One, two"), ("table", "plain/t.jsonl", 0, "x")):
-        counts = importers.bring_in(layout, tmp_path / source, tmp_path / "out.jsonl")
+        counts = importers.bring_in(layout, tmp_path / source, tmp_path / "out.jsonl",
+                                    overwrite=True)
         assert counts == (1, missing)
         ((turn,),) = read_manifest(tmp_path / "out.jsonl", "tts")
         assert turn["response"] == text
         assert turn["spoken"].exists()
-    importers.bring_in("table", tmp_path / "plain/t.jsonl", tmp_path / "out.jsonl")
+    importers.bring_in("table", tmp_path / "plain/t.jsonl", tmp_path / "out.jsonl", overwrite=True)
     ((turn,),) = read_manifest(tmp_path / "out.jsonl", "word-aligned")
     assert turn["words"] == [["x", 0, 0.1]]
 

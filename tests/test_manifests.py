@@ -176,11 +176,14 @@ def test_the_format_decides_what_is_needed(folder):
         read_manifest(write(folder / "p.jsonl", GOOD), "word-aligned")
 
 
-def test_words_in_a_turn_are_a_key_that_nobody_reads(folder, capsys):
-    """Catches a KeyError for word times in a dialog, whose turns have no `audio`."""
+def test_words_in_a_turn_are_read_for_stereo_alone(folder, capsys):
+    """Catches a KeyError for word times in a dialog, whose turns have no `audio`; and a note that
+    nobody reads them, by the very check that reads them."""
     file = write(folder / "m.jsonl", {"turns": [TURN | {"words": [["It", 0.1, 0.2]]}]})
     assert len(read_manifest(file, "response-tts")) == 1
     assert check(file)["none"] == 1
+    assert "words" not in capsys.readouterr().err
+    assert check(file, format="response-tts")["none"] == 1
     assert "words (1)" in capsys.readouterr().err
 
 
@@ -235,7 +238,7 @@ def test_a_line_is_read_from_its_place(folder):
 
 def imported(folder, content, name="t.csv"):
     (folder / name).write_text(content, encoding="utf-8", newline="")
-    counts = importers.bring_in("table", folder / name, folder / "out.jsonl")
+    counts = importers.bring_in("table", folder / name, folder / "out.jsonl", overwrite=True)
     dialogs = read_manifest(folder / "out.jsonl", "tts")
     return counts, [turns[0]["response"] for turns in dialogs]
 
@@ -425,7 +428,8 @@ def test_dialogs_are_spoken_by_two_users_and_one_model(tmp_path, capsys):
     file = write(tmp_path / "texts.jsonl", {"turns": turns}, failing)
     voices = [f"{sys.executable} {tmp_path / 'say.py'} {{out}} 0.{i} {{text}}" for i in range(1, 5)]
     for _ in range(2):
-        assert synthesis.synthesise(file, tmp_path / "s", voices[0], voices[1:]) == (2, 2)
+        counts = synthesis.synthesise(file, tmp_path / "s", voices[0], voices[1:], overwrite=True)
+        assert counts == (2, 2)
     assert "could not say 'fail'" in capsys.readouterr().err
     first, second = read_manifest(tmp_path / "s" / "dialogs.jsonl", "asr-response-tts")
 
@@ -465,7 +469,8 @@ def test_voices_come_from_a_list_and_one_may_ask_each_dialog(tmp_path, monkeypat
     monkeypatch.setattr(synthesis.quality, "score", lambda audio, rate: 10 * audio.max())
     for folder in ("new", "s"):  # clips that are new, and clips that an earlier run has made
         with pytest.raises(DataError, match="no dialog could be spoken"):
-            synthesis.synthesise(file, tmp_path / folder, voice, [voice], least_mos=1.5)
+            synthesis.synthesise(file, tmp_path / folder, voice, [voice], least_mos=1.5,
+                                 overwrite=True)
     assert "its DNSMOS is 1.00" in capsys.readouterr().err
     (tmp_path / "voices.txt").write_text("# none\n")
     with pytest.raises(DataError, match="holds no voice"):
@@ -495,6 +500,57 @@ def test_a_package_that_is_not_there_is_named(folder, monkeypatch):
 
 
 # --- commands ---
+
+def refusal(*command):
+    """What a command of data.py says when it refuses."""
+    with pytest.raises(SystemExit) as stopped:
+        data.main([str(word) for word in command])
+    return str(stopped.value.code)
+
+
+def test_nothing_that_was_there_is_overwritten_unasked(folder):
+    """Catches a command that replaces what it reads, or a file that another has made."""
+    table = write(folder / "r.jsonl", GOOD)
+    other = write(folder / "other.jsonl", "mine")
+    for overwrite in ([], ["--overwrite"]):
+        assert "r.jsonl is what is read" in refusal("import", "table", table, table, *overwrite)
+    assert "other.jsonl exists: choose" in refusal("import", "table", table, other)
+    assert "other.jsonl exists: choose" in refusal("transcribe", folder, other, "--whisper", "")
+    assert "other.jsonl exists: choose" in refusal("references", table, other)
+    dialogs = write(folder / "dialogs.jsonl", {"turns": [TURN]})
+    voices = ("--model-voice", "cat {out}", "--user-voice", "cat {out}")
+    for overwrite in ([], ["--overwrite"]):
+        sentence = refusal("synth", dialogs, folder, *voices, *overwrite)
+        assert "dialogs.jsonl is what is read, and is not overwritten" in sentence
+    texts = write(folder / "texts.jsonl", {"turns": [TURN]})
+    assert "dialogs.jsonl exists: choose" in refusal("synth", texts, folder, *voices)
+    assert json.loads(table.read_text()) == GOOD and other.read_text() == "mine"
+    assert json.loads(dialogs.read_text()) == {"turns": [TURN]}
+    data.main(["import", "table", str(table), str(other), "--overwrite"])
+    assert json.loads(other.read_text())["text"] == GOOD["text"]
+
+
+def test_options_without_effect_are_refused(folder):
+    """Catches an option of `check` that is taken for a wish and then forgotten."""
+    file = write(folder / "m.jsonl", GOOD)
+    for option in (["--most-errors", "0.2"], ["--language", "zh"]):
+        assert f"{option[0]} is for --whisper, which is not asked for" in refusal("check", file,
+                                                                                 *option)
+    for option in (["--longest", "9"], ["--format", "tts"], ["--dnsmos", "3"], ["--workers", "2"]):
+        assert f"{option[0]} is for manifests, and" in refusal("check", folder, *option)
+
+
+def test_messages_say_where_and_what_to_type(folder):
+    """Catches a folder that is missing and blamed on the layout, the name of a hidden file, a
+    proposed command that lacks its manifest, and an error of the standard library."""
+    file = write(folder / "m.jsonl", GOOD)
+    sentence = refusal("import", "table", file, folder / "nosuch" / "p.jsonl")
+    assert "nosuch is no folder to write p.jsonl to" in sentence
+    assert "laid out" not in sentence
+    sentence = refusal("encode", file, folder / "g", "--format", "response-tts")
+    assert f"`python data.py check {file} --format response-tts`" in sentence
+    assert "--workers must be 1 or more, not 0" in refusal("check", file, "--workers", 0)
+
 
 def test_a_voice_s_command_keeps_its_backslashes():
     """Catches a Windows path that loses its backslashes, and quotes that hold no word together."""

@@ -92,7 +92,7 @@ def test_every_piece_becomes_a_line_that_encode_can_read(folder, capsys):
 
 def test_a_stopped_run_goes_on(folder):
     """Catches a recording that is listened to twice, or lost, when a run is stopped, and half a
-    line that a kill leaves."""
+    line or half a character that a kill leaves."""
     out = folder / "pairs.jsonl"
     with pytest.raises(KeyboardInterrupt):
         transcription.transcribe(folder / "in", out, Stub(stop_after=2).listen, "stub")
@@ -101,12 +101,24 @@ def test_a_stopped_run_goes_on(folder):
     progress.write_bytes(progress.read_bytes() + b'{"path": "half')
     with pytest.raises(DataError, match="with other settings"):
         transcription.transcribe(folder / "in", out, Stub().listen, "another model")
+    progress.write_bytes(progress.read_bytes() + b'{"path": "\xe5')  # half of a character, too
     stub = Stub()
     transcription.transcribe(folder / "in", out, stub.listen, "stub")
     assert stub.calls == 1  # of b.flac
     assert len(list(read_lines(out))) == 3
-    with pytest.raises(DataError, match="pairs.jsonl exists"):
+    with pytest.raises(ValueError, match="pairs.jsonl exists"):
         transcription.transcribe(folder / "in", out, stub.listen, "stub")
+
+
+def test_recordings_of_a_telephone_are_named(folder, capsys):
+    """Catches .m4a beside .wav that is passed over without a word, and .aiff that could be read."""
+    (folder / "in" / "memo.m4a").write_bytes(b"ftyp")
+    soundfile.write(folder / "in" / "d.aiff", sounds([(0.5, 1.5)], 2), RATE)
+    counts = transcription.transcribe(folder / "in", folder / "p.jsonl", Stub().listen, "stub")
+    assert counts["recordings of a kind that is not read"] == 1
+    assert counts["lines"] == 4
+    printed = capsys.readouterr().err
+    assert "memo.m4a; convert them first, for example by `ffmpeg -i memo.m4a memo.flac`" in printed
 
 
 def test_a_recogniser_s_times_are_made_those_of_the_piece(tmp_path):

@@ -1,7 +1,7 @@
 """What a microphone, a room and a telephone do to a sound, and a noise made of numbers.
 
-What this is: three filters and a noise, each with its numbers as arguments. What this is not: how often and how
-much of each is used (data.py, which this serves, and rooms.py draw that).
+What this is: three filters and a noise, each with its numbers as arguments. What this is not: how
+often and how much of each is used (data.py, which this serves, and rooms.py draw that).
 
 Shapes: N samples of a waveform at SAMPLE_RATE.
 """

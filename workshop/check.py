@@ -9,8 +9,9 @@ Serves data.py.
 """
 import hashlib
 import json
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -19,27 +20,32 @@ from tqdm import tqdm
 
 import stream
 from workshop import measures, quality, recogniser, shards, speech
+from workshop.conversations import PIECE
 from workshop.files import replacing
-from workshop.manifests import (TEXTS, DataError, Problem, is_number, note_unknown_keys,
-                                problems_of, read_rows, recording_of, unknown_keys)
+from workshop.manifests import (IDEOGRAPH, TEXTS, DataError, Problem, empty_manifest, is_number,
+                                note_unknown_keys, problems_of, read_rows, recording_of,
+                                unknown_keys)
 from workshop.parallel import in_parallel
-from workshop.sound_file import Part, loudness, read_audio
+from workshop.sound_file import SAMPLE_RATE, Part, loudness, read_audio
 from workshop.training_set import check_grids
 
-SAMPLE_RATE = 24_000     # Hz
-# Decision: what is clipped, silent, and no text of its recording. A second of speech, pauses not
-# counted, has about 15 characters in English and 5 in Chinese.
+LONGEST = 60             # seconds of a recording
+LONGEST_CHANNEL = PIECE + 1  # seconds of a channel of a conversation, which `import` cuts
+MOST_ERRORS = 0.5        # share of the words
+# Decision: these limits say what counts as clipped, as silent, and as a text that does not fit its
+# recording. A second of speech, pauses not counted, has about 15 characters in English and 5 in
+# Chinese.
 CLIPPED = 0.001          # share of samples at full scale
 SILENT = -60             # dB
 LETTERS_A_SECOND = (2, 40)  # least and most, of speech
 LETTERS_OF_AN_IDEOGRAPH = 3
-IDEOGRAPHS = ("\u3040", "\u9fff")  # the first and the last: Japanese kana and Chinese characters
 
 
 @dataclass(frozen=True)
 class Limits:
     """Beyond which numbers a recording is reported. None: not looked at."""
-    longest: float = 60                # seconds
+    longest: float = LONGEST           # seconds of a recording
+    longest_channel: float = LONGEST_CHANNEL  # seconds of a channel of a conversation
     least_confidence: float | None = None  # of the recogniser that wrote the text, 0 .. 1
     most_errors: float | None = None   # share of words that a recogniser understands otherwise
     least_mos: float | None = None     # DNSMOS, 1 .. 5
@@ -57,11 +63,8 @@ def recogniser_of(name, language):
 
 def letters(text):
     """How long a text is, in letters: an ideograph is as long as LETTERS_OF_AN_IDEOGRAPH."""
-    count = 0
-    for character in text:
-        is_ideograph = IDEOGRAPHS[0] <= character <= IDEOGRAPHS[1]
-        count += LETTERS_OF_AN_IDEOGRAPH if is_ideograph else 1
-    return count
+    ideographs = len(re.findall(IDEOGRAPH, text))
+    return len(text) + (LETTERS_OF_AN_IDEOGRAPH - 1) * ideographs
 
 
 def recording_problems(name, recording, text, limits, is_silence_allowed):
@@ -136,12 +139,15 @@ def examine(row, folder, limits, format=None):
         problems += confidence_problems(entry, limits)
         # Most of a channel is silence, and all of it may be: its length is not that of its words.
         is_channel = format == "stereo" or ("turns" in row and "words" in entry)
+        limits_here = limits
+        if is_channel:
+            limits_here = replace(limits, longest=limits.longest_channel)
         for audio, text in TEXTS.items():
             if audio not in entry:
                 continue
             recording = recording_of(entry, audio, folder)
             words = "" if is_channel else entry.get(text) or ""
-            problems += recording_problems(entry[audio], recording, words, limits,
+            problems += recording_problems(entry[audio], recording, words, limits_here,
                                            may_be_silent(entry, audio, is_channel))
             digest.update(content_of(recording) + str(entry.get(text)).encode())
     return problems, digest.digest()
@@ -226,7 +232,7 @@ def check(manifest, limits=None, workers=1, format=None):
                 clean_file.write(json.dumps(row, ensure_ascii=False) + "\n")
     note_unknown_keys(manifest, unknown)
     if not total:
-        raise DataError(f"{manifest} is empty: it needs a line of JSON for each pair or dialog")
+        raise empty_manifest(manifest)
     if not counts["none"]:
         kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
         raise DataError(f"{manifest}: no line can be used ({kinds}); {reasons.name} says why")
@@ -241,8 +247,9 @@ def add_command(commands):
     parser = commands.add_parser("check", help=about, description=about)
     parser.add_argument("manifest", help="JSONL; see the top of workshop/manifests.py; or a folder "
                         "of grids, whose bytes, ids and loss classes are looked at")
-    parser.add_argument("--longest", type=float, default=60, metavar="SECONDS",
-                        help="longer recordings are reported (default: %(default)s)")
+    parser.add_argument("--longest", type=float, metavar="SECONDS",
+                        help=f"longer recordings are reported (default: {LONGEST}; for channels "
+                        f"of a conversation {LONGEST_CHANNEL})")
     parser.add_argument("--format", choices=stream.FORMATS,
                         help="that the lines shall be used for (default: the one of their kind "
                         "that needs least)")
@@ -251,10 +258,9 @@ def add_command(commands):
     parser.add_argument("--whisper", nargs="?", const="", metavar="MODEL",
                         help="report texts that a recogniser understands otherwise: a folder or id "
                         "of faster-whisper, or paraformer-zh (without: the packaged Whisper tiny)")
-    parser.add_argument("--most-errors", type=float, default=0.5, metavar="SHARE",
-                        help="of the words, for --whisper (default: %(default)s)")
-    parser.add_argument("--language", default="en",
-                        help="for --whisper: en, zh, ... (default: %(default)s)")
+    parser.add_argument("--most-errors", type=float, metavar="SHARE",
+                        help=f"of the words, for --whisper (default: {MOST_ERRORS})")
+    parser.add_argument("--language", help="for --whisper: en, zh, ... (default: en)")
     parser.add_argument("--dnsmos", type=float, metavar="LEAST",
                         help="report recordings of a lower DNSMOS, 1 to 5; needs the package "
                         "speechmos")
@@ -262,11 +268,20 @@ def add_command(commands):
 
     def run(args):
         if Path(args.manifest).is_dir():
+            refuse_options(args, parser)
             return check_grids(args.manifest)
         limits = limits_of(args)
         counts = check(args.manifest, limits, args.workers, args.format)
         return table_of(counts, Path(args.manifest))
     parser.set_defaults(run=run)
+
+
+def refuse_options(args, parser):
+    """Raise DataError for an option beside a folder of grids, which is looked at as a whole."""
+    for name, value in vars(args).items():
+        if name not in ("command", "manifest", "run") and value != parser.get_default(name):
+            raise DataError(f"--{name.replace('_', '-')} is for manifests, and {args.manifest} is "
+                            "a folder: leave it out")
 
 
 def table_of(counts, manifest):
@@ -281,12 +296,19 @@ def table_of(counts, manifest):
 def limits_of(args):
     """Limits from the command line. What needs a package is tried before a line is read. Raises
     ValueError."""
-    most_errors = None
-    if args.whisper is not None:
-        recogniser.check_packages(args.whisper)
-        recogniser_of(args.whisper, args.language)
-        most_errors = args.most_errors
+    limits = Limits(least_confidence=args.confidence, least_mos=args.dnsmos)
+    if args.longest is not None:
+        limits = replace(limits, longest=args.longest, longest_channel=args.longest)
     if args.dnsmos is not None:
         quality.check_packages("--dnsmos")
-    return Limits(args.longest, args.confidence, most_errors, args.dnsmos, args.whisper or "",
-                  args.language)
+    if args.whisper is None:
+        for name in ("most_errors", "language"):
+            if getattr(args, name) is not None:
+                raise DataError(f"--{name.replace('_', '-')} is for --whisper, which is not asked "
+                                "for: add it, or leave the option out")
+        return limits
+    language = args.language or "en"
+    most_errors = MOST_ERRORS if args.most_errors is None else args.most_errors
+    recogniser.check_packages(args.whisper)
+    recogniser_of(args.whisper, language)
+    return replace(limits, most_errors=most_errors, whisper=args.whisper, language=language)

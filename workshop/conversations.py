@@ -12,7 +12,7 @@ other label is the user's, whose words may be absent:
 
     {"alignments": [["Yes.", [1.0, 1.5], "SPEAKER_MAIN"], ["Really?", [2.1, 2.6], "SPEAKER_1"]]}
 
-What cannot be used of a recording is a Skipped, and costs nothing else.
+What cannot be used of a recording is reported as Skipped; the rest of the recording is used.
 """
 import hashlib
 import json
@@ -102,10 +102,10 @@ def conversations(source, clips, lines_of):
             yield Skipped(f"{source}, line {number}: there is no path")
             continue
         try:
-            conversation, dropped = read_conversation(source.parent / path)
-            if dropped:
-                yield Skipped(f"{conversation.file}: {dropped} words without times, or with times "
-                              "outside of the recording")
+            conversation, dropped_count = read_conversation(source.parent / path)
+            if dropped_count:
+                yield Skipped(f"{conversation.file}: {dropped_count} words without times, or with "
+                              "times outside of the recording")
             yield from lines_of(conversation, clips)
         except DataError as error:
             yield Skipped(str(error))
@@ -117,7 +117,7 @@ def read_conversation(file):
     """A stereo recording and the words beside it -> (Conversation, how many words were left out
     because their times make no sense). Raises DataError."""
     import soundfile
-    words, user_words, dropped = read_alignments(file.with_suffix(".json"))
+    words, user_words, dropped_count = read_alignments(file.with_suffix(".json"))
     try:
         audio, rate = soundfile.read(file, dtype="float32", always_2d=True)  # [N, channels]
     except (OSError, RuntimeError, TypeError) as error:  # soundfile's own is a RuntimeError
@@ -128,9 +128,9 @@ def read_conversation(file):
     last = len(audio) / rate + SHORTEST
     inside = [word for word in words if word[2] <= last]
     user_inside = [word for word in user_words if word[2] <= last]
-    dropped += len(words) + len(user_words) - len(inside) - len(user_inside)
+    dropped_count += len(words) + len(user_words) - len(inside) - len(user_inside)
     prefix = f"{file.stem}-{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:8]}"
-    return Conversation(file, audio, rate, inside, user_inside, prefix), dropped
+    return Conversation(file, audio, rate, inside, user_inside, prefix), dropped_count
 
 
 def read_alignments(file):
@@ -150,10 +150,10 @@ def read_alignments(file):
         if is_span and isinstance(word, str) and word.strip() and 0 <= span[0] <= span[1]:
             side = words if speaker == MODEL else user_words
             side.append((word.strip(), *span))
-    dropped = len(entries) - len(words) - len(user_words)
+    dropped_count = len(entries) - len(words) - len(user_words)
     words.sort(key=lambda word: word[1])
     user_words.sort(key=lambda word: word[1])
-    return words, user_words, dropped
+    return words, user_words, dropped_count
 
 
 def utterances(words):

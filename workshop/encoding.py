@@ -189,11 +189,11 @@ class Run:
         jobs = self.jobs(len(samples), make_grids)
         missing = [job for job in jobs if not job.path.exists()]
         total = sum(len(job.numbers) for job in jobs)
-        finished = total - sum(len(job.numbers) for job in missing)
+        count_before = total - sum(len(job.numbers) for job in missing)
         left_out = 0
         turns_left_out = 0
         hours = 0.0
-        with tqdm(total=total, initial=finished, desc=self.out.name, unit="sample") as bar:
+        with tqdm(total=total, initial=count_before, desc=self.out.name, unit="sample") as bar:
             for report in in_parallel(make_shard, missing, self.workers):
                 for sample, problem in report.problems.items():
                     tqdm.write(f"SKIPPED: the sample of {samples.place(sample)}: {problem}",
@@ -317,22 +317,21 @@ def check_folder(out, about):
     """Raise DataError where a folder holds grids that are made from something else, or of which
     nothing says what they are made from."""
     if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file, and grids are written into a folder: choose another name")
+        raise DataError(f"{out} is a file, and grids are written into a folder: choose another "
+                        "name")
     before = read_about(out)
     if not before:
         if any(out.glob(SHARDS)):
             raise DataError(f"{out} holds grids, but no grids.json, which says what they are made "
                             "from: choose another folder, or remove it")
         return
-    # Older versions did not look at recordings.
-    is_of_these = before | {"recordings": about["recordings"]} == about
-    if is_of_these and before.get("recordings", about["recordings"]) == about["recordings"]:
-        return
-    if is_of_these:
+    now = about["recordings"]
+    if not isinstance(before, dict) or before | {"recordings": now} != about:
+        raise DataError(f"{out} holds grids of another manifest, model or setting, or of another "
+                        "version of data.py: choose another folder, or remove it")
+    if before.get("recordings", now) != now:  # older versions did not look at them
         raise DataError(f"{out} holds grids of recordings that are no longer the same: some of "
                         "the manifest have another size now; choose another folder, or remove it")
-    raise DataError(f"{out} holds grids of another manifest, model or setting, or of another "
-                    "version of data.py: choose another folder, or remove it")
 
 
 def recordings(folders):

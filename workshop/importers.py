@@ -1,8 +1,8 @@
 """What people have -> manifests: the layouts of well-known data sets.
 
 What this is: `data.py import`. One function a layout, which gives the lines of a manifest one after
-the other. What cannot be used costs its own line alone: it is named, counted and left out. What
-this is not: a check of the sound (check.py). Serves data.py.
+the other. A line that cannot be used is named, counted and left out. The others stay. What this
+is not: a check of the sound (check.py). Serves data.py.
 
     python data.py import librispeech LibriSpeech/train-clean-100 pairs.jsonl
     python data.py import table recordings.csv pairs.jsonl   # columns audio and text
@@ -17,13 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from workshop.conversations import moshi_finetune, stereo
-from workshop.manifests import (DataError, Problem, Skipped, not_utf8, open_text, problems_of,
-                                read_rows, text_lines, write_lines)
+from workshop.files import check_place
+from workshop.manifests import (IDEOGRAPH, DataError, Problem, Skipped, not_utf8, open_text,
+                                problems_of, read_rows, text_lines, write_lines)
+from workshop.sound_file import FOREIGN, READABLE
 
 SEPARATORS = (",", ";", "\t")
-SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".m4a")
 LONGEST_CELL = 2 ** 24  # characters of a cell in a table
-IDEOGRAPH = "[\u3040-\u9fff]"
 
 
 # --- layouts of recordings with their texts ---
@@ -59,7 +59,8 @@ def aishell_3(source, clips):
             if len(words) < 2:
                 yield Skipped(f"{file}, line {number}: no text")
                 continue
-            name, characters = words[0], words[1::2]
+            name = words[0]
+            characters = words[1::2]  # between them stands how each is read
             yield {"audio": file.parent / "wav" / name[:7] / name, "text": "".join(characters)}
 
 
@@ -97,7 +98,8 @@ def primewords(source, clips):
         raise DataError(f"{file} cannot be read: {error}") from None
     for number, entry in enumerate(entries, 1):
         try:
-            name, text = entry["file"], entry["text"]
+            name = entry["file"]
+            text = entry["text"]
             recording = source / "audio_files" / name[0] / name[:2] / name
         except (LookupError, TypeError):
             yield Skipped(f"{file}, entry {number}: file and text are needed")
@@ -125,11 +127,11 @@ def fleurs(source, clips, parts=("train", "dev", "test")):
     Decision: the text as it is written is the truth, and not the fourth column, which has it in
     lower case and without punctuation. An error rate makes one of both."""
     files = [source / f"{part}.tsv" for part in parts]
-    there = [file for file in files if file.exists()]
-    if not there:
+    tables = [file for file in files if file.exists()]
+    if not tables:
         raise DataError(f"{source} is not laid out as fleurs: there is no train.tsv, dev.tsv or "
                         "test.tsv")
-    for file in there:
+    for file in tables:
         folder = source / "audio" / file.stem
         if not folder.is_dir():
             folder = source / file.stem
@@ -216,9 +218,9 @@ def sniff(file, columns):
             return separator
         if len(names) > len(most):
             most = names
-    there = ", ".join(most) or "none"
+    header_names = ", ".join(most) or "none"
     raise DataError(f"{file} needs the columns {' and '.join(columns)} in its first line, "
-                    f"and has: {there}")
+                    f"and has: {header_names}")
 
 
 def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL, optional=()):
@@ -251,7 +253,7 @@ def table_rows(file, columns, separator=None, quoting=csv.QUOTE_MINIMAL, optiona
 
 def checked_rows(file, reader, names, columns, separator, optional):
     before = reader.line_num
-    broken = 0
+    texts_with_breaks = 0
     for cells in reader:
         first = before + 1
         before = reader.line_num
@@ -271,15 +273,16 @@ def checked_rows(file, reader, names, columns, separator, optional):
         for column in optional:
             if all_cells.get(column, "").strip():
                 row[column] = all_cells[column].strip()
-        broken += before > first
+        if before > first:  # the row ends in another line than the one it starts in
+            texts_with_breaks += 1
         empty = [column for column in columns if not row[column].strip()]
         if empty:
             yield Skipped(f"{file}, line {first}: no {' and no '.join(empty)}")
             continue
         yield row
-    if broken:
-        tqdm.write(f"note: {file}: in {broken} quoted texts a line break became a space",
-                   file=sys.stderr)
+    if texts_with_breaks:
+        tqdm.write(f"note: {file}: in {texts_with_breaks} quoted texts a line break became a "
+                   "space", file=sys.stderr)
 
 
 def without_line_breaks(cell):
@@ -296,7 +299,7 @@ def swallows_rows(cell, path_column, separator):
         if len(cells) <= path_column:
             continue
         name = cells[path_column].strip(' "').lower()
-        if name.endswith(SOUND_SUFFIXES):
+        if name.endswith((*READABLE, *FOREIGN)):
             return True
     return False
 
@@ -319,17 +322,19 @@ LAYOUTS = {
 }
 
 
-def bring_in(layout, source, out):
+def bring_in(layout, source, out, overwrite=False):
     """Write the manifest `out` of a data set, line by line. Returns (lines written, reasons why
-    something was left out, counted).
+    something was left out, counted). overwrite: a file at `out` is replaced.
 
-    Raises DataError, one sentence, where nothing is left or nothing is there; what stood at `out`
+    Raises ValueError, one sentence, where nothing is left or nothing is there; what stood at `out`
     is then kept."""
     if layout not in LAYOUTS:
         raise DataError(f"there is no layout {layout}, only {', '.join(LAYOUTS)}")
-    source, out = Path(source).resolve(), Path(out)
+    source = Path(source).resolve()
+    out = Path(out)
     if not source.exists():
         raise DataError(f"{source} does not exist")
+    check_place(out, overwrite, [source])
     counts = Counter()
     rows = LAYOUTS[layout](source, out.resolve().with_suffix(""))
     try:
@@ -367,8 +372,9 @@ def add_command(commands):
     parser.add_argument("source", help="the data set's folder, or the file of table, "
                         "moshi-finetune and stereo")
     parser.add_argument("out", help="manifest to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a manifest that exists")
 
     def run(args):
-        lines, left_out = bring_in(args.layout, args.source, args.out)
+        lines, left_out = bring_in(args.layout, args.source, args.out, args.overwrite)
         return f"{lines} lines, {left_out} things left out"
     parser.set_defaults(run=run)

@@ -1,8 +1,8 @@
 """How good a recording sounds, by a model of listeners.
 
 What this is: DNSMOS P.835, by which the paper chooses its voices (section 3.2.1), through the
-package speechmos. What this is not: a part of what must be installed; `--dnsmos` of data.py's
-commands alone needs it. Serves check.py and synthesis.py.
+package speechmos. What this is not: a required package. Only `--dnsmos` needs it. Serves check.py
+and synthesis.py.
 
     python data.py synth texts.jsonl speech ... --dnsmos 3.0
 """

@@ -11,6 +11,7 @@ LibriSpeech, AISHELL-3 and MagicData. Serves data.py.
 import random
 from pathlib import Path
 
+from workshop.files import check_place
 from workshop.manifests import DataError, read_manifest, write_lines
 from workshop.sound_file import Part
 
@@ -47,9 +48,10 @@ def keys_of(key, recording):
     return keys
 
 
-def write(manifest, out, seed=0):
-    """Pairs -> the manifest `out`. Returns (lines, pairs that were left out). Raises DataError
-    where no folder has two recordings."""
+def write(manifest, out, seed=0, overwrite=False):
+    """Pairs -> the manifest `out`. Returns (lines, pairs that were left out). overwrite: a file at
+    `out` is replaced. Raises ValueError, also where no folder has two recordings."""
+    check_place(out, overwrite, [manifest])
     pairs = [(turn["spoken"], turn["response"]) for turn, in read_manifest(manifest, "tts")]
     lines = dialogs_of(pairs, random.Random(seed))
     if not lines:
@@ -65,10 +67,11 @@ def add_command(commands):
     parser = commands.add_parser("references", help=about, description=about)
     parser.add_argument("manifest", help="JSONL of pairs; recordings in one folder are one voice's")
     parser.add_argument("out", help="manifest to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a manifest that exists")
     parser.add_argument("--seed", type=int, default=0,
                         help="of the choice of references (default: %(default)s)")
 
     def run(args):
-        lines, left_out = write(args.manifest, args.out, args.seed)
+        lines, left_out = write(args.manifest, args.out, args.seed, args.overwrite)
         return f"{lines} lines, {left_out} pairs left out"
     parser.set_defaults(run=run)

@@ -2,8 +2,8 @@
 
 What this is: the index of a run of `data.py encode`: where each line of the manifest starts, the
 order of the lines, and where each sample starts in that order. It takes 12 bytes a line and 8 a
-sample. Each process maps the file and reads only what it needs. What this is not: how lines are joined
-(data.join), or what a line may hold (manifests.py). Serves data.py.
+sample. Each process maps the file and reads only what it needs. What this is not: how lines are
+joined (data.join), or what a line may hold (manifests.py). Serves data.py.
 """
 import functools
 from pathlib import Path
@@ -16,8 +16,9 @@ from workshop.manifests import DataError, read_line, turns_of
 
 def write(path, offsets, order, starts, about):
     """Write an index. offsets [lines]: the byte at which each line starts; order: numbers of lines,
-    sample by sample; starts [samples + 1]: where each sample starts in `order`; about: what all
-    of it depends on, as text, by which `is_current` knows it. Several processes may do so at once. Raises DataError."""
+    sample by sample; starts [samples + 1]: where each sample starts in `order`; about: what all of
+    it depends on, as text, by which `is_current` knows it. Several processes may do so at once.
+    Raises DataError."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
     tensors = {"offsets": np.asarray(offsets, np.uint64), "order": np.asarray(order, np.uint32),

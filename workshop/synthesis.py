@@ -20,14 +20,14 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from workshop import quality
+from workshop.files import check_place
 from workshop.manifests import (DataError, Problem, brief, first_of, read_rows, text_lines,
                                 text_problem, write_lines)
 from workshop.parallel import in_parallel
-from workshop.sound_file import loudness, read_audio
+from workshop.sound_file import SAMPLE_RATE, loudness, read_audio
 
-SAMPLE_RATE = 24_000  # Hz
-SILENT = -60          # dB: a clip as quiet was not spoken
-USERS = 2             # voices that ask each dialog, section 3.2.1
+SILENT = -60  # dB: a quieter clip counts as not spoken
+USERS = 2     # voices that ask each dialog, section 3.2.1
 
 
 def split_command(command, windows=os.name == "nt"):
@@ -176,15 +176,18 @@ def check_voice(voice):
 
 
 def synthesise(texts, out, model_voice, user_voices, workers=1, seed=0, users=USERS,
-               least_mos=None):
+               least_mos=None, overwrite=False):
     """Speak dialogs {"turns": [{"transcript", "response"}]}: clips in out/audio, the manifest
     out/dialogs.jsonl. A voice is a command with {out} for the wav and {text} for the words, which
     its standard input has too. users: how many voices, drawn anew, ask each dialog; least_mos: a
-    clip of a lower DNSMOS counts as failed. Returns how many dialogs there are, and how many clips
-    failed. Raises DataError, also where no dialog is left.
+    clip of a lower DNSMOS counts as failed; overwrite: a manifest that is there is replaced (clips
+    that are there stay in any case). Returns how many dialogs there are, and how many clips failed.
+    Raises ValueError, also where no dialog is left.
 
     Decision: of the two users that section 3.2.1 draws, each asks the whole dialog."""
     out = Path(out)
+    if out.is_dir():
+        check_place(out / "dialogs.jsonl", overwrite, [texts])
     for voice in (model_voice, *user_voices):
         check_voice(voice)
     speech = Speech(out, least_mos)
@@ -227,6 +230,9 @@ def add_command(commands):
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", help='JSONL of {"turns": [{"transcript", "response"}]}')
     parser.add_argument("out", help="folder for audio/ and dialogs.jsonl")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace a dialogs.jsonl that exists; clips that exist are not spoken "
+                        "again")
     parser.add_argument("--model-voice", required=True, metavar="COMMAND",
                         help="the one voice of the model")
     parser.add_argument("--user-voice", action="append", default=[], metavar="COMMAND",
@@ -252,6 +258,7 @@ def add_command(commands):
             print(f"note: each dialog should be asked by {args.users} voices (--users), and there "
                   f"are no more than {len(voices)}: name more with --user-voices", file=sys.stderr)
         count, failed = synthesise(args.texts, args.out, args.model_voice, voices, args.workers,
-                                   users=args.users, least_mos=args.dnsmos)
+                                   users=args.users, least_mos=args.dnsmos,
+                                   overwrite=args.overwrite)
         return f"{count} dialogs, {failed} clips failed"
     parser.set_defaults(run=run)

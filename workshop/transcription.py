@@ -23,30 +23,30 @@ from pathlib import Path
 from tqdm import tqdm
 
 from workshop import recogniser, speech
-from workshop.encoding import recordings
+from workshop.encoding import note_foreign, recordings
+from workshop.files import check_place
 from workshop.manifests import DataError, Problem, read_rows, write_lines
 from workshop.paraformer import is_paraformer
-from workshop.sound_file import read_audio
-
-SAMPLE_RATE = 24_000  # Hz
+from workshop.sound_file import SAMPLE_RATE, read_audio
 
 
-def transcribe(folder, out, listen, about, silence=0.6, longest=25.0):
+def transcribe(folder, out, listen, about, silence=0.6, longest=25.0, overwrite=False):
     """Write the manifest `out` of all recordings below a folder -> Counter of lines, pieces without
-    words, recordings that cannot be read.
+    words, recordings that cannot be read or are of another kind.
 
     listen(audio [N], rate) -> a dict of text, confidence and perhaps words. about: what else the
     texts depend on, as text; a run that was begun with another does not go on. silence: seconds
-    that end a piece; longest: seconds of a piece at most. Raises DataError."""
+    that end a piece; longest: seconds of a piece at most; overwrite: a file at `out` is replaced.
+    Raises ValueError."""
     folder = Path(folder).resolve()
     out = Path(out)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder of recordings")
-    if out.exists():
-        raise DataError(f"{out} exists: choose another name, or remove it")
+    check_place(out, overwrite)
+    foreign = note_foreign([folder])
+    paths = recordings([folder])
     progress = Progress(out, {"folder": str(folder), "about": about, "silence": silence,
                               "longest": longest})
-    paths = recordings([folder])
     counts = Counter()
     with progress, tqdm(paths, unit="recording") as bar:
         for path in bar:
@@ -58,6 +58,7 @@ def transcribe(folder, out, listen, about, silence=0.6, longest=25.0):
         raise DataError(f"{folder}: no words were understood in {len(paths)} recordings")
     write_lines(out, (row for path in paths for row in progress.results[path]["rows"]))
     progress.remove()
+    counts["recordings of a kind that is not read"] = foreign
     return counts
 
 
@@ -69,7 +70,7 @@ def transcribe_one(path, listen, silence, longest):
         tqdm.write(f"SKIPPED: {error}", file=sys.stderr)
         return {"rows": [], "counts": {"recordings that cannot be read": 1}}
     rows = []
-    silent = 0
+    wordless_count = 0
     for start, end in speech.pieces(audio, silence, longest):
         piece = audio[round(start * SAMPLE_RATE):round(end * SAMPLE_RATE)]
         result = listen(piece, SAMPLE_RATE)
@@ -79,8 +80,8 @@ def transcribe_one(path, listen, silence, longest):
             times = {"start": round(start, 3), "end": round(end, 3)}
             rows.append({"audio": path, **times, **result})
         else:
-            silent += 1
-    return {"rows": rows, "counts": {"lines": len(rows), "pieces without words": silent}}
+            wordless_count += 1
+    return {"rows": rows, "counts": {"lines": len(rows), "pieces without words": wordless_count}}
 
 
 def words_within(words, seconds):
@@ -104,18 +105,15 @@ class Progress:
         """Raises DataError where the file was begun by another run."""
         self.path = out.with_name(f".{out.name}.progress")
         self.results = {}
-        whole = 0  # bytes of whole lines; a kill may have left half of one
         if self.path.exists():
+            cut_to_whole_lines(self.path)
             rows = [row for _, row in read_rows(self.path) if not isinstance(row, Problem)]
             if rows and rows[0] != about:
                 raise DataError(f"{out} was begun from other recordings or with other settings: "
                                 f"take those again, or remove {self.path}")
             self.results = {row["path"]: row["result"] for row in rows[1:]}
-            content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
         self.file = open(self.path, "ab")
-        self.file.truncate(whole)
-        if not whole:
+        if not self.path.stat().st_size:
             self._write(about)
 
     def add(self, path, result):
@@ -137,6 +135,12 @@ class Progress:
         os.fsync(self.file.fileno())
 
 
+def cut_to_whole_lines(path):
+    """Take off what a kill left of a last line, which may end within a character."""
+    whole = path.read_bytes().rfind(b"\n") + 1  # bytes of whole lines
+    os.truncate(path, whole)
+
+
 def add_command(commands):
     """The command `transcribe` of data.py."""
     about = "Write the texts of recordings, by faster-whisper. A stopped run goes on."
@@ -144,6 +148,7 @@ def add_command(commands):
                                  epilog="Then: python data.py check OUT --confidence 0.6")
     parser.add_argument("folder", help="recordings, also in folders below")
     parser.add_argument("out", help="manifest to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a manifest that exists")
     parser.add_argument("--whisper", default="small", metavar="MODEL",
                         help="folder, size or Hub id of a faster-whisper model; '' for the "
                         "packaged Whisper tiny (default: %(default)s)")
@@ -169,6 +174,7 @@ def add_command(commands):
         def listen(audio, rate):
             return whisper.listen(audio, rate, args.words)
         settings = f"{args.whisper} {args.language} {args.words}"
-        counts = transcribe(args.folder, args.out, listen, settings, args.silence, args.longest)
+        counts = transcribe(args.folder, args.out, listen, settings, args.silence, args.longest,
+                            args.overwrite)
         return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     parser.set_defaults(run=run)
