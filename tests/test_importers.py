@@ -316,7 +316,7 @@ def test_a_reference_is_another_recording_of_the_same_voice(tmp_path):
     assert dialogs[5]["spoken"] == heard[4] and heard[5] == dialogs[4]["spoken"]
     manifest.write_text(json.dumps(lines[4]) + "\n")
     with pytest.raises(SystemExit, match="no two recordings are in one folder"):
-        data.main(["references", str(manifest), str(out)])
+        data.main(["references", str(manifest), str(out), "--overwrite"])
 
 
 def test_another_speed_is_another_voice():

@@ -14,8 +14,9 @@ from collections import namedtuple
 
 import torch
 
-from workshop.model_folder import FRAME, SAMPLE_RATE
+from workshop.model_folder import FRAME
 from workshop.results import BATCHES_IN_MEMORY, Run
+from workshop.sound_file import SAMPLE_RATE
 
 TIMED_FRAMES = 25  # of silence in each conversation of a batch, after as many that do not count
 
