@@ -43,7 +43,6 @@ as in State.
 import time
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from workshop import command, pace
