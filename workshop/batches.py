@@ -183,7 +183,7 @@ class Batches:
         if not self.sequences:
             of_valid = ""
             if settings.valid:
-                of_valid = f"; --valid took {', '.join(settings.valid)}"
+                of_valid = f"; --valid took {', '.join(map(str, settings.valid))}"
             raise BatchError("no samples are left to train on: name folders of grids, and hold out "
                              f"fewer{of_valid}")
         self.steps_per_epoch = math.ceil(len(self.sequences) / settings.batch)

@@ -158,7 +158,7 @@ def check_same_model(path, before, now):
     other = [f"{name} {before[name]} and not {now[name]}"
              for name in now if before[name] != now[name]]
     if other:
-        raise CheckpointError(f"{path} is of another model than --init (or --beside) describes now, "
+        raise CheckpointError(f"{path} is of another model than that of --init (or --beside) now, "
                               f"with {', '.join(other)}: choose another --out, or put config.json "
                               "back")
 
@@ -277,10 +277,11 @@ class Checkpoints:
         except FAILURES as failure:
             shutil.rmtree(part, ignore_errors=True)
             free = shutil.disk_usage(self.folder).free / 1e9
+            reason = error_line(errors_in(failure)[0])
             raise CheckpointError(
                 f"the checkpoint {whole} cannot be written, with {free:.1f} GB free there "
-                f"({error_line(errors_in(failure)[0])}); the ones before it are kept, and the same command goes on "
-                "from the last") from None
+                f"({reason}); the ones before it are kept, and the same command goes on from the "
+                "last") from None
 
     def _superfluous(self, best):
         """The checkpoints that need not stay. The newest does, and the newest `keep` of those that
@@ -301,6 +302,8 @@ class Checkpoints:
                 loss = read_about(path).get("loss")
             except Damaged:
                 continue
+            except OSError:
+                loss = None  # perhaps it is whole, and it stays
             if loss is None or loss <= SPOILT_TIMES * lowest + SPOILT_PLUS:
                 good.append(path)
             else:
@@ -402,17 +405,19 @@ def load(path, state, no_dist=False):
         dcp.FileSystemReader(path).read_metadata()  # in dcp.load every failure looks like damage
         dcp.load(state, checkpoint_id=path, no_dist=no_dist)
     except FAILURES as failure:
-        errors = errors_in(failure)
-    else:
-        return
+        raise what_failed(path, errors_in(failure)) from None
+
+
+def what_failed(path, errors):
+    """Errors of PyTorch while it read a checkpoint -> Damaged or CheckpointError"""
     for error in errors:
         sentence = error_line(error)
         if is_passing(error):
-            raise CheckpointError(f"{path} cannot be read now ({sentence}): it is left as it is, "
-                                  "and the same command tries again")
+            return CheckpointError(f"{path} cannot be read now ({sentence}): it is left as it is, "
+                                   "and the same command tries again")
         if sentence.startswith(("Missing key", "Size mismatch")):
-            raise CheckpointError(f"{path} is of another model: {sentence}")
-    raise Damaged(f"the checkpoint {path} is damaged ({error_line(errors[0])})")
+            return CheckpointError(f"{path} is of another model: {sentence}")
+    return Damaged(f"the checkpoint {path} is damaged ({error_line(errors[0])})")
 
 
 def is_passing(error):

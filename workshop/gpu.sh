@@ -104,7 +104,7 @@ install() {
 fetch() {
     folder=$WORK/export
     if [ ! -f "$folder/parts.txt" ]; then
-        "$PYTHON" train.py export "$WORK/run" "$folder/model" --dtype bfloat16
+        "$PYTHON" train.py export "$WORK/run" "$folder/model" --dtype bfloat16 --overwrite
         tar -cf - -C "$folder" model | split -b "$PART" -d -a 3 - "$folder/model.tar."
         (cd "$folder" && ls model.tar.* > parts.txt)
     fi

@@ -113,19 +113,20 @@ class History:
     def verdict(self):
         """What the losses say of a run that has failed, a sentence, or None. Sources without a loss
         from before the run say nothing."""
-        names = [name for one in self.all[1:] for name in one.losses]
-        known = [name for name in dict.fromkeys(names) if self.first_of(name).step == 0]
-        if not known:
+        if len(self.all) < 2 or self.all[0].step != 0:
             return None
-        before = {name: self.first_of(name).losses[name] for name in known}
-        lowest = {name: min(self.losses_on(name, self.all[1:])) for name in known}
-        if any(lowest[name] <= LEARNED * before[name] for name in known):
+        lowest = {}  # since the first step, of each source
+        for name in self.all[0].losses:
+            losses = self.losses_on(name, self.all[1:])
+            if losses:
+                lowest[name] = min(losses)
+        before = self.all[0].losses
+        if any(loss <= LEARNED * before[name] for name, loss in lowest.items()):
             return None
-        for name in known:
-            if lowest[name] > SPOILT * before[name]:
+        for name, loss in lowest.items():
+            if loss > SPOILT * before[name]:
                 return (f"the loss on {name} was {before[name]:.3f} before the run and never below "
-                        f"{lowest[name]:.3f} since: this run has spoilt the model; take a lower "
-                        "--lr")
+                        f"{loss:.3f} since: this run has spoilt the model; take a lower --lr")
         return ("no loss has fallen by more than a hundredth: this run has taught the model next "
                 "to nothing")
 
