@@ -72,7 +72,7 @@ def test_it_says_what_chat_py_would_say(untrained):
 
 def test_a_run_that_can_say_nothing_is_refused(run, tmp_path):
     """Catches a run that trains for hours before it finds that nothing is there to be asked."""
-    with pytest.raises(SystemExit, match="--speak needs samples to be asked"):
+    with pytest.raises(SystemExit, match="--speak needs something to validate on"):
         train.main([word for word in run if word not in ("--hold-out", "0.34")])
     (tmp_path / "grids" / "grids.json").write_text(json.dumps({"format": "tts"}))
     grids = shards.Shard(tmp_path / "grids" / "shard-00000.safetensors")

@@ -1121,7 +1121,7 @@ def test_errors_are_one_sentence(run, tmp_path):
         (["run", *grids, *start, "--out", f"{run.init}/../start"], "is the folder of --init"),
         ([*usual, "--lora", "0"], "--lora must be 1 or more"),
         ([*usual, "--seed", "9" * 30], "--seed must be from 0 to 9.223e+18"),
-        ([*usual, "--patience", "2"], "need something to validate on"),
+        ([*usual, "--patience", "2"], "--patience needs something to validate on"),
         ([*usual, "--valid-every", "2"], "--valid-every needs something to validate on"),
         ([*usual, "--valid", grids[0], "--hold-out", "0.1"], "--valid and --hold-out exclude"),
         ([*usual, "--forget", "-1"], "--forget must be 0 or more"),

@@ -19,7 +19,6 @@ from workshop import checkpoints, command, costs, lora, model_files, processes, 
 from workshop import tokenizer, training_log
 from workshop.checkpoints import option_name
 from workshop.files import error_line
-from workshop.validation import may_stop_early
 
 
 class SettingError(ValueError):
@@ -130,16 +129,7 @@ def check(settings):
     check_out(Path(settings.out))
     if settings.lr and not any(settings.lr):
         raise SettingError("--lr 0 0 trains nothing")
-    if settings.valid and settings.hold_out:
-        raise SettingError("--valid and --hold-out exclude each other: what is held out would be "
-                           "neither trained on nor validated")
-    if settings.valid_every and not settings.valid and not settings.hold_out:
-        raise SettingError("--valid-every needs something to validate on: --valid or --hold-out")
-    if settings.speak and not settings.valid and not settings.hold_out:
-        raise SettingError("--speak needs samples to be asked: --valid or --hold-out")
-    if may_stop_early(settings) and not settings.valid and not settings.hold_out:
-        raise SettingError("--forget and --patience need something to validate on: --valid or "
-                           "--hold-out")
+    check_validation(settings)
     check_trained(settings)
 
 
@@ -149,6 +139,19 @@ def check_out(out):
     if not is_run and ((out / "config.json").exists() or model_files.files_of_model(out)):
         raise SettingError(f"--out {out} holds another model, which would be written over: choose "
                            "another --out")
+
+
+def check_validation(settings):
+    """Raise SettingError where there is nothing to validate on, or too much."""
+    if settings.valid and settings.hold_out:
+        raise SettingError("--valid and --hold-out exclude each other: what is held out would be "
+                           "neither trained on nor validated")
+    if settings.valid or settings.hold_out:
+        return
+    for name in ("valid_every", "speak", "forget", "patience"):
+        if getattr(settings, name) is not None:
+            raise SettingError(f"{option_name(name)} needs something to validate on: --valid or "
+                               "--hold-out")
 
 
 def check_trained(settings):
