@@ -440,7 +440,7 @@ def test_training_learns_exports_and_refuses_other_settings(run, tmp_path):
     assert (exported / "tokenizer.json").exists()
     # Catches a model that does not say how long its rows were: chat.py would remember too much.
     assert model_files.load(run.out).config.trained_frames == run.length
-    with pytest.raises(checkpoints.CheckpointError, match="made with another --lr, --batch: "):
+    with pytest.raises(checkpoints.CheckpointError, match="other settings .--lr, --batch.: choose"):
         train.train(replace(run, batch=3, lr=(5e-3, 1e-3)))
     shards.save(made_up(1), Path(run.grids[0]) / "shard-00001.safetensors")
     with pytest.raises(checkpoints.CheckpointError, match="other grids than .*asr: choose"):
@@ -585,7 +585,7 @@ def test_a_slash_makes_no_other_folder_and_options_are_named(run):
     run = replace(run, epochs=0.5)
     train.train(run)
     train.train(replace(run, init=f"{run.init}/", grids=tuple(f"{path}/:1" for path in run.grids)))
-    with pytest.raises(checkpoints.CheckpointError, match="another grids, --wait-weight: choose"):
+    with pytest.raises(checkpoints.CheckpointError, match="other settings .grids, --wait-weight.: "):
         train.train(replace(run, grids=run.grids[:1], wait_weight=1.0))
 
 

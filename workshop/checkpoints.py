@@ -142,8 +142,8 @@ def check_same(path, before, about, settings_class):
     if {"grids", "data"} & {*other_names}:
         options.insert(0, "grids")
     if options:
-        raise CheckpointError(f"{path} was made with another {', '.join(options)}: choose another "
-                              "--out, or remove it")
+        raise CheckpointError(f"{path} was made with other settings ({', '.join(options)}): choose "
+                              "another --out, or remove it")
 
 
 def check_same_model(path, before, now):
