@@ -496,6 +496,16 @@ def test_files_with_names_like_weights_stay(tmp_path):
 # --- a tokenizer of one's own ---
 
 
+def test_a_tokenizer_reads_what_check_accepts(tmp_path):
+    """Catches a manifest with an empty line or a byte-order mark that data.py reads and the
+    tokenizer refuses."""
+    file = tmp_path / "m.jsonl"
+    file.write_text('\ufeff{"audio": "a.wav", "text": "one"}\r\n\n{"text": "two"}', encoding="utf-8")
+    assert list(tokenizer.read_texts([file])) == ["one", "two"]
+    (tmp_path / "t.txt").write_text("\ufeffone\u2028half\r\ntwo", encoding="utf-8")
+    assert list(tokenizer.read_texts([tmp_path / "t.txt"])) == ["one\u2028half", "two"]
+
+
 def test_a_tokenizer_for_another_language(tmp_path, capsys):
     """Catches a tokenizer to which some text is unknown, special ids that words have, and a
     config.json that does not fit."""
@@ -538,7 +548,7 @@ def test_a_tokenizer_for_another_language(tmp_path, capsys):
         train.main(
             ["tokenizer", str(tmp_path / "texts.txt"), str(tmp_path / "x"), "--size", "100"]
         )
-    with pytest.raises(SystemExit, match="none.txt cannot be read as text"):
+    with pytest.raises(SystemExit, match="none.txt cannot be read: No such file"):
         train.main(
             [
                 "tokenizer",

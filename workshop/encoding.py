@@ -137,13 +137,14 @@ class RunReport(NamedTuple):
     longest: int         # frames of the longest sample in the folder
 
     def __str__(self):
-        turns = ""
+        text = f"{self.samples} samples, {self.left_out} left out"
         if self.turns_left_out:
-            turns = f", {self.turns_left_out} turns left out for --longest-sample"
-        seconds = self.longest / stream.FRAME_RATE
-        return (f"{self.samples} samples, {self.left_out} left out{turns}\n"
-                f"the longest sample has {self.longest:,} frames ({seconds:.0f} s): training needs "
-                f"--length {self.longest + stream.ACOUSTIC_DELAY} or more")
+            text += f", {self.turns_left_out} turns left out for --longest-sample"
+        if self.longest:
+            seconds = self.longest / stream.FRAME_RATE
+            text += (f"\nthe longest sample has {self.longest:,} frames ({seconds:.0f} s): training "
+                     f"needs --length {self.longest + stream.ACOUSTIC_DELAY} or more")
+        return text
 
 
 @dataclass(frozen=True)
@@ -331,7 +332,8 @@ def check_folder(out, about):
                         "version of data.py: choose another folder, or remove it")
     if before.get("recordings", now) != now:  # older versions did not look at them
         raise DataError(f"{out} holds grids of recordings that are no longer the same: some of "
-                        "the manifest have another size now; choose another folder, or remove it")
+                        "the manifest's are gone or have another size; choose another folder, or "
+                        "remove it")
 
 
 def recordings(folders):

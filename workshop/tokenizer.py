@@ -20,6 +20,7 @@ import flm
 from workshop import (beside, codec_files, config_files, gguf_files, model_files, parameters,
                       qwen_files)
 from workshop.files import LoadError, replacing
+from workshop.manifests import read_lines, text_lines
 from workshop.model_files import SHIPPED
 
 SPECIAL = {"wait_token": "<wait>", "asr_token": "<asr>", "answer_token": "<answer>"}
@@ -50,17 +51,14 @@ def texts_of(value):
 
 def read_texts(paths):
     """The texts of .jsonl files, as data.py reads and writes them, and the lines of all others.
-    Raises TokenizerError."""
+    Raises DataError."""
     for path in paths:
-        try:
-            with open(path, encoding="utf-8") as lines:
-                for line in lines:
-                    if Path(path).suffix == ".jsonl":
-                        yield from texts_of(json.loads(line))
-                    else:
-                        yield line.rstrip("\n")
-        except (OSError, ValueError) as error:
-            raise TokenizerError(f"{path} cannot be read as text: {error}") from None
+        if Path(path).suffix == ".jsonl":
+            for _, row in read_lines(path):
+                yield from texts_of(row)
+        else:
+            for _, line in text_lines(path):
+                yield line
 
 
 def learn(texts, size):
@@ -119,8 +117,8 @@ def make(sources, folder, size, shape=None, codec=SHIPPED):
 
     sources: files of texts, or one language model; size: ids of a tokenizer of texts, or None;
     shape: the preset whose shape the model has, or around a language model, whose depth transformer
-    it has. Raises TokenizerError or LoadError before anything is written, and OSError where it
-    cannot be written; the same command then writes the rest."""
+    it has. Raises TokenizerError, DataError or LoadError before anything is written, and OSError
+    where it cannot be written; the same command then writes the rest."""
     folder = Path(folder)
     for name in ("tokenizer.json", "config.json"):
         if (folder / name).exists():
