@@ -20,6 +20,7 @@ import mimi
 import train
 from workshop import (
     beside,
+    checkpoints,
     codec_files,
     config_files,
     gguf_files,
@@ -323,6 +324,10 @@ def test_a_preset_takes_the_ids_of_the_folder_beside(tmp_path, monkeypatch):
     assert (config.wait_token, config.asr_token, config.answer_token) == (WAIT, 338, 339)
     assert starting.fresh_config("small").wait_token == 300
     assert starting.fresh_config("small", REFERENCE / "qwen_small").wait_token == 300
+    # Catches a run that goes on with other special ids, since --beside may change.
+    before, now = config_files.to_json(config), config_files.to_json(starting.fresh_config("small"))
+    with pytest.raises(checkpoints.CheckpointError, match=f"with wait_token {WAIT} and not 300"):
+        checkpoints.check_same_model(tmp_path, before, now)
     monkeypatch.setitem(flm.PRESETS, "small", small(vocab_size=330, wait_token=300))
     with pytest.raises(
         starting.StartError, match="special ids of .*release.config.json do not fit"

@@ -1063,6 +1063,13 @@ def test_a_run_says_that_its_model_will_remember_less(run, capsys):
     assert "trained on sequences" not in capsys.readouterr().out
 
 
+def test_a_sample_that_is_too_long_is_said_before_the_model_is_built(run, monkeypatch):
+    """Catches an hour of reading weights before a sentence that could have been said at once."""
+    monkeypatch.setattr(train, "build", None)
+    with pytest.raises(batches.BatchError, match="grid [0-9]+: this sample of .* raise --length"):
+        train.train(replace(run, length=9))
+
+
 def test_a_stage_names_formats_that_exist():
     """Catches a new stage with a format misspelt, which would only ever warn."""
     with pytest.raises(ValueError, match="no 'asr-tts'"):
@@ -1070,14 +1077,26 @@ def test_a_stage_names_formats_that_exist():
 
 
 def test_bench_measures_both(monkeypatch, capsys):
-    """Catches a bench that compares two different losses, or that fails."""
+    """Catches a bench that compares two different losses, or that fails; and operations that are
+    counted for sequences of another length."""
+    lengths = []
+
+    def count_flops(config, frames, length, code_frames):
+        lengths.append(length)
+        return 1e9
+    monkeypatch.setattr(costs, "peak", lambda device: 1e12)
+    monkeypatch.setattr(costs, "flops", count_flops)
     small = replace(SMALL, vocab_size=1024)  # made-up words are ids below 1000
     monkeypatch.setitem(flm.PRESETS, "small", small)
     train.main(["bench", "small", "--length", "300", "--steps", "1"])
-    packed, straightforward = capsys.readouterr().out.splitlines()[1:]
+    output = capsys.readouterr().out.splitlines()
+    packed, straightforward = output[1:]
     assert "frames/s" in straightforward and "frames/s" in packed
-    losses = [float(line.split("loss ")[1]) for line in (straightforward, packed)]
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in (straightforward, packed)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    longest = int(output[0].split("at most ")[1].split()[0])
+    assert lengths == [300, longest]
+
 
 def test_errors_are_one_sentence(run, tmp_path):
     """Catches tracebacks where a path, a tokenizer, a model or a setting is wrong, and a run that
@@ -1266,11 +1285,19 @@ def test_plan_reads_a_source_as_often_as_it_weighs(run, capsys):
     assert f"{500 * frames * 17 / 1e6:,.1f} M tokens" in capsys.readouterr().out
 
 
-def test_a_plan_needs_no_weights(run, capsys):
+def test_a_plan_needs_no_weights(run, monkeypatch, capsys):
     """Catches a plan that fetches the weights of a Hub id, or reads those of a folder."""
     (Path(run.init) / "model.safetensors").write_bytes(b"damaged")
     train.main(["run", "--init", run.init, "--plan", "--hours", "1"])
     assert "days at 45% MFU" in capsys.readouterr().out
+    fetched = []
+
+    def download(name, allow_patterns):
+        fetched.append(allow_patterns)
+        return run.init
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    train.main(["run", "--init", "somebody/model", "--plan", "--hours", "1"])
+    assert fetched == [["config.json"]]
 
 
 def test_plan_with_adapters_fits_a_small_gpu(capsys):

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from workshop import checkpoints
+from workshop import checkpoints, model_files
 
 # The stages in which the model is silent, and not without a voice, while it writes a transcript.
 SILENT_STAGES = {"fine-tuning-1": "asr-response-tts"}
@@ -20,7 +20,7 @@ def model_folder(name):
     is written to RUN/exported, which is what is asked. Raises ValueError."""
     folder = Path(name)
     whole = checkpoints.list_checkpoints(folder / "checkpoints")
-    if not whole or any(folder.glob("model*.safetensors")):
+    if not whole or model_files.files_of_model(folder):
         return name
     exported = folder / "exported" / whole[-1].name
     if not exported.exists():
