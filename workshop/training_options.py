@@ -278,8 +278,8 @@ def add_run_options(run, stages):
     add("--valid", nargs="+", action="append", metavar="FOLDER",
         help="folders of grids for the validation loss, each for itself; may be given several "
         "times")
-    add("--hold-out", type=float, help="or a share of the samples of each folder; a recording may be "
-        "in others too" + DEFAULT)
+    add("--hold-out", type=float, help="or a share of the samples of each folder; a recording may "
+        "be in others too" + DEFAULT)
     add("--valid-every", type=int, help="steps between validations (default: 200, or a tenth of "
         "a shorter run that may stop early)")
     add("--speak", type=int, metavar="N", help="at each validation have the model answer N "
