@@ -100,7 +100,7 @@ def fit(turns, silences, settings, ids):
         turns = turns[:-1]
         silences = silences[:len(turns)] + silences[-1:]
         length = len(stream.write(settings.format, turns, silences, ids))
-    if length - sum(silences) > longest and len(turns) == 1:
+    if length - sum(silences) > longest:
         raise DataError(f"its first turn alone has {length - sum(silences)} frames, and "
                         f"--longest-sample is {longest}")
     silences = list(silences)
