@@ -71,7 +71,7 @@ def relative(values, expected):
     """The norm of the difference, in norms of what is expected."""
     values = values.detach().float().cpu()
     expected = expected.detach().float().cpu()
-    return ((values - expected).norm() / expected.norm()).item()
+    return ((values - expected).norm() / expected.norm().clamp(min=1e-6)).item()
 
 
 # --- frames ---

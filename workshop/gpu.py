@@ -36,6 +36,7 @@ LOAD = Path(os.environ.get("LOAD", ROOT / ".gpu"))      # what gpu.sh prepare ma
 TO_END = 15      # seconds before the end of a call in which nothing begins
 TO_STOP = 45     # seconds that a run of training has for its last checkpoint
 TRIES = 2
+LEAST_IN_A_REHEARSAL = 5
 
 
 # --- the jobs ---
@@ -191,7 +192,7 @@ def run_jobs(stages, end):
         left = end - time.time() - TO_END
         if job.stage not in stages or not record.waits(job):
             continue
-        if left < (job.least if ON_GPU else 5):
+        if left < (job.least if ON_GPU else LEAST_IN_A_REHEARSAL):
             print(f"      {job.name}: waits for the next call, {left:.0f} s are left")
             continue
         began = time.time()
@@ -459,7 +460,7 @@ def hardware():
         import torch
         from workshop import bench
         return f"{bench.hardware(DEVICE)}, PyTorch {torch.__version__}"
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, AssertionError) as error:
         return f"{DEVICE} ({error})"
 
 

@@ -56,6 +56,7 @@ prepare() {
 pack() {
     rm -rf .gpu-[0-9]*
     tar -czf - -C "$(dirname "$1")" "$(basename "$1")" | split -b "$PIECE" -d -a 3 - .gpu-piece-
+    mkdir -p "$LOAD"
     n=0
     for piece in .gpu-piece-*; do
         n=$((n + 1))
@@ -94,6 +95,7 @@ install() {
     # What was compiled in one call need not be compiled in the next. Processes meet on this machine.
     export TORCHINDUCTOR_CACHE_DIR="$WORK/inductor" TRITON_CACHE_DIR="$WORK/triton"
     export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
+    [ "$DEVICE" = cuda ] && ip link set lo up 2> /dev/null || true
     if ! "$PYTHON" -c 'import torch, soundfile, soxr, safetensors, tokenizers, tqdm, pytest'; then
         echo "gpu.sh: $PYTHON lacks a package: another PYTHON=..., or a wheel in $LOAD/wheels" >&2
         exit 1
@@ -132,6 +134,7 @@ case "${1:-all}" in
 prepare) prepare ;;
 pack) pack "$2" ;;
 take) take "$2" ;;
+unpack) unpack ;;
 fetch)
     install
     fetch "${2:-1}"
