@@ -24,22 +24,38 @@ EVERY_POSITION_HAS_LOSS = torch.fx.experimental._config.patch(meta_nonzero_assum
 COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 
 
+def tensors_in(*values):
+    return [leaf for leaf in _pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
 class OneDevice(TorchDispatchMode):
     """Within, no operation but a copy may take tensors of two devices. Numbers as tensors, which
     have no dimension, may be anywhere, as PyTorch allows."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        leaves = _pytree.tree_leaves((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim]
+        tensors = [tensor for tensor in tensors_in(args, kwargs) if tensor.ndim]
         devices = {tensor.device for tensor in tensors}
         shapes = [(str(tensor.device), list(tensor.shape)) for tensor in tensors]
         assert len(devices) < 2 or operation in COPIES, f"{operation} of {shapes}"
         return operation(*args, **kwargs)
 
 
+class NothingElsewhere(OneDevice):
+    """Within, no tensor may be made or used on the CPU at all, and none copied from or to it: what
+    is captured as a graph cannot wait for that."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(operation, types, args, kwargs)
+        devices = {tensor.device.type for tensor in tensors_in(args, kwargs, result)}
+        assert devices <= {"meta"}, operation
+        return result
+
+
 def test_what_is_watched_can_fail():
     """Catches a watch that sees nothing."""
+    with NothingElsewhere(), pytest.raises(AssertionError):
+        torch.ones(())
     table = torch.empty(3, 2, device="meta")
     with OneDevice():
         torch.nn.functional.embedding(torch.zeros(2, dtype=torch.long, device="meta"), table)
@@ -77,7 +93,8 @@ def test_a_frame_stays_on_its_device(ends, bits, fields):
         chances = torch.empty(2, 1 + stream.K, device="meta")
 
         def run(function, tools, *tensors):
-            return function(tools, *tensors)
+            with NothingElsewhere():
+                return function(tools, *tensors)
         for hears in (all_of_them, None):
             state, answer = chat.frame(tools, state, user, hears, all_of_them, chances, run)
     assert answer.shape == (2, 1 + stream.K + 1920)

@@ -7,7 +7,7 @@ once, adapters of the 7B, and how fast batches are read; all else calls the proj
 
     sh workshop/gpu.sh                       # runs this file; its head says how
     DEVICE=cpu sh workshop/gpu.sh            # a rehearsal with small shapes
-    python workshop/gpu.py list              # the jobs, and which are done
+    python -m workshop.gpu list              # the jobs, and which are done
 
 Unusual here:
 - A job that the end of a call cuts off begins again in the next call, twice at most. A failure is
@@ -15,6 +15,7 @@ Unusual here:
 - Random weights are drawn on the GPU, in seconds; flm.py draws those of the 7B in minutes.
 """
 import argparse
+import gc
 import json
 import os
 import re
@@ -28,7 +29,6 @@ from statistics import median
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 DEVICE = os.environ.get("DEVICE", "cuda")
 ON_GPU = DEVICE.startswith("cuda")
 WORK = Path(os.environ.get("WORK", "/tmp/flm-gpu"))     # survives a call, not the machine
@@ -72,7 +72,7 @@ def frames():
     def bench(name, *options, least=60, most=280, how=()):
         count = 200 if ON_GPU else 3
         return Job(name, "bench", least, most,
-                   [__file__, "chat", *how, "--bench", "--device", DEVICE, "--frames", str(count),
+                   ["-m", "workshop.gpu", "chat", *how, "--bench", "--device", DEVICE, "--frames", str(count),
                     *options])
 
     def random_weights(name):
@@ -105,12 +105,12 @@ def training():
         chosen = [option for option in options if option != without]
         name = f"train {preset}" + (f", without {without}" if without else "")
         return Job(name, "bench", least, 240,
-                   [__file__, "train", "bench", shape(preset), "--length", length, "--steps", steps,
+                   ["-m", "workshop.gpu", "train", "bench", shape(preset), "--length", length, "--steps", steps,
                     "--device", DEVICE, *chosen])
     return [
         bench("0.5b"),
         bench("1.5b", least=90),
-        Job("adapters of the 7b", "bench", 120, 400, [__file__, "adapters"]),
+        Job("adapters of the 7b", "bench", 120, 400, ["-m", "workshop.gpu", "adapters"]),
         *(bench("0.5b", option) for option in options),
         *(bench("1.5b", option, least=90) for option in options[1:]),
     ]
@@ -122,12 +122,12 @@ def conversations():
     for preset, counts in (("7b", (64, 16, 4)), ("0.5b", (64, 16, 4, 1))):
         for count in counts:
             jobs.append(Job(f"{count} conversations {preset}", "bench", 120, 280,
-                            [__file__, "conversations", shape(preset), str(count)]))
+                            ["-m", "workshop.gpu", "conversations", shape(preset), str(count)]))
     return jobs
 
 
 def data_rate():
-    return Job("data", "bench", 20, 120, [__file__, "data"])
+    return Job("data", "bench", 20, 120, ["-m", "workshop.gpu", "data"])
 
 
 def the_run():
@@ -357,6 +357,8 @@ def adapters_of_7b():
             return counts
         line = {"rank": rank, "frames": length}
         torch.compiler.reset()
+        if ON_GPU:
+            torch.cuda.reset_peak_memory_stats()
         try:
             seconds, counts = costs.seconds_a_step(step, batch, 3, device)
             kinds = counts[Loss.MONOLOGUE] + counts[Loss.WAIT]
@@ -369,10 +371,12 @@ def adapters_of_7b():
         except torch.OutOfMemoryError:
             line["gigabytes"] = "more than there are"
         print(json.dumps(line), flush=True)
+        # All that holds the model, before the next one is made.
         del model, equation, optimizer, step
+        starting.model_to_train = None
         if ON_GPU:
+            gc.collect()
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
 
 
 def rate_of_batches(seconds=8):

@@ -119,7 +119,7 @@ fetch() {
 }
 
 results() {
-    "$PYTHON" workshop/gpu.py summary > "$OUT/summary.md"
+    "$PYTHON" -m workshop.gpu summary > "$OUT/summary.md"
     cp "$WORK/done.json" "$OUT/" 2>/dev/null || true
     if [ -f "$WORK/run/log.jsonl" ]; then
         cp "$WORK/run/log.jsonl" "$OUT/"
@@ -147,7 +147,7 @@ all | tests | bench | train)
     [ "$DEVICE" = cuda ] && nvidia-smi -L
     left=$((SECONDS_A_CALL - ($(date +%s) - started)))
     # shellcheck disable=SC2086  # one word each
-    "$PYTHON" workshop/gpu.py jobs "$left" $stages
+    "$PYTHON" -m workshop.gpu jobs "$left" $stages
     results
     ;;
 *)
