@@ -74,16 +74,17 @@ def test_a_run_of_training_gets_a_ctrl_c_and_goes_on(bench, tmp_path, monkeypatc
     assert bench(60, run) == {"run": "done"}
 
 
-def test_tests_that_passed_are_not_repeated(bench, monkeypatch):
+def test_tests_that_ran_are_not_repeated(bench, monkeypatch):
     """Catches a second call that begins with the tests of the first."""
-    passed = "tests/test_cuda.py::test_a[16]"
-    text = f"{passed} PASSED [ 1%]\n[gw0] [ 2%] FAILED tests/test_cuda.py::test_b \n"
+    names = [f"tests/test_cuda.py::test_{name}" for name in ("a[16]", "b", "c")]
+    text = f"{names[0]} PASSED [ 1%]\n[gw0] [ 2%] FAILED {names[1]} \n{names[2]} "
     tests = job("tests", "import sys; print(sys.argv[1:])", stage="tests")
     monkeypatch.setattr(gpu, "tests", lambda: tests)
     bench(60)
     gpu.log_of(tests).write_text(text)
     bench(60, tests, stages=("tests",))
-    assert gpu.log_of(tests).read_text().endswith(f"['--deselect', '{passed}']\n")
+    assert gpu.log_of(tests).read_text().endswith(
+        f"['--deselect', '{names[0]}', '--deselect', '{names[1]}']\n")
 
 
 def test_another_machine_knows_what_is_done(bench):

@@ -10,8 +10,9 @@ once, adapters of the 7B, and how fast batches are read; all else calls the proj
     python -m workshop.gpu list              # the jobs, and which are done
 
 Unusual here:
-- A job that the end of a call cuts off begins again in the next call, twice at most. A failure is
-  written down and stops nothing. The run of training gets a Ctrl-C instead, and goes on.
+- A job that the end of a call cuts off begins again in the next call, once. Of the tests, those
+  begin again that had not ended. A failure is written down and stops nothing. The run of training
+  gets a Ctrl-C instead, and goes on.
 - Random weights are drawn on the GPU, in seconds; flm.py draws those of the 7B in minutes.
 """
 import argparse
@@ -35,7 +36,6 @@ WORK = Path(os.environ.get("WORK", "/tmp/flm-gpu"))     # survives a call, not t
 LOAD = Path(os.environ.get("LOAD", ROOT / ".gpu"))      # what gpu.sh prepare made
 TO_END = 15      # seconds before the end of a call in which nothing begins
 TO_STOP = 45     # seconds that a run of training has for its last checkpoint
-TRIES = 2
 LEAST_IN_A_REHEARSAL = 5
 
 
@@ -48,6 +48,7 @@ class Job(NamedTuple):
     most: int          # seconds after which it has failed
     arguments: list    # of python
     goes_on: bool = False   # a Ctrl-C stops it, and the same command goes on
+    tries: int = 2          # calls that may cut it off
 
 
 def jobs():
@@ -59,7 +60,9 @@ def tests():
     arguments = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/test_cuda.py"]
     if ON_GPU and has_package("xdist"):
         arguments += ["-n", "4"]
-    return Job("tests", "tests", 60, 520, arguments)
+    if ON_GPU and has_package("pytest_timeout"):
+        arguments += ["--timeout", "240"]
+    return Job("tests", "tests", 60, 10**6, arguments, tries=4)
 
 
 def shape(name):
@@ -173,7 +176,7 @@ class Record:
 
     def write(self, job, state, seconds):
         tries = self.tries(job) + 1
-        if state == "cut off" and tries >= TRIES and not job.goes_on:
+        if state == "cut off" and tries >= job.tries and not job.goes_on:
             state = "failed"
         self.jobs[job.name] = {"state": state, "tries": tries, "seconds": round(seconds)}
         self.path.write_text(json.dumps(self.jobs, indent=1))
@@ -213,7 +216,7 @@ def run(job, seconds):
     """Run a job for so many seconds -> its exit code, or None where it was stopped."""
     arguments = [sys.executable, *job.arguments]
     if job.name == "tests":
-        for test in tests_that_passed():
+        for test in tests_that_ran():
             arguments += ["--deselect", test]
     environment = os.environ | {"FLM_DEVICE": DEVICE, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     with open(log_of(job), "a") as log:
@@ -234,16 +237,16 @@ def run(job, seconds):
             return None
 
 
-def tests_that_passed():
-    """Their names, which a second call leaves out."""
+def tests_that_ran():
+    """Their names, which the next call leaves out."""
     log = log_of(tests())
     text = log.read_text(errors="replace") if log.exists() else ""
-    passed = set()
+    names = set()
     for line in text.splitlines():
         test = re.search(r"tests/test_cuda\.py::\S+", line)
-        if test and "PASSED" in line:
-            passed.add(test[0])
-    return sorted(passed)
+        if test and re.search(r"\b(PASSED|FAILED|SKIPPED|ERROR)\b", line):
+            names.add(test[0])
+    return sorted(names)
 
 
 # --- jobs that are no command of the project ---
