@@ -450,14 +450,14 @@ def validate(run):
         for batch in micro_batches:
             sums += run.equation(*batch.to(device_of(run.equation))).cpu()
         terms[name] = sum_over_processes(sums) / count_tokens(micro_batches).clamp(min=1)
-    if dist.is_initialized():
-        run.equation.reshard()  # without a backward pass the root stays gathered
     losses = Validation.of(run.step, terms, run.settings.weights())
     run.history.add(losses)
     if run.log:
         run.log.add_validation(losses)
     if run.spoken:
         run.spoken.write(run.equation.flm, run.step)
+    if dist.is_initialized():
+        run.equation.reshard()  # without a backward pass the root stays gathered until here
 
 
 @dataclass

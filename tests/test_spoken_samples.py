@@ -4,12 +4,13 @@ import json
 import pytest
 import soundfile
 import torch
+import torch.distributed as dist
 
 import chat
 import stream
 import train
 from stream import Ids, K, Turn
-from workshop import model_files, shards, spoken_samples
+from workshop import model_files, processes, shards, spoken_samples
 
 FRAMES = 30  # of a sample
 
@@ -52,6 +53,17 @@ def test_a_run_says_what_it_has_learned(run, tmp_path):
     assert [line.split(":")[0].strip() for line in lines] == [
         "step-000000-1.wav", "to be written", "written",
         "step-000000-2.wav", "to be written", "written"]
+
+
+def test_a_lone_gpu_says_it_too(run, tmp_path):
+    """Catches a model that cannot speak where FSDP holds it, in parts and in two kinds of numbers.
+    A lone GPU trains as a group of one process, which is one on a CPU here."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        train.main([*run, "--bfloat16", "--recompute"])
+    finally:
+        processes.leave()
+    assert len(list((tmp_path / "out" / "spoken").glob("*.wav"))) == 4
 
 
 def test_it_says_what_chat_py_would_say(untrained):
