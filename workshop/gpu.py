@@ -37,6 +37,7 @@ LOAD = Path(os.environ.get("LOAD", ROOT / ".gpu"))      # what gpu.sh prepare ma
 TO_END = 15      # seconds before the end of a call in which nothing begins
 TO_STOP = 45     # seconds that a run of training has for its last checkpoint
 LEAST_IN_A_REHEARSAL = 5
+THIS = ["-m", "workshop.gpu"]
 
 
 # --- the jobs ---
@@ -75,7 +76,7 @@ def frames():
     def bench(name, *options, least=60, most=280, how=()):
         count = 200 if ON_GPU else 3
         return Job(name, "bench", least, most,
-                   ["-m", "workshop.gpu", "chat", *how, "--bench", "--device", DEVICE, "--frames", str(count),
+                   [*THIS, "chat", *how, "--bench", "--device", DEVICE, "--frames", str(count),
                     *options])
 
     def random_weights(name):
@@ -108,12 +109,12 @@ def training():
         chosen = [option for option in options if option != without]
         name = f"train {preset}" + (f", without {without}" if without else "")
         return Job(name, "bench", least, 240,
-                   ["-m", "workshop.gpu", "train", "bench", shape(preset), "--length", length, "--steps", steps,
+                   [*THIS, "train", "bench", shape(preset), "--length", length, "--steps", steps,
                     "--device", DEVICE, *chosen])
     return [
         bench("0.5b"),
         bench("1.5b", least=90),
-        Job("adapters of the 7b", "bench", 120, 400, ["-m", "workshop.gpu", "adapters"]),
+        Job("adapters of the 7b", "bench", 120, 400, [*THIS, "adapters"]),
         *(bench("0.5b", option) for option in options),
         *(bench("1.5b", option, least=90) for option in options[1:]),
     ]
@@ -125,12 +126,12 @@ def conversations():
     for preset, counts in (("7b", (64, 16, 4)), ("0.5b", (64, 16, 4, 1))):
         for count in counts:
             jobs.append(Job(f"{count} conversations {preset}", "bench", 120, 280,
-                            ["-m", "workshop.gpu", "conversations", shape(preset), str(count)]))
+                            [*THIS, "conversations", shape(preset), str(count)]))
     return jobs
 
 
 def data_rate():
-    return Job("data", "bench", 20, 120, ["-m", "workshop.gpu", "data"])
+    return Job("data", "bench", 20, 120, [*THIS, "data"])
 
 
 def the_run():
