@@ -1,14 +1,14 @@
 #!/bin/sh
-# Half an hour on a lent GPU, in calls of less than ten minutes. Each call goes on where the last one
-# ended: first tests/test_cuda.py, then benches, then a run of training (workshop/gpu.py has the jobs).
-# Results, with tables for the README in summary.md, are in $OUT after each call.
+# Half an hour on a lent GPU, in calls of less than ten minutes. Each call goes on where the last
+# one ended: first tests/test_cuda.py, then benches, then a run of training (workshop/gpu.py has the
+# jobs). Results, with tables for the README in summary.md, are in $OUT after each call.
 #
 # Beforehand, on a machine with a network (a few MB go to .gpu/, which git ignores):
 #
 #     sh workshop/gpu.sh prepare                    # wheels of what the machine may lack
 #     echo 'GRIDS... --init INIT --stage fine-tuning-2 --bfloat16 --compile --batch 32' > .gpu/train
 #     cp -r GRIDS INIT .gpu/                        # if they are not in the tree; a few MB
-#     sh workshop/gpu.sh pack FOLDER                # or, if they are more: pieces .gpu-1, .gpu-2 ...
+#     sh workshop/gpu.sh pack FOLDER                # or, if they are more: pieces .gpu-1, .gpu-2
 #
 # There, from the root of the repository, with .gpu carried along:
 #
@@ -20,9 +20,10 @@
 # Here, a rehearsal of all of it with small shapes:  DEVICE=cpu OUT=/tmp/out sh workshop/gpu.sh
 #
 # What the machine needs: python3 with PyTorch 2.11 or later and its compiler's g++, numpy,
-# safetensors, tokenizers, huggingface-hub, tqdm, pytest; soundfile and soxr are the wheels. It needs
-# no network. At most 64 MiB travel with a call, of which the tree is 56: see `pack`. What comes
-# back are eight files of at most 16 MiB. sphn, the Opus of Moshi's clients (18 MB), stays at home.
+# safetensors, tokenizers, huggingface-hub, aiohttp, tqdm, pytest; soundfile and soxr are the
+# wheels. It needs no network. At most 64 MiB travel with a call, of which the tree is 56: see
+# `pack`. What comes back are eight files of at most 16 MiB. sphn, the Opus of Moshi's clients
+# (18 MB), stays at home.
 #
 # DEVICE: cuda or cpu. OUT: for results. WORK: what lasts from call to call on the same machine.
 # SECONDS_A_CALL: when a call ends. On a new machine, done.json of the last call, put into .gpu/,
@@ -77,7 +78,8 @@ unpack() {
     if [ ! -d "$WORK/pieces" ] || [ -d "$WORK/carried" ]; then
         return
     fi
-    if [ -f "$LOAD/pieces" ] && [ "$(ls -A "$WORK/pieces" | wc -l)" -lt "$(cat "$LOAD/pieces")" ]; then
+    count=$(ls -A "$WORK/pieces" | wc -l)
+    if [ -f "$LOAD/pieces" ] && [ "$count" -lt "$(cat "$LOAD/pieces")" ]; then
         echo "some pieces are missing: sh workshop/gpu.sh take .gpu-N" >&2
         return
     fi
@@ -92,7 +94,8 @@ install() {
         PYTHONPATH=$WORK/site${PYTHONPATH:+:$PYTHONPATH}
         export PYTHONPATH
     fi
-    # What was compiled in one call need not be compiled in the next. Processes meet on this machine.
+    # What was compiled in one call need not be compiled in the next. Processes meet on this
+    # machine.
     export TORCHINDUCTOR_CACHE_DIR="$WORK/inductor" TRITON_CACHE_DIR="$WORK/triton"
     export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
     [ "$DEVICE" = cuda ] && ip link set lo up 2> /dev/null || true
@@ -144,7 +147,7 @@ all | tests | bench | train)
     unpack
     stages=${*:-tests bench train}
     [ "$stages" = all ] && stages="tests bench train"
-    [ "$DEVICE" = cuda ] && nvidia-smi -L
+    [ "$DEVICE" = cuda ] && nvidia-smi -L || true
     left=$((SECONDS_A_CALL - ($(date +%s) - started)))
     # shellcheck disable=SC2086  # one word each
     "$PYTHON" -m workshop.gpu jobs "$left" $stages
