@@ -188,3 +188,7 @@ def test_old_questions_are_answered_by_another_voice(tmp_path, monkeypatch):
     assert turn["response"] == "I am Joe."
     audio, _ = soundfile.read(tmp_path / "voice" / turn["spoken"])
     assert audio == pytest.approx(0.09, abs=1e-3)
+    pairs = (tmp_path / "voice" / "sentences.jsonl").read_text().splitlines()
+    sounds = {pair["text"]: pair["audio"] for pair in map(json.loads, pairs)}
+    assert sounds["I am Joe."] == turn["spoken"]
+    assert 1 < len(sounds) <= 4, "three more sentences of its world for each question, or as many"

@@ -37,6 +37,7 @@ import eval as evaluate  # noqa: E402
 import make  # noqa: E402
 import stream  # noqa: E402
 import voices  # noqa: E402
+import world  # noqa: E402
 from workshop import measures, sound_file, synthesis  # noqa: E402
 from workshop.manifests import write_lines  # noqa: E402
 
@@ -44,6 +45,7 @@ BEFORE = 3     # frames of silence before a question
 AFTER = 75     # frames in which it must have been answered
 ROUNDS = 4     # voices that ask for one answer before it is given up
 BATCH = 64     # conversations at once
+SENTENCES_SEED = 77  # of the further sentences of --answers-by
 PITCHES = {"kokoro": 4}  # recordings of one synthesis, where synthesis is slow
 PATIENCE = make.PATIENCE  # seconds of silence before some kinds of answers
 
@@ -147,16 +149,22 @@ def record_answers(out, jobs, speaker, rounds=ROUNDS):
 
 
 def say_answers(out, jobs, voice, workers):
-    """Have every distinct answer of `jobs` spoken by a program, a command with {text} and {out} ->
-    {answer: path of its sound, relative to `out`}. Raises ValueError for a command that cannot be a
-    voice."""
+    """Have every distinct answer of `jobs`, and more of the small model's world, spoken by a
+    program, a command with {text} and {out} -> {answer: path of its sound, relative to `out`}.
+    Raises ValueError for a command that cannot be a voice.
+
+    Writes out/sentences.jsonl, pairs of all of them: a voice is learned from more sentences than
+    the questions lead to."""
     synthesis.check_voice(voice)
     speech = synthesis.Speech(out, None)
-    paths = {}
-    for job in jobs:
-        paths[job["answer"]] = speech.clip(voice, job["answer"])
+    answers = {job["answer"] for job in jobs}
+    answers |= {pair.answer for pair in world.sample(3 * len(jobs), SENTENCES_SEED, held_out=False)}
+    paths = {answer: speech.clip(voice, answer) for answer in sorted(answers)}
     failed = speech.make(workers)
-    return {answer: path for answer, path in paths.items() if path not in failed}
+    paths = {answer: path for answer, path in paths.items() if path not in failed}
+    write_lines(out / "sentences.jsonl", [{"audio": path, "text": answer}
+                                          for answer, path in paths.items()])
+    return paths
 
 
 def write_manifest(out, jobs, paths):
