@@ -116,20 +116,20 @@ def play(model, sampling, user, seeds=None, batch=32, codec=None, text=None, spe
 def inputs_of_frame(t, group, user, text, speak, hears):
     """What the conversations of a group that are not over get in frame t -> the three arguments of
     chat.Duplex.steps, by places in the group."""
-    heard = {}
+    frames = {}
     forced_text = {}
     forced_speak = {}
     for b, i in enumerate(group):
         if t >= len(user[i]):
             continue
-        heard[b] = user[i][t]
+        frames[b] = user[i][t]
         if hears and not hears[i]:
-            heard[b] = None  # an empty channel
+            frames[b] = None  # an empty channel
         if text:
             forced_text[b] = text[i][t + 1]
         if speak:
             forced_speak[b] = speak[i][t + 1]
-    return heard, forced_text, forced_speak
+    return frames, forced_text, forced_speak
 
 
 def add_echo(user, model_audio, t, gain, seconds):

@@ -168,8 +168,8 @@ class Conv(Streaming):
         first = x[..., :1] if self.replicate else torch.zeros_like(x[..., :1])
         past = first.expand(-1, -1, self.past)
         if self.state:
-            kept, has_past = self.state
-            past = torch.where(has_past, kept, past)
+            last_steps, has_past = self.state
+            past = torch.where(has_past, last_steps, past)
         x = torch.cat([past, x], -1)
         self.keep(x[..., x.shape[-1] - self.past:], True)  # from now on there is a past
         return self.conv(x)

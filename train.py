@@ -363,7 +363,7 @@ class Run:
     step: int                  # the number of steps so far, with those of the checkpoint
     history: History           # of validations
     log: Log | None = None     # of the first process
-    spoken: SpokenSamples | None = None  # to be answered at each validation
+    samples: SpokenSamples | None = None  # to be answered at each validation
 
 
 def train(settings):
@@ -403,7 +403,7 @@ def start(settings, device, store):
         meter = costs.Meter(config, settings, device)
         run.log = Log(settings, step, batches.steps, meter)
     if settings.speak:
-        run.spoken = SpokenSamples(settings, config, batches)
+        run.samples = SpokenSamples(settings, config, batches)
     return run
 
 
@@ -454,8 +454,8 @@ def validate(run):
     run.history.add(losses)
     if run.log:
         run.log.add_validation(losses)
-    if run.spoken:
-        run.spoken.write(run.equation.flm, run.step)
+    if run.samples:
+        run.samples.write(run.equation.flm, run.step)
     if dist.is_initialized():
         run.equation.reshard()  # without a backward pass the root stays gathered until here
 

@@ -526,7 +526,8 @@ def test_ctrl_c_ends_every_command_alike(capsys, monkeypatch):
     root = Path(__file__).parent.parent
     for name in ("data.py", "train.py", "eval.py"):
         text = (root / name).read_text()
-        assert f'command.run("{name}", main, "stopped' in text and "KeyboardInterrupt" not in text
+        assert f'command.run("{name}", main' in text
+        assert "KeyboardInterrupt" not in text
 
 
 @pytest.mark.parametrize("bits, text, codes", [(8, 1e-4, 1e-4), (4, 0.02, 0.02)])

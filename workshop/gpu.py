@@ -16,6 +16,7 @@ Unusual here:
 - Random weights are drawn on the GPU, in seconds; flm.py draws those of the 7B in minutes.
 """
 import argparse
+import functools
 import gc
 import json
 import os
@@ -327,6 +328,15 @@ def conversations_at_once(preset, count):
         "gigabytes": gigabytes, "seconds_to_prepare": preparing}))
 
 
+def training_step(equation, optimizer, weights, batch):
+    """One step on one micro-batch -> its tokens by class."""
+    import train
+    _, counts = train.gradients(equation, [batch], weights)
+    optimizer.step()
+    optimizer.zero_grad()
+    return counts
+
+
 def adapters_of_7b():
     """The memory and the speed of adapters beside a frozen 7B, in sequences of several lengths,
     until the memory is full -> a line of JSON each."""
@@ -352,13 +362,7 @@ def adapters_of_7b():
         equation, _ = train.build(settings, device)
         optimizer = train.make_optimizer(equation)
         batch = collate([costs.made_up_pairs(config, length)], length, Ids.of(config))
-        weights = settings.weights()
-
-        def step(batch):
-            terms, counts = train.gradients(equation, [batch], weights)
-            optimizer.step()
-            optimizer.zero_grad()
-            return counts
+        step = functools.partial(training_step, equation, optimizer, settings.weights())
         line = {"rank": rank, "frames": length}
         torch.compiler.reset()
         if ON_GPU:
