@@ -53,16 +53,15 @@ import chat
 import data
 import stream
 from data import FRAME, SAMPLE_RATE
-from workshop import (blind_pairs, eval_options, full_duplex_bench, grid_losses, model_files,
-                      run_folder, sound_file, test_sets)
+from workshop import (blind_pairs, conditions, eval_options, full_duplex_bench, grid_losses,
+                      model_files, run_folder, sound_file, test_sets)
 from workshop.encoding import recordings
 from workshop.full_duplex_bench import between, takes_turn
-from workshop.measures import spaced, words
+from workshop.measures import words
 from workshop.monologue import read_monologue
 from workshop.plan import Plan
 from workshop.results import Run
-from workshop.scenes import (Scene, clip, in_a_row, in_every_place, in_noise, in_room, long_talk,
-                             next_of_each, scene, with_pause)
+from workshop.scenes import Scene, clip, in_a_row, in_every_place, next_of_each, scene
 from workshop.spelling import spelling_of
 
 # Decision: the paper does not say how its conversations were timed.
@@ -71,9 +70,6 @@ EARLIEST = 0.1        # seconds of an answer before the user interrupts it, at l
 LEFT = 1.2            # seconds of it that would be left after that, at least
 CUT = 0.3             # seconds by which an answer must end earlier than before to have been cut;
                       # other random draws alone move its end by 0.2
-TALKS = 4             # long conversations
-LONG_SILENCE = 100.0  # seconds of silence before a question
-SILENCES = 32         # questions that are asked after it, at most
 # Frames of a pair of the ASR-style and TTS-style parts.
 SILENCE = 3           # before a recording or a text
 WRITING = 25          # after it, to write in
@@ -344,17 +340,6 @@ def grade_backchannel(row):
             "says more": len(lines) > lines_before}
 
 
-def by_question(row):
-    """The row of a conversation -> a row for each of its questions, with the minute in which it was
-    asked."""
-    rows = []
-    for turn in row["turns"]:
-        _, lines = between(row, turn["since"], turn["until"])
-        minute = int(turn["end"] // 60) + 1
-        rows.append(dict(row, turns=[turn], minute=minute, lines=lines))
-    return rows
-
-
 # --- the parts of an evaluation ---
 
 @dataclass
@@ -377,12 +362,6 @@ def ask(run):
     run.count("questions", rows)
     run.count_groups("questions", rows, test_sets.GROUPS)
     return Asked(dialogs, questions, scenes, rows)
-
-
-def pauses(run, alone):
-    """A pause within each question."""
-    run.measure("pause", [with_pause(one, run.draws("pause", i))
-                          for i, one in enumerate(alone.questions)])
 
 
 def interruptions(run, alone):
@@ -419,36 +398,6 @@ def turns(run, alone):
                               if len(clips) > 1])
 
 
-def noise(run, alone):
-    """The questions again, in noise."""
-    paths = recordings(run.args.noise)
-    for snr in run.args.snr:
-        run.measure(f"noise {snr:g} dB", [in_noise(one, snr, paths, run.draws(snr, i))
-                                          for i, one in enumerate(alone.scenes)])
-
-
-def rooms(run, alone):
-    """The questions again, in made-up rooms."""
-    if run.args.rooms:
-        run.measure("rooms", [in_room(one, run.draws("room", i))
-                              for i, one in enumerate(alone.scenes)])
-
-
-def talks(run, alone):
-    """Long conversations: right answers by the minute in which the question was asked; and answers
-    after a long silence."""
-    questions = alone.questions
-    if not run.args.talk:
-        return
-    starts = [len(questions) * i // TALKS for i in range(TALKS)]
-    talks_held = run.hold("talk", [long_talk(questions, first, run.args.talk) for first in starts])
-    rows = [row for talk in talks_held for row in by_question(talk)]
-    run.count("talk", rows)
-    run.count_groups("talk", rows, ["minute"])
-    run.measure("long silence", [scene([(LONG_SILENCE, one)])
-                                 for one in spaced(questions, SILENCES)])
-
-
 def leakage(run, alone):
     """The questions again, while the model hears itself at some gain."""
     for gain in run.args.leakage:
@@ -459,9 +408,9 @@ def leakage(run, alone):
 
 
 # What people and rooms do to questions.
-CONVERSATIONS = {"pause": pauses, "interruption": interruptions, "backchannel": backchannels,
-                 "turns": turns, "noise": noise, "rooms": rooms, "talk": talks,
-                 "leakage": leakage}
+CONVERSATIONS = {"pause": conditions.pauses, "interruption": interruptions,
+                 "backchannel": backchannels, "turns": turns, "noise": conditions.noise,
+                 "rooms": conditions.rooms, "talk": conditions.talks, "leakage": leakage}
 
 
 def recognition(run):

@@ -28,7 +28,7 @@ import stream
 import train
 from chat import Duplex, Sampling
 from stream import Ids, K
-from workshop import batches, codec_files, costs, graphs, model_files, processes, quantize, shards
+from workshop import batches, codec_files, graphs, model_files, processes, quantize, shards
 from workshop.training_log import read_log
 
 DEVICE = os.environ.get("FLM_DEVICE", "cuda")

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 import chat
 import eval as evaluation
 import stream
-from workshop import (costs, full_duplex_bench, grid_losses, measures, results, run_folder, scenes,
-                      sounds, spelling, test_sets)
+from workshop import (
+    conditions, costs, full_duplex_bench, grid_losses, measures, results,
+    run_folder, scenes, sounds, spelling, test_sets)
 from workshop.monologue import read_monologue
 
 SECOND = 24_000
@@ -209,7 +210,7 @@ def test_turns_by_hand():
     grades = graded(row)
     assert grades["right, turn 1"] and grades["right, turn 2"]
     assert grades["speaks after, turn 2"] == pytest.approx(0.5)
-    first, second = evaluation.by_question(row)
+    first, second = conditions.by_question(row)
     assert first["lines"] == [[1.2, "It is seven."]]
     assert second["lines"] == [[6.3, "No."]]
 
