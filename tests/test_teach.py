@@ -110,10 +110,10 @@ def test_the_example_can_be_read():
 
 @pytest.fixture
 def hum(tmp_path):
-    """A folder with a minute of a hum, which stands for a voice."""
+    """A folder with half a minute of a hum, which stands for a voice."""
     folder = tmp_path / "hum"
     folder.mkdir()
-    time = np.arange(31 * 24_000) / 24_000
+    time = np.arange(16 * 24_000) / 24_000
     for name, hertz in (("low", 150), ("high", 220)):
         soundfile.write(folder / f"{name}.wav", 0.3 * np.sin(2 * np.pi * hertz * time), 24_000)
     return folder
@@ -160,10 +160,10 @@ def test_a_decoder_learns_a_voice_and_the_codes_stay(hum, tmp_path, stopped_afte
     assert all(torch.equal(after[name], other[name]) for name in after)
 
 
-def test_a_voice_needs_a_minute_and_a_folder_of_its_own(hum, tmp_path):
+def test_a_voice_needs_half_a_minute_and_a_folder_of_its_own(hum, tmp_path):
     """Catches a decoder that is ruined by one sentence, and a folder that is written over."""
     (hum / "low.wav").unlink()
-    with pytest.raises(SystemExit, match="31 s of the voice are too few"):
+    with pytest.raises(SystemExit, match="16 s of the voice are too few"):
         new_voice.main([str(hum), str(tmp_path / "start")])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")

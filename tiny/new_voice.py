@@ -33,7 +33,7 @@ STEPS = 900
 WARMUP = 30        # steps
 FRAME = 1920       # samples
 RATE = tiny_codec.POLISHING_RATE
-LEAST = 60         # seconds of the voice; less is refused
+LEAST = 30         # seconds of the voice; less is refused
 CHECKPOINT = "new_voice.pt"
 
 

@@ -38,11 +38,9 @@ def transcribe(folder, out, listen, about, silence=0.6, longest=25.0, overwrite=
     texts depend on, as text; a run that was begun with another does not go on. silence: seconds
     that end a piece; longest: seconds of a piece at most; overwrite: a file at `out` is replaced.
     Raises ValueError."""
+    check_places(folder, out, overwrite)
     folder = Path(folder).resolve()
     out = Path(out)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder of recordings")
-    check_place(out, overwrite)
     foreign = note_foreign([folder])
     paths = recordings([folder])
     progress = Progress(out, {"folder": str(folder), "about": about, "silence": silence,
@@ -60,6 +58,13 @@ def transcribe(folder, out, listen, about, silence=0.6, longest=25.0, overwrite=
     progress.remove()
     counts["recordings of a kind that is not read"] = foreign
     return counts
+
+
+def check_places(folder, out, overwrite):
+    """Raise ValueError where there is no folder to read, or where `out` must not be written."""
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder} is no folder of recordings")
+    check_place(Path(out), overwrite)
 
 
 def transcribe_one(path, listen, silence, longest):
@@ -168,6 +173,7 @@ def add_command(commands):
         if is_paraformer(args.whisper):
             raise DataError(f"--whisper {args.whisper} does not say how sure it is, which a "
                             "manifest needs: take a model of faster-whisper")
+        check_places(args.folder, args.out, args.overwrite)  # before a model is loaded
         recogniser.check_packages(args.whisper)
         whisper = recogniser.Recogniser(args.whisper, args.device, args.language)
 
