@@ -391,7 +391,7 @@ def start(settings, device, store):
     config = starting.shared_config(settings)
     batches = Batches(settings.resolve(config), config, rank, processes.count())
     equation, base_fingerprint = build(settings, device)
-    settings = batches.settings  # resolved, and --valid-every by the number of steps
+    settings = batches.settings  # those that were resolved
     optimizer = make_optimizer(equation)
     about = checkpoints.describe(settings, config, batches, base_fingerprint)
     step = store.resume(equation.flm, optimizer, about, Settings)

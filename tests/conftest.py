@@ -5,17 +5,22 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from workshop import pace  # noqa: E402
+
+# As chat.py does, before torch is there: beside a busy core, threads that spin while they wait make
+# the tests several times slower.
+pace.sleep_while_waiting()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 import chat  # noqa: E402
 import flm  # noqa: E402
 import mimi  # noqa: E402
 from workshop import codec_files, drawing, model_files  # noqa: E402
-
 
 
 def assert_same(found, expected, ids):

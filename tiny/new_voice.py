@@ -4,7 +4,7 @@ What this is: a copy of a model folder, whose decoder turns the codes of a voice
 What this is not: the second half. The language model speaks the codes of its old voice until it is
 trained on answers by the new one (README.md, "A new voice").
 
-    python tiny/new_voice.py voice/spoken start     # wavs of one voice; a stopped run goes on
+    python tiny/new_voice.py voice/audio start     # wavs of one voice; a stopped run goes on
 
 The codec is an encoder, codebooks and a decoder. tiny/codec.py trained all of them on many users
 and its decoder, at last, on the model's voice alone. So the encoder gives codes of any voice, and
@@ -28,10 +28,10 @@ import chat  # noqa: E402
 import codec as tiny_codec  # noqa: E402
 from workshop import codec_files, model_files, sound_file  # noqa: E402
 from workshop.encoding import recordings  # noqa: E402
+from workshop.model_folder import FRAME  # noqa: E402
 
 STEPS = 900
 WARMUP = 30        # steps
-FRAME = 1920       # samples
 RATE = tiny_codec.POLISHING_RATE
 LEAST = 30         # seconds of the voice; less is refused
 CHECKPOINT = "new_voice.pt"
@@ -77,6 +77,7 @@ def teach(paths, model, out, steps, seed=0):
     """Train the decoder of the folder `model` on the recordings `paths` of one voice, going on from
     out/new_voice.pt, and write the folder `out`: `model` with this decoder. Raises ValueError or
     OSError."""
+    model = model_files.resolve(model)
     codec = codec_files.load(model)
     recordings = Recordings(paths, codec)
     decoder = [codec.upsample, codec.decoder_transformer, codec.decoder]
@@ -113,8 +114,8 @@ def main(arguments=None):
     parser.add_argument("recordings", type=Path, metavar="FOLDER",
                         help="recordings of one voice: clean, and ten minutes or more")
     parser.add_argument("out", type=Path, help="a model folder with the new decoder")
-    parser.add_argument("--model", type=Path, default=chat.SHIPPED,
-                        help="the model folder to begin from (default: the shipped one)")
+    parser.add_argument("--model", default=chat.SHIPPED,
+                        help="folder or Hub id to begin from (default: the shipped model)")
     parser.add_argument("--steps", type=int, default=STEPS,
                         help="of training (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: %(default)s)")

@@ -33,8 +33,8 @@ from workshop import shards
 from workshop.training_set import Grids
 from workshop.validation import may_stop_early
 
-VALID_SEQUENCES = 64    # at most so many sequences of each source are read for a validation loss
-VALID_EVERY = 200  # steps
+VALID_SEQUENCES = 64  # of each source, at most so many are read for a validation loss
+VALID_EVERY = 200     # steps
 # So many wait for a shorter sample; when one more opens, the fullest closes.
 OPEN_SEQUENCES = 16
 PACKED_AT_ONCE = 100_000  # samples converted to Python numbers at once; these need much memory
@@ -69,8 +69,8 @@ def pack(order, lengths, length):
         raise BatchError(f"a sample of {longest} frames does not fit sequences of {length}: raise "
                          "--length")
     full_sequences = []
-    open_sequences = []    # lists of samples
-    rooms = []        # frames that each open sequence has left
+    open_sequences = []  # lists of samples
+    rooms = []           # frames that each open sequence has left
     for start in range(0, len(order), PACKED_AT_ONCE):
         some = slice(start, start + PACKED_AT_ONCE)
         for sample, frames in zip(order[some].tolist(), frames_in_order[some].tolist()):
@@ -115,7 +115,7 @@ def fill_sequence(grids, length, ids):
 
 
 def stack(sequences):
-    """Rows as `fill_sequence` makes them -> Batch"""
+    """Sequences as `fill_sequence` makes them -> Batch"""
     return Batch(*(torch.stack(column) for column in zip(*sequences)))
 
 

@@ -326,9 +326,10 @@ def bench(build, make_optimizer, gradients, name, length, steps, settings):
     plain = every_head_on_every_frame
     if settings.bfloat16 and not dist.is_initialized():
         plain = torch.autocast(device.type, torch.bfloat16)(plain)  # as train.build does
-    one_row = collate([samples], length, ids)
-    row_for_each = collate([[sample] for sample in samples], longest, ids)
-    variants = [("train.py", equation.forward, one_row), ("straightforward", plain, row_for_each)]
+    one_sequence = collate([samples], length, ids)
+    sequence_for_each = collate([[sample] for sample in samples], longest, ids)
+    variants = [("train.py", equation.forward, one_sequence),
+                ("straightforward", plain, sequence_for_each)]
     for variant, forward, batch in variants:
         equation.forward = forward
         torch.compiler.reset()  # for another length it would compile for any length

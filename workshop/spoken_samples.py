@@ -48,7 +48,8 @@ class SpokenSamples:
         files = beside.files_of_kinds(folders)
         self.tokenizer = model_files.read_tokenizer(files["tokenizer"][0].parent)
         self.codec = codec_files.load(files["codec"][0].parent, codebooks=K)
-        self.samples = []  # grids as the model reads them
+        self.samples = []     # grids as the model reads them
+        self.user_audio = []  # what is heard in the first LONGEST rows of each, [N]
         for sequences in batches.valid.values():
             self.choose(batches.valid_grids, sequences, settings.speak)
         if not self.samples:
@@ -64,16 +65,18 @@ class SpokenSamples:
             is_heard = (grid.listen != self.ids.empty).any()
             is_spoken = (grid.loss[:, 1] == stream.Loss.SEMANTIC).any()
             if is_heard and is_spoken:
-                self.samples.append(stream.delay(grid, self.ids))
+                rows = stream.delay(grid, self.ids)
+                self.samples.append(rows)
+                self.user_audio.append(self.decode(rows.listen[:LONGEST]))
 
     def write(self, model, step):
         """Let the model answer the samples, and write files named after the step."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = []
-        for number, rows in enumerate(self.samples, 1):
+        for number, (rows, user_audio) in enumerate(zip(self.samples, self.user_audio), 1):
             listen = rows.listen[:LONGEST]
             text, speak = answer(model, listen, self.ids, TEMPERATURE, seed=number)
-            sound = torch.stack([self.decode(listen), self.decode(speak)], 1)
+            sound = torch.stack([user_audio, self.decode(speak)], 1)
             path = self.folder / f"step-{step:06d}-{number}.wav"
             with replacing(path) as file:
                 soundfile.write(file, sound.numpy(), self.codec.config.sample_rate, format="WAV")

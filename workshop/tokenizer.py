@@ -149,9 +149,9 @@ def make(sources, folder, size, shape=None, codec=SHIPPED):
     folder.mkdir(parents=True, exist_ok=True)
     if not has_codec(folder):
         lay_codec(codec, folder)
-    with replacing(folder / "tokenizer.json") as words, replacing(folder / "config.json") as shape:
+    with replacing(folder / "tokenizer.json") as words, replacing(folder / "config.json") as file:
         tokenizer.save(str(words))
-        shape.write_text(json.dumps(config_files.to_json(config), indent=1))
+        file.write_text(json.dumps(config_files.to_json(config), indent=1))
     return config
 
 
